@@ -1,0 +1,52 @@
+"""Every symbol of the notation, with its assumptions.
+
+``q`` is a second moment, ``m`` a mean, ``c`` a covariance between views, ``g`` a gradient second moment,
+``s = fan_in Var(W_ij)`` the scale of a weight (DESIGN, section 9).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import sympy as sp
+
+FAN_IN = sp.Symbol("fan_in", positive=True)
+FAN_OUT = sp.Symbol("fan_out", positive=True)
+X = sp.Symbol("x", real=True)
+"""The argument of a one-variable activation."""
+
+
+@lru_cache(maxsize=None)
+def arg(i: int) -> sp.Symbol:
+    """The i-th argument of a pointwise expression."""
+    return sp.Symbol(f"a_{i}", real=True)
+
+
+@lru_cache(maxsize=None)
+def slot(i: int) -> sp.Symbol:
+    """The i-th placeholder of a moment's template; a real number, sign unknown."""
+    return sp.Symbol(f"_{i}", real=True)
+
+
+@lru_cache(maxsize=None)
+def positive_slot(i: int) -> sp.Symbol:
+    """The i-th placeholder of a template where a variance stands: a positive number."""
+    return sp.Symbol(f"_p{i}", positive=True)
+
+
+@lru_cache(maxsize=None)
+def positive(name: str) -> sp.Symbol:
+    """A positive real symbol."""
+    return sp.Symbol(name, positive=True)
+
+
+@lru_cache(maxsize=None)
+def width(name: str) -> sp.Symbol:
+    """A channel or position count: a positive integer."""
+    return sp.Symbol(name, positive=True, integer=True)
+
+
+@lru_cache(maxsize=None)
+def scale_of(weight: str) -> sp.Symbol:
+    """``s_W = fan_in Var(W_ij)``, the unknown of a weight without a given variance."""
+    return sp.Symbol(f"s_{weight}", positive=True)
