@@ -41,12 +41,6 @@ def positive(name: str) -> sp.Symbol:
 
 
 @lru_cache(maxsize=None)
-def width(name: str) -> sp.Symbol:
-    """A channel or position count: a positive integer."""
-    return sp.Symbol(name, positive=True, integer=True)
-
-
-@lru_cache(maxsize=None)
 def scale_of(weight: str) -> sp.Symbol:
     """``s_W = fan_in Var(W_ij)``, the unknown of a weight without a given variance."""
     return sp.Symbol(f"s_{weight}", positive=True)

@@ -1,0 +1,135 @@
+"""Reading a layer's fields: text, numbers and sympy objects become what the field's annotation says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Any
+
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.expressions import parse, parse_activation
+from varflow.ops.base import OPS, Op
+
+Resolve = Callable[[str], sp.Symbol | None]
+
+
+def exact(value: object) -> sp.Expr | None:
+    """A number as an exact sympy number (0.1 is 1/10), or None where it is not a real number."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, sp.Expr):
+        return value
+    if isinstance(value, int):
+        return sp.Integer(value)
+    if isinstance(value, Fraction):
+        return sp.Rational(value.numerator, value.denominator)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return sp.Rational(repr(number)) if abs(number) < float("inf") else None
+
+
+def read_scalar(value: object, resolve: Resolve, where: str = "") -> sp.Expr:
+    """An expression from text, a number or a sympy expression."""
+    if isinstance(value, str):
+        return parse(value, resolve, where=where)
+    number = exact(value)
+    if number is None:
+        raise InputError(f"{value!r} is not a number or an expression", where,
+                         instead="a finite number, or an expression as text")
+    return number
+
+
+def _read_size(value: object, resolve: Resolve, where: str) -> sp.Expr:
+    size = read_scalar(value, resolve, where)
+    if size.is_number and not (size.is_integer and size.is_positive):
+        raise InputError(f"size {value!r} is not a positive whole number", where, instead="1, 2, 3, ...")
+    return size
+
+
+def _read_sizes(value: object, resolve: Resolve, where: str) -> tuple[sp.Expr, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        value = (value,)
+    return tuple(read_scalar(v, resolve, where) for v in value)
+
+
+def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
+    if isinstance(value, sp.Expr):
+        return _one_variable(value, where)
+    if not isinstance(value, str):
+        raise InputError(f"{value!r} is not an activation", where, instead="a name, or an expression of x")
+    known = {n: s for n in _names(value) if (s := resolve(n)) is not None}
+    return parse_activation(value, known, where=where)
+
+
+def _names(text: str) -> set[str]:
+    word = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
+    return {w for w in word if w != "x"}
+
+
+def _one_variable(value: sp.Expr, where: str) -> sp.Expr:
+    from varflow.symbols import X
+
+    named = [s for s in value.free_symbols if s.name == "x"]
+    if len(named) != 1:
+        raise InputError(f"{value} is not an expression of x", where, instead="an expression of one symbol x")
+    return value.xreplace({named[0]: X})
+
+
+def _read_text(value: object, resolve: Resolve, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{value!r} is not a name", where, instead="a text that is not empty")
+    return value
+
+
+def _read_flag(value: object, resolve: Resolve, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{value!r} is neither true nor false", where, instead="true or false")
+    return value
+
+
+READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
+    "Scalar": lambda v, r, w: read_scalar(v, r, w),
+    "Channels": _read_size,
+    "Sizes": _read_sizes,
+    "Function": _read_function,
+    "Text": _read_text,
+    "Flag": _read_flag,
+}
+
+
+def closest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """A hint naming the nearest known name, or all of them."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(sorted(known))
+
+
+def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "") -> Op:
+    """The layer named ``op`` with fields read from text, numbers or expressions.
+
+    Raises InputError for an unknown layer, an unknown or a missing field, or a value that does not fit.
+    """
+    if op not in OPS:
+        raise InputError(f"no layer is called {op!r}", where, instead=closest(op, OPS))
+    declared = {f.name: f for f in dataclasses.fields(OPS[op])}
+    for name in fields:
+        if name not in declared:
+            raise InputError(f"layer {op!r} has no field {name!r}", where, instead=closest(name, declared))
+    for name, f in declared.items():
+        if f.default is dataclasses.MISSING and name not in fields:
+            raise InputError(f"layer {op!r} needs the field {name!r}", where, instead=f"{name}: ...")
+    read = {name: _read(declared[name], value, resolve, f"{where}.{name}" if where else name)
+            for name, value in fields.items()}
+    return OPS[op](**read)
+
+
+def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str) -> Any:
+    kind, _, optional = str(f.type).partition(" | ")
+    if value is None and optional == "None":
+        return None
+    return READERS[kind](value, resolve, where)

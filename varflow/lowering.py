@@ -1,0 +1,183 @@
+"""From a network to its primitive program: shapes, then each layer's lowering, then the transpose."""
+
+from __future__ import annotations
+
+import networkx as nx
+import sympy as sp
+
+from varflow.errors import ErrorList, InputError, ShapeError, VarflowError
+from varflow.network import BlockNode, InputNode, Network
+from varflow.ops.base import Op
+from varflow.program import Input, Lowering, Program, Repeat, Shape, transpose
+
+Shapes = dict[str, tuple[Shape, ...]]
+
+
+def order(network: Network) -> list[str]:
+    """Nodes so that each stands behind its inputs, otherwise in the order they were added."""
+    rank = {n: i for i, (n, _) in enumerate(network.nodes())}
+    try:
+        return list(nx.lexicographical_topological_sort(network.graph, key=rank.__getitem__))
+    except nx.NetworkXUnfeasible:
+        cycle = " -> ".join(str(e[0]) for e in nx.find_cycle(network.graph))
+        raise InputError(f"the graph has a cycle: {cycle}", network.name,
+                         "a computation graph has none", "unroll recurrent connections") from None
+
+
+def infer_shapes(network: Network, given: tuple[Shape, ...] | None = None) -> Shapes:
+    """Output shapes of every node (``given``: those of the inputs, inside a block).
+
+    Raises ErrorList with every mismatch, each with its place, node and port.
+    """
+    shapes: Shapes = {}
+    errors: list[VarflowError] = []
+    given_by_name = dict(zip(_input_names(network), given, strict=True)) if given else {}
+    for name in order(network):
+        try:
+            shapes[name] = _shape_of(network, name, shapes, given_by_name)
+        except KeyError:
+            continue
+        except VarflowError as error:
+            errors.append(_placed(error, network.where(name)))
+    if errors:
+        raise ErrorList([e for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))])
+    return shapes
+
+
+def _placed(error: VarflowError, where: str) -> VarflowError:
+    if error.where or isinstance(error, ErrorList):
+        return error
+    return type(error)(error.what, where, error.why, error.instead)
+
+
+def _input_names(network: Network) -> list[str]:
+    return [n for n, layer in network.nodes() if isinstance(layer, InputNode)]
+
+
+def _shape_of(network: Network, name: str, shapes: Shapes, given: dict[str, Shape]) -> tuple[Shape, ...]:
+    layer = network.node(name)
+    if isinstance(layer, InputNode):
+        return (given.get(name, Shape(layer.channels, layer.positions)),)
+    args = [_read_port(shapes[h.node], h.port, h.key) for h in network.inputs_of(name)]
+    if isinstance(layer, BlockNode):
+        return _block_shapes(layer, tuple(args))
+    least, most = layer.arity
+    if len(args) < least or (most is not None and len(args) > most):
+        raise ShapeError(f"layer {layer.name!r} takes {_count(least, most)}, and has {len(args)}",
+                         instead="connect as many inputs as it takes")
+    return layer.infer(*args)
+
+
+def _count(least: int, most: int | None) -> str:
+    if most is None:
+        return f"at least {least} input(s)"
+    return f"{least} input(s)" if least == most else f"{least} to {most} inputs"
+
+
+def _read_port(outputs: tuple[Shape, ...], port: str, key: str) -> Shape:
+    index = int(port) if port.isdigit() else (0 if port == "" and len(outputs) == 1 else -1)
+    if not 0 <= index < len(outputs):
+        ports = ", ".join(str(i) for i in range(len(outputs)))
+        raise ShapeError(f"{key!r} is not an output port", instead=f"one of the ports {ports}")
+    return outputs[index]
+
+
+def _block_shapes(layer: BlockNode, args: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    expected = len(_input_names(layer.body))
+    if len(args) != expected:
+        raise ShapeError(f"the block {layer.body.name!r} has {expected} input(s) and gets {len(args)}",
+                         instead="one value per input node of the block")
+    inner = infer_shapes(layer.body, args)
+    out = tuple(_read_port(inner[h.node], h.port, h.key) for h in layer.body.outputs())
+    if layer.repeat != 1 and out != args:
+        raise ShapeError(f"the repeated block {layer.body.name!r} maps {_show(args)} to {_show(out)}",
+                         why="what it returns is its next input", instead="outputs shaped like its inputs")
+    return out
+
+
+def _show(shapes: tuple[Shape, ...]) -> str:
+    return ", ".join(str(s) for s in shapes)
+
+
+def lower(network: Network, backward: bool = True) -> Program:
+    """The primitive program of a network, with its backward pass unless told otherwise.
+
+    Blocks with a number of repeats are unrolled; one with a symbol becomes one Repeat primitive.
+    Raises ErrorList for a network whose shapes do not fit.
+    """
+    infer_shapes(network)
+    program = Program()
+    build = Lowering(program)
+    results = _lower_into(build, network, {}, "")
+    program.outputs = list(dict.fromkeys(results))
+    if backward:
+        transpose(program)
+    return program
+
+
+def _lower_into(build: Lowering, network: Network, given: dict[str, int], prefix: str) -> list[int]:
+    values: dict[str, int] = {}
+    for name in order(network):
+        layer = network.node(name)
+        if isinstance(layer, InputNode):
+            values[name] = given[name] if name in given else _lower_input(build, name, layer)
+            if name not in given:
+                build.program.values[prefix + name] = values[name]
+            continue
+        args = tuple(values[h.key] for h in network.inputs_of(name))
+        if isinstance(layer, BlockNode):
+            outs = _lower_block(build, layer, args, prefix + name)
+        else:
+            outs = _lower_op(build, layer, args, prefix + name, network.where(name))
+        for port, value in zip(_ports(len(outs)), outs, strict=True):
+            values[name + port] = value
+            build.program.values[prefix + name + port] = value
+    return [values[h.key] for h in network.outputs()]
+
+
+def _lower_op(build: Lowering, layer: Op, args: tuple[int, ...], path: str, where: str) -> tuple[int, ...]:
+    build.node = path
+    try:
+        return layer.lower(build, *args)
+    except VarflowError as error:
+        raise _placed(error, where) from None
+
+
+def _ports(count: int) -> list[str]:
+    return [""] if count == 1 else [f":{i}" for i in range(count)]
+
+
+def _lower_input(build: Lowering, name: str, layer: InputNode) -> int:
+    build.node = name
+    primitive = Input(name, layer.mean, layer.second_moment, layer.position_correlation,
+                      layer.sample_correlation)
+    value = build.source(primitive, Shape(layer.channels, layer.positions))
+    build.program.inputs.append(value)
+    return value
+
+
+def _lower_block(build: Lowering, layer: BlockNode, args: tuple[int, ...], path: str) -> tuple[int, ...]:
+    names = _input_names(layer.body)
+    if not layer.repeat.is_number:
+        return _lower_symbolic(build, layer, args, path)
+    for i in range(int(layer.repeat)):
+        inner = f"{path}." if layer.repeat == 1 else f"{path}[{i}]."
+        args = tuple(_lower_into(build, layer.body, dict(zip(names, args, strict=True)), inner))
+    return args
+
+
+def _lower_symbolic(build: Lowering, layer: BlockNode, args: tuple[int, ...], path: str) -> tuple[int, ...]:
+    body = Program()
+    inner = Lowering(body)
+    names = _input_names(layer.body)
+    starts = []
+    for name, value in zip(names, args, strict=True):
+        inner.node = name
+        starts.append(inner.source(Input(name, sp.S.Zero, sp.S.One), build.shape(value)))
+    body.inputs = starts
+    body.outputs = _lower_into(inner, layer.body, dict(zip(names, starts, strict=True)), f"{path}[l].")
+    if len(args) != 1:
+        raise InputError("a block repeated a symbolic number of times has one input and one output", path,
+                         instead="a number of repeats, or one stream")
+    build.node = path
+    return (build._emit(Repeat(path, layer.repeat, body), args, build.shape(args[0])),)

@@ -1,0 +1,119 @@
+"""Making networks from graphs and from other networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import networkx as nx
+import sympy as sp
+
+from varflow.errors import ErrorList, InputError, VarflowError
+from varflow.fields import make_op
+from varflow.network import BlockNode, Handle, InputNode, Network
+from varflow.ops.linear import Linear, weight_group
+from varflow.symbols import FAN_IN
+
+
+def substituted(network: Network, table: Mapping[sp.Symbol, sp.Expr], variances: Mapping[str, sp.Expr],
+                prefix: str) -> Network:
+    """A copy of ``network`` with symbols replaced and unknown weights given their variance."""
+    copy = Network(network.name, preserve=network.preserve, source=network.source,
+                   symbols={n: s for n, s in network.symbols.items() if s not in table})
+    copy.places = dict(network.places)
+    for name, layer in network.nodes():
+        inputs = network.inputs_of(name)
+        if isinstance(layer, InputNode):
+            copy.input(name, **{k: _replace(v, table) for k, v in vars(layer).items()})
+        elif isinstance(layer, BlockNode):
+            body = substituted(layer.body, table, variances, f"{prefix}{name}.")
+            copy.block(body, *inputs, repeat=_replace(layer.repeat, table), name=name)
+        else:
+            fields = {k: _replace(v, table) for k, v in layer.fields().items()}
+            if isinstance(layer, Linear) and layer.variance is None:
+                group = weight_group(layer.weight or prefix + name)
+                if group in variances:
+                    fields["variance"] = variances[group]
+            copy._place(name, layer.name, type(layer)(**fields), fields, tuple(inputs))
+    copy.declared_outputs = list(network.declared_outputs)
+    return copy
+
+
+def _replace(value: Any, table: Mapping[sp.Symbol, sp.Expr]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_replace(v, table) for v in value)
+    return value.xreplace(table) if isinstance(value, sp.Expr) else value
+
+
+def scaled_variance(scale: sp.Expr) -> sp.Expr:
+    """Var(W_ij) of a weight whose scale s = fan_in Var(W_ij) is known."""
+    return scale / FAN_IN
+
+
+def from_networkx(graph: nx.DiGraph) -> Network:
+    """See :meth:`varflow.network.Network.from_networkx`."""
+    network = Network(str(graph.graph.get("name") or "network"))
+    errors: list[VarflowError] = []
+    names = {node: str(node) for node in graph.nodes}
+    if len(set(names.values())) < len(names):
+        raise InputError("two nodes have the same name as text", instead="nodes that differ as text")
+    for node in _order(graph):
+        try:
+            _add_node(network, graph, node, names)
+        except VarflowError as error:
+            errors.append(error)
+            if len(errors) == 1 and not isinstance(error, InputError):
+                break
+    if errors:
+        raise ErrorList([e for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))])
+    network.check()
+    return network
+
+
+def _order(graph: nx.DiGraph) -> list[Any]:
+    rank = {n: i for i, n in enumerate(graph.nodes)}
+    try:
+        return list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
+    except nx.NetworkXUnfeasible:
+        cycle = " -> ".join(str(e[0]) for e in nx.find_cycle(graph))
+        raise InputError(f"the graph has a cycle: {cycle}", why="a computation graph has none",
+                         instead="unroll recurrent connections") from None
+
+
+def _add_node(network: Network, graph: nx.DiGraph, node: Any, names: Mapping[Any, str]) -> None:
+    attributes = dict(graph.nodes[node])
+    op = attributes.pop("op", None)
+    if not isinstance(op, str):
+        raise InputError(f"node {names[node]!r} has no attribute 'op'",
+                         instead="graph.add_node(name, op=\"linear\", out_channels=...)")
+    inputs = _inputs(graph, node, names)
+    if op == "input":
+        if inputs:
+            raise InputError(f"the input node {names[node]!r} has incoming edges", instead="no edge into an input")
+        _call(network.input, names[node], attributes)
+    elif op == "block":
+        body = attributes.pop("body", None)
+        network.block(body if isinstance(body, Network) else from_networkx(body), *inputs,
+                      name=names[node], **attributes)
+    else:
+        layer = make_op(op, attributes, network.resolve, network.where(names[node]))
+        network.apply(layer, *inputs, name=names[node])
+
+
+def _call(method: Any, name: str, attributes: Mapping[str, Any]) -> None:
+    try:
+        method(name, **attributes)
+    except TypeError:
+        raise InputError(f"input {name!r} has fields {sorted(attributes)}", instead=(
+            "channels, and optionally positions, mean, second_moment, position_correlation, "
+            "sample_correlation")) from None
+
+
+def _inputs(graph: nx.DiGraph, node: Any, names: Mapping[Any, str]) -> tuple[Handle, ...]:
+    edges = [(u, data) for u, _, data in graph.in_edges(node, data=True)]
+    ports = [data.get("port", i) for i, (_, data) in enumerate(edges)]
+    if sorted(ports, key=str) != sorted(range(len(edges)), key=str):
+        raise InputError(f"node {names[node]!r} has input ports {ports}",
+                         instead=f"ports 0 to {len(edges) - 1}, each once")
+    ordered = [edge for _, edge in sorted(zip(ports, edges, strict=True), key=lambda pair: pair[0])]
+    return tuple(Handle(names[u], str(data.get("out", ""))) for u, data in ordered)
