@@ -36,9 +36,13 @@ class Activation:
     parameters: Parameters = ()
     torch: str | None = None
 
-    def at(self, argument: sp.Expr = X, values: Mapping[str, sp.Expr] = MappingProxyType({})) -> sp.Expr:
+    def at(
+        self, argument: sp.Expr = X, values: Mapping[str, sp.Expr] = MappingProxyType({})
+    ) -> sp.Expr:
         """The expression at an argument; parameters not in ``values`` take their defaults."""
-        bound: dict[sp.Basic, sp.Basic] = {parameter(n): values.get(n, d) for n, d in self.parameters}
+        bound: dict[sp.Basic, sp.Basic] = {
+            parameter(n): values.get(n, d) for n, d in self.parameters
+        }
         return self.expression.xreplace({X: argument, **bound})
 
 
@@ -115,9 +119,7 @@ _ALL = (
         X * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (X + sp.Rational("0.044715") * X**3))) / 2,
         "Hendrycks and Gimpel 2016",
     ),
-    Activation(
-        "quick_gelu", X * _sigmoid(sp.Rational("1.702") * X), "Hendrycks and Gimpel 2016"
-    ),
+    Activation("quick_gelu", X * _sigmoid(sp.Rational("1.702") * X), "Hendrycks and Gimpel 2016"),
     Activation("silu", X * _sigmoid(X), "Elfwing, Uchibe and Doya 2018", torch="nn.SiLU"),
     Activation(
         "swish",
@@ -198,15 +200,11 @@ _ALL = (
     Activation("step", _positive_part(_ONE), "McCulloch and Pitts 1943"),
     Activation("square", X**2, "", torch="square"),
     Activation("relu_squared", _positive_part(X**2), "So et al. 2021"),
-    Activation(
-        "relu_power", _positive_part(X**_k), "Cho and Saul 2009", (("k", sp.Integer(3)),)
-    ),
+    Activation("relu_power", _positive_part(X**_k), "Cho and Saul 2009", (("k", sp.Integer(3)),)),
     Activation("bent_identity", (sp.sqrt(X**2 + 1) - 1) / 2 + X, ""),
     Activation("atan", sp.atan(X), "", torch="atan"),
     Activation("asinh", sp.asinh(X), "", torch="asinh"),
-    Activation(
-        "squareplus", (X + sp.sqrt(X**2 + _b)) / 2, "Barron 2021", (("b", sp.Integer(4)),)
-    ),
+    Activation("squareplus", (X + sp.sqrt(X**2 + _b)) / 2, "Barron 2021", (("b", sp.Integer(4)),)),
 )
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({a.name: a for a in _ALL})
