@@ -1,7 +1,7 @@
 """How the compiled code is compiled: the one place that talks to numba's decorators.
 
-`inline` functions hold arithmetic only and serve the processor and CUDA alike; `device` functions work on
-buffers inside one thread; `kernel` functions run in parallel over draws. All are cached on disk under a stamp
+`inline` functions hold arithmetic only and serve the processor and CUDA alike; `device` and `reduction`
+functions work on buffers inside one thread; `kernel` functions run in parallel over draws. All are cached on disk under a stamp
 taken from the text of every compiled module, since numba itself looks only at the caller's file.
 """
 
@@ -17,10 +17,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numba
 
+Number = Any
+"""A scalar inside compiled code; its numba type follows from the call."""
+Array = Any
+"""An array inside compiled code."""
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-COMPILED_MODULES = ("jit", "rng", "elementary", "vm", "kernels", "kernels_pointwise", "kernels_standardize")
-FAST = {"contract", "reassoc", "nsz"}
+COMPILED_MODULES = (
+    "jit",
+    "rng",
+    "elementary",
+    "vm",
+    "kernels",
+    "kernels_pointwise",
+    "kernels_standardize",
+)
 
 
 def _stamp() -> tuple[str, int]:
@@ -48,10 +59,15 @@ def inline(function: Compiled) -> Compiled:
 
 
 def device(function: Compiled) -> Compiled:
-    """A function of one thread, called by kernels; products and sums may fuse, sums may be reordered."""
-    return _compile(function, fastmath=FAST)
+    """A function of one thread, called by kernels; a product and a sum may fuse."""
+    return _compile(function, fastmath={"contract"})
+
+
+def reduction(function: Compiled) -> Compiled:
+    """A `device` function whose sums may also be reordered into vector lanes: dot products, moments."""
+    return _compile(function, fastmath={"contract", "reassoc", "nsz"})
 
 
 def kernel(function: Compiled) -> Compiled:
     """A function that runs in parallel over draws."""
-    return _compile(function, parallel=True, fastmath=FAST)
+    return _compile(function, parallel=True, fastmath={"contract"})
