@@ -1,6 +1,7 @@
 """Activations as data: a name, an expression in ``x``, a reference.
 
-An activation is never recognized by its name: the laws read its expression. Conventions are those of ``torch.nn``.
+An activation is never recognized by its name: the laws read its expression. Conventions are those of
+``torch.nn``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sympy as sp
 from varflow.symbols import X
 
 HALF = sp.Rational(1, 2)
+_x = X
 Parameters = tuple[tuple[str, sp.Rational], ...]
 
 
@@ -26,8 +28,8 @@ def parameter(name: str) -> sp.Symbol:
 class Activation:
     """One activation: ``expression`` in ``symbols.X`` and its parameters' symbols.
 
-    ``parameters`` are (name, default) in calling order; ``reference`` is author and year; ``torch`` is the dotted
-    name of PyTorch's own function or module class under ``torch``, if there is one.
+    ``parameters`` are (name, default) in calling order; ``reference`` is author and year; ``torch`` is
+    the dotted name of PyTorch's own function or module class under ``torch``, if there is one.
     """
 
     name: str
@@ -50,8 +52,8 @@ def _where(*branches: tuple[object, object]) -> sp.Expr:
     return sp.Piecewise(*branches)
 
 
-def _positive_part(value: sp.Expr, otherwise: sp.Expr = sp.Integer(0)) -> sp.Expr:
-    return _where((value, X > 0), (otherwise, True))
+def _positive_part(value: sp.Expr, otherwise: sp.Expr | int = 0) -> sp.Expr:
+    return _where((value, _x > 0), (otherwise, True))
 
 
 def _sigmoid(x: sp.Expr) -> sp.Expr:
@@ -68,143 +70,145 @@ _k, _b = map(parameter, ("k", "b"))
 _ONE = sp.Integer(1)
 _SELU_ALPHA = sp.Rational("1.6732632423543772")
 _SELU_SCALE = sp.Rational("1.0507009873554805")
-_HARD_SIGMOID = _where((0, X <= -3), (X / 6 + HALF, X < 3), (1, True))
+_HARD_SIGMOID = _where((0, _x <= -3), (_x / 6 + HALF, _x < 3), (1, True))
 
 _ALL = (
-    Activation("identity", X, "", torch="nn.Identity"),
-    Activation("relu", _positive_part(X), "Nair and Hinton 2010", torch="nn.ReLU"),
+    Activation("identity", _x, "", torch="nn.Identity"),
+    Activation("relu", _positive_part(_x), "Nair and Hinton 2010", torch="nn.ReLU"),
     Activation(
         "leaky_relu",
-        _positive_part(X, _slope * X),
+        _positive_part(_x, _slope * _x),
         "Maas, Hannun and Ng 2013",
         (("negative_slope", sp.Rational(1, 100)),),
         "nn.LeakyReLU",
     ),
     Activation(
         "prelu",
-        _positive_part(X, _weight * X),
+        _positive_part(_x, _weight * _x),
         "He, Zhang, Ren and Sun 2015",
         (("weight", sp.Rational(1, 4)),),
         "nn.PReLU",
     ),
     Activation(
         "relu6",
-        _where((0, X <= 0), (X, X < 6), (6, True)),
+        _where((0, _x <= 0), (_x, _x < 6), (6, True)),
         "Krizhevsky 2010",
         torch="nn.ReLU6",
     ),
     Activation(
         "elu",
-        _positive_part(X, _alpha * (sp.exp(X) - 1)),
+        _positive_part(_x, _alpha * (sp.exp(_x) - 1)),
         "Clevert, Unterthiner and Hochreiter 2016",
         (("alpha", _ONE),),
         "nn.ELU",
     ),
     Activation(
         "celu",
-        _positive_part(X, _alpha * (sp.exp(X / _alpha) - 1)),
+        _positive_part(_x, _alpha * (sp.exp(_x / _alpha) - 1)),
         "Barron 2017",
         (("alpha", _ONE),),
         "nn.CELU",
     ),
     Activation(
         "selu",
-        _positive_part(_SELU_SCALE * X, _SELU_SCALE * _SELU_ALPHA * (sp.exp(X) - 1)),
+        _positive_part(_SELU_SCALE * _x, _SELU_SCALE * _SELU_ALPHA * (sp.exp(_x) - 1)),
         "Klambauer, Unterthiner, Mayr and Hochreiter 2017",
         torch="nn.SELU",
     ),
-    Activation("gelu", X * _normal_cdf(X), "Hendrycks and Gimpel 2016", torch="nn.GELU"),
+    Activation("gelu", _x * _normal_cdf(_x), "Hendrycks and Gimpel 2016", torch="nn.GELU"),
     Activation(
         "gelu_tanh",
-        X * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (X + sp.Rational("0.044715") * X**3))) / 2,
+        _x * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (_x + sp.Rational("0.044715") * _x**3))) / 2,
         "Hendrycks and Gimpel 2016",
     ),
-    Activation("quick_gelu", X * _sigmoid(sp.Rational("1.702") * X), "Hendrycks and Gimpel 2016"),
-    Activation("silu", X * _sigmoid(X), "Elfwing, Uchibe and Doya 2018", torch="nn.SiLU"),
+    Activation("quick_gelu", _x * _sigmoid(sp.Rational("1.702") * _x), "Hendrycks and Gimpel 2016"),
+    Activation("silu", _x * _sigmoid(_x), "Elfwing, Uchibe and Doya 2018", torch="nn.SiLU"),
     Activation(
         "swish",
-        X * _sigmoid(_beta * X),
+        _x * _sigmoid(_beta * _x),
         "Ramachandran, Zoph and Le 2017",
         (("beta", _ONE),),
     ),
-    Activation("mish", X * sp.tanh(sp.log(1 + sp.exp(X))), "Misra 2020", torch="nn.Mish"),
+    Activation("mish", _x * sp.tanh(sp.log(1 + sp.exp(_x))), "Misra 2020", torch="nn.Mish"),
     Activation(
         "softplus",
-        sp.log(1 + sp.exp(_beta * X)) / _beta,
+        sp.log(1 + sp.exp(_beta * _x)) / _beta,
         "Dugas, Bengio, Belisle, Nadeau and Garcia 2001",
         (("beta", _ONE),),
         "nn.Softplus",
     ),
-    Activation("sigmoid", _sigmoid(X), "Verhulst 1845", torch="nn.Sigmoid"),
+    Activation("sigmoid", _sigmoid(_x), "Verhulst 1845", torch="nn.Sigmoid"),
     Activation(
         "hardsigmoid",
         _HARD_SIGMOID,
         "Courbariaux, Bengio and David 2015",
         torch="nn.Hardsigmoid",
     ),
-    Activation("logsigmoid", -sp.log(1 + sp.exp(-X)), "", torch="nn.LogSigmoid"),
-    Activation("tanh", sp.tanh(X), "LeCun, Bottou, Orr and Muller 1998", torch="nn.Tanh"),
+    Activation("logsigmoid", -sp.log(1 + sp.exp(-_x)), "", torch="nn.LogSigmoid"),
+    Activation("tanh", sp.tanh(_x), "LeCun, Bottou, Orr and Muller 1998", torch="nn.Tanh"),
     Activation(
         "hardtanh",
-        _where((_low, X < _low), (X, X < _high), (_high, True)),
+        _where((_low, _x < _low), (_x, _x < _high), (_high, True)),
         "Collobert 2004",
         (("min_val", sp.Integer(-1)), ("max_val", _ONE)),
         "nn.Hardtanh",
     ),
     Activation(
         "lecun_tanh",
-        sp.Rational("1.7159") * sp.tanh(2 * X / 3),
+        sp.Rational("1.7159") * sp.tanh(2 * _x / 3),
         "LeCun, Bottou, Orr and Muller 1998",
     ),
-    Activation("tanhshrink", X - sp.tanh(X), "", torch="nn.Tanhshrink"),
-    Activation("softsign", X / (1 + sp.Abs(X)), "Bergstra et al. 2009", torch="nn.Softsign"),
+    Activation("tanhshrink", _x - sp.tanh(_x), "", torch="nn.Tanhshrink"),
+    Activation("softsign", _x / (1 + sp.Abs(_x)), "Bergstra et al. 2009", torch="nn.Softsign"),
     Activation(
         "softshrink",
-        _where((X - _lambd, X > _lambd), (X + _lambd, X < -_lambd), (0, True)),
+        _where((_x - _lambd, _x > _lambd), (_x + _lambd, _x < -_lambd), (0, True)),
         "Donoho 1995",
         (("lambd", HALF),),
         "nn.Softshrink",
     ),
     Activation(
         "hardshrink",
-        _where((X, X > _lambd), (X, X < -_lambd), (0, True)),
+        _where((_x, _x > _lambd), (_x, _x < -_lambd), (0, True)),
         "Donoho and Johnstone 1994",
         (("lambd", HALF),),
         "nn.Hardshrink",
     ),
     Activation(
         "hardswish",
-        _where((0, X <= -3), (X * (X + 3) / 6, X < 3), (X, True)),
+        _where((0, _x <= -3), (_x * (_x + 3) / 6, _x < 3), (_x, True)),
         "Howard et al. 2019",
         torch="nn.Hardswish",
     ),
-    Activation("erf", sp.erf(X), "Williams 1997", torch="erf"),
-    Activation("sin", sp.sin(X), "Parascandolo, Huttunen and Virtanen 2017", torch="sin"),
-    Activation("cos", sp.cos(X), "Rahimi and Recht 2007", torch="cos"),
+    Activation("erf", sp.erf(_x), "Williams 1997", torch="erf"),
+    Activation("sin", sp.sin(_x), "Parascandolo, Huttunen and Virtanen 2017", torch="sin"),
+    Activation("cos", sp.cos(_x), "Rahimi and Recht 2007", torch="cos"),
     Activation(
         "siren",
-        sp.sin(_omega * X),
+        sp.sin(_omega * _x),
         "Sitzmann, Martel, Bergman, Lindell and Wetzstein 2020",
         (("omega", sp.Integer(30)),),
     ),
     Activation(
         "snake",
-        X + sp.sin(_alpha * X) ** 2 / _alpha,
+        _x + sp.sin(_alpha * _x) ** 2 / _alpha,
         "Liu, Hartwig and Ueda 2020",
         (("alpha", _ONE),),
     ),
-    Activation("gaussian", sp.exp(-(X**2)), "Broomhead and Lowe 1988"),
-    Activation("exp", sp.exp(X), "", torch="exp"),
-    Activation("abs", sp.Abs(X), "", torch="abs"),
-    Activation("sign", sp.sign(X), "Rosenblatt 1958", torch="sign"),
+    Activation("gaussian", sp.exp(-(_x**2)), "Broomhead and Lowe 1988"),
+    Activation("exp", sp.exp(_x), "", torch="exp"),
+    Activation("abs", sp.Abs(_x), "", torch="abs"),
+    Activation("sign", sp.sign(_x), "Rosenblatt 1958", torch="sign"),
     Activation("step", _positive_part(_ONE), "McCulloch and Pitts 1943"),
-    Activation("square", X**2, "", torch="square"),
-    Activation("relu_squared", _positive_part(X**2), "So et al. 2021"),
-    Activation("relu_power", _positive_part(X**_k), "Cho and Saul 2009", (("k", sp.Integer(3)),)),
-    Activation("bent_identity", (sp.sqrt(X**2 + 1) - 1) / 2 + X, ""),
-    Activation("atan", sp.atan(X), "", torch="atan"),
-    Activation("asinh", sp.asinh(X), "", torch="asinh"),
-    Activation("squareplus", (X + sp.sqrt(X**2 + _b)) / 2, "Barron 2021", (("b", sp.Integer(4)),)),
+    Activation("square", _x**2, "", torch="square"),
+    Activation("relu_squared", _positive_part(_x**2), "So et al. 2021"),
+    Activation("relu_power", _positive_part(_x**_k), "Cho and Saul 2009", (("k", sp.Integer(3)),)),
+    Activation("bent_identity", (sp.sqrt(_x**2 + 1) - 1) / 2 + _x, ""),
+    Activation("atan", sp.atan(_x), "", torch="atan"),
+    Activation("asinh", sp.asinh(_x), "", torch="asinh"),
+    Activation(
+        "squareplus", (_x + sp.sqrt(_x**2 + _b)) / 2, "Barron 2021", (("b", sp.Integer(4)),)
+    ),
 )
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({a.name: a for a in _ALL})
