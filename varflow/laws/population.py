@@ -1,0 +1,399 @@
+"""The population: the infinite-width limit of any program, evaluated on coordinates (DESIGN, section 1).
+
+Every value is a set of i.i.d. coordinates; every contraction draws new Gaussian ones with the right covariance
+to earlier uses of its weight. Forward and backward uses of a weight are kept apart: the backward pass is odd
+in the cotangent, so every moment that crosses between them is zero and is not estimated.
+
+A mask of a whole sample is drawn for each coordinate instead, shared by positions: moments averaged over
+draws are right, the fluctuation of a draw's own average is not shown. A flattened value counts its channels
+position by position. A coordinate without variance over a batch is normalized to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import sympy as sp
+
+from varflow.errors import InputError, UnsupportedError
+from varflow.laws import population_cells as cells
+from varflow.laws.population_cells import Array, Value, blockwise, columns, whole
+from varflow.laws.population_weights import HaarMatrix, Matrix
+from varflow.program import (
+    Bias,
+    Concat,
+    Contract,
+    Cotangent,
+    Embed,
+    Flatten,
+    Input,
+    Instruction,
+    Mask,
+    Permute,
+    Pointwise,
+    PositionExpand,
+    PositionMean,
+    Primitive,
+    Program,
+    Repeat,
+    RepeatBackward,
+    Slice,
+    Standardize,
+    StandardizeBackward,
+    Unflatten,
+    Weight,
+    live_ranges,
+)
+from varflow.symbols import arg
+
+MAX_ENTRIES = 2**22
+LARGE_BATCH = 256
+MAX_AGAINST = 12
+"""Noise is made orthogonal to at most so many columns of live values."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Moments by value of the program, averaged over channels, samples and positions, with the standard errors
+    of their means over repeats."""
+
+    mean: dict[int, float]
+    second_moment: dict[int, float]
+    standard_error_mean: dict[int, float]
+    standard_error_second_moment: dict[int, float]
+
+
+def run_population(program: Program, size: int = 2**16, repeats: int = 4, seed: int = 0) -> Population:
+    """Moments of every value, forward and backward, as widths go to infinity.
+
+    ``size`` is the number of coordinates of a value (fewer where places are many), ``repeats`` (at least 2)
+    that of independent evaluations. Raises UnsupportedError for free symbols and for what has no such limit.
+    """
+    if repeats < 2 or size < 64:
+        raise InputError(f"{repeats} repeats of size {size}", instead="at least 2 repeats of at least 64")
+    _check_numeric(program)
+    samples = _samples(program)
+    half = _half(program, size, samples)
+    moments = np.array([_Run(program, half, samples, (seed, r)).moments() for r in range(repeats)])
+    mean, error = moments.mean(axis=0), moments.std(axis=0, ddof=1) / np.sqrt(repeats)
+    return Population(*(dict(enumerate(a.tolist())) for a in (mean[:, 0], mean[:, 1], error[:, 0], error[:, 1])))
+
+
+# -- what a program needs ------------------------------------------------------------------------------------
+
+
+def _check_numeric(program: Program) -> None:
+    for step in program:
+        if isinstance(step.primitive, Repeat | RepeatBackward):
+            raise UnsupportedError("a block repeated a symbolic number of times has no population", step.node,
+                                   instead="bind the count first: net.bind({...})")
+        used = [program.weights[step.primitive.weight]] if isinstance(step.primitive, Contract) else []
+        free = _free([step.primitive, step.shape, *used]) - {arg(i) for i in range(len(step.args))}
+        if free:
+            names = ", ".join(sorted(str(s) for s in free))
+            raise UnsupportedError(f"no number is given for {names}", step.node, "a population is numeric",
+                                   "net.bind({...}) or a solution before it")
+
+
+def _free(objects: Sequence[object]) -> set[sp.Basic]:
+    found: set[sp.Basic] = set()
+    for o in objects:
+        if isinstance(o, sp.Basic):
+            found |= o.free_symbols
+        elif isinstance(o, tuple):
+            found |= _free(o)
+        elif hasattr(o, "__dataclass_fields__"):
+            found |= _free([v for k, v in vars(o).items() if k != "unknown"])
+    return found
+
+
+def _samples(program: Program) -> int:
+    """Samples of the batch: one unless something normalizes over samples."""
+    batches = {p.batch for step in program if isinstance(p := step.primitive, Standardize) and p.axis == "sample"}
+    if len(batches) > 1:
+        raise UnsupportedError(f"batches of different sizes in one network: {batches}",
+                               instead="one size for all batch norms")
+    batch = next(iter(batches), sp.S.One)
+    if batch is not None:
+        return int(batch)
+    return max(64, LARGE_BATCH // int(max(step.shape.places for step in program)))
+
+
+def _half(program: Program, size: int, samples: int) -> int:
+    """Half the number of coordinates: a prime, so that no roll maps a block to itself."""
+    places = samples * max(int(step.shape.places) for step in program)
+    half = int(sp.prevprime(max(8, min(size, MAX_ENTRIES // places) // 2)))
+    if half < places:
+        raise UnsupportedError(f"{places} places (samples x positions) are too many for a population",
+                               instead="a smaller batch, or fewer positions")
+    return half
+
+
+# -- one evaluation ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    program: Program
+    half: int
+    samples: int
+    seed: tuple[int, int]
+    values: dict[int, Value] = field(default_factory=dict)
+    matrices: dict[tuple[str, bool], Matrix | HaarMatrix] = field(default_factory=dict)
+    sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
+    uses: dict[tuple[str, bool], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        for step in self.program:
+            if isinstance(step.primitive, Contract):
+                key = (step.primitive.weight, step.backward)
+                self.uses[key] = self.uses.get(key, 0) + 1
+
+    def moments(self) -> list[tuple[float, float]]:
+        """Mean and second moment of every value."""
+        last, found = live_ranges(self.program), []
+        for i, step in enumerate(self.program):
+            self.places = int(step.shape.places)
+            value = self.values[i] = self._value(step, [self.values[a] for a in step.args])
+            found.append((float(value.mean(lambda x: x).mean()), float(value.mean(np.square).mean())))
+            for dead in [v for v in self.values if last[v] <= i]:
+                del self.values[dead]
+        return found
+
+    def _value(self, step: Instruction, args: list[Value]) -> Value:
+        channels = int(step.shape.channels)
+        match step.primitive:
+            case Input() | Cotangent() | Bias() | Mask() as source:
+                return whole(channels, self._source(source, channels))
+            case Contract() as use:
+                return self._contract(use, args[0], step)
+            case Pointwise(expr=expr):
+                return self._pointwise(expr, args, channels, step.node)
+            case PositionMean():
+                return blockwise(lambda x: x.mean(axis=2, keepdims=True), args)
+            case PositionExpand():
+                return blockwise(lambda x: np.broadcast_to(x, (*x.shape[:2], self.places)), args)
+            case Standardize() as norm:
+                return _standardized(norm, args[0], step.node)
+            case StandardizeBackward(forward=norm):
+                return _standardized_backward(norm, args[0], args[1], step.node)
+            case primitive:
+                return self._moved(primitive, args, channels)
+
+    def _moved(self, primitive: Primitive, args: list[Value], channels: int) -> Value:
+        match primitive:
+            case Concat():
+                return cells.concatenated(args)
+            case Slice(start=start):
+                return cells.take(args[0], int(start), channels)
+            case Embed(start=start):
+                return cells.embedded(args[0], int(start), channels)
+            case Permute(name=name, inverse=inverse):
+                return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
+            case Flatten():
+                return cells.flattened(args[0])
+            case Unflatten():
+                return cells.unflattened(args[0], channels, self.places)
+            case other:
+                raise UnsupportedError(f"the population knows no {type(other).__name__}")
+
+    # -- random sources
+
+    def noise(self, channels: int, against: Sequence[Value]) -> Array:
+        """Unit Gaussian coordinates, antithetic in pairs (i, i + half), of exactly unit covariance between
+        places, orthogonal to ``against`` and to live values of as many channels."""
+        width = self.samples * self.places
+        fresh = self.rng.standard_normal((self.half, width))
+        odd = self._odd_parts(channels, against, width)
+        if odd is not None:
+            fresh -= odd @ np.linalg.lstsq(odd.T @ odd, odd.T @ fresh, rcond=1e-10)[0]
+        spread = np.linalg.cholesky(fresh.T @ fresh / self.half)
+        fresh = np.linalg.solve(spread, fresh.T).T
+        return np.concatenate([fresh, -fresh]).reshape(-1, self.samples, self.places)
+
+    def _odd_parts(self, channels: int, against: Sequence[Value], width: int) -> npt.NDArray[np.float64] | None:
+        live = [v for v in list(self.values.values())[-MAX_AGAINST:] if v.channels == channels]
+        arrays = [columns(c.array) for v in against for c in v]
+        if width <= MAX_AGAINST:
+            extra = [columns(c.array) for v in reversed(live) for c in v]
+            arrays += [a for a in extra if a.shape[1] == width][: MAX_AGAINST // width]
+        distinct = list({id(a.base if a.base is not None else a): a for a in arrays}.values())
+        if not distinct or sum(a.shape[1] for a in distinct) > self.half // 4:
+            return None
+        both = np.concatenate(distinct, axis=1)
+        return np.asarray((both[: self.half] - both[self.half :]) / 2)
+
+    def _source(self, source: Primitive, channels: int) -> Array:
+        key = (source, (channels, self.places))
+        if key not in self.sources:
+            self.sources[key] = self._draw(source, channels)
+        return self.sources[key]
+
+    def _draw(self, source: Primitive, channels: int) -> Array:
+        match source:
+            case Input() as law:
+                spread = float(sp.sqrt(law.second_moment - law.mean**2))
+                return float(law.mean) + spread * _correlated(self.noise(channels, []), law)
+            case Bias(variance=variance):
+                one = self.noise(channels, [])[:, :1, :1] * float(sp.sqrt(variance))
+                return np.broadcast_to(one, (2 * self.half, self.samples, self.places))
+            case Mask(keep=keep, per_sample=per_sample):
+                return self._mask(float(keep), 1 if per_sample else self.places)
+            case _:
+                return self.noise(channels, [])
+
+    def _mask(self, keep: float, positions: int) -> Array:
+        """Zeros and ones with the exact share of ones among the coordinates of each place."""
+        ones = int(np.floor(keep * 2 * self.half + self.rng.random()))
+        column = (np.arange(2 * self.half) < ones).astype(np.float64)
+        mask = self.rng.permuted(np.tile(column[:, None], (1, self.samples * positions)), axis=0)
+        shape = (2 * self.half, self.samples, self.places)
+        return np.broadcast_to(mask.reshape(-1, self.samples, positions), shape)
+
+    def _order(self, name: str, inverse: bool, channels: int) -> npt.NDArray[np.int64]:
+        """The permutation of coordinates that stands for a named permutation of channels; keeps pairs."""
+        rng = np.random.default_rng((*self.seed, crc32(name.encode()), channels))
+        order = rng.permutation(self.half)
+        order = np.argsort(order) if inverse else order
+        return np.concatenate([order, order + self.half])
+
+    # -- contractions and expressions
+
+    def _contract(self, use: Contract, x: Value, step: Instruction) -> Value:
+        key = (use.weight, step.backward)
+        if key not in self.matrices:
+            self.matrices[key] = _matrix(self.program.weights[use.weight], self.noise)
+        return self.matrices[key].apply(x, use.transpose, remember=self.uses[key] > 1)
+
+    def _pointwise(self, expr: sp.Expr, args: list[Value], channels: int, node: str) -> Value:
+        if not args:
+            shape = (2 * self.half, self.samples, self.places)
+            return whole(channels, np.broadcast_to(np.float64(expr), shape))
+        return blockwise(lambda *arrays: evaluate(expr, arrays, node), args)
+
+
+def _matrix(w: Weight, noise: Callable[[int, Sequence[Value]], Array]) -> Matrix | HaarMatrix:
+    if w.distribution == "constant" and w.value != 0:
+        raise UnsupportedError(f"the constant weight {w.name!r} has entries {w.value}",
+                               why="sums over channels without a random sign have no limit of their own",
+                               instead="value 0, or a mean over channels")
+    rows, columns_, variance = int(w.rows), int(w.columns), float(w.entry_variance)
+    orthogonal = w.distribution == "orthogonal"
+    if orthogonal and rows == columns_ and w.keep == 1:
+        return HaarMatrix(rows, rows * variance, noise)
+    return Matrix(rows, columns_, variance, noise, w.name, orthogonal)
+
+
+def _correlated(z: Array, law: Input) -> Array:
+    """Unit Gaussians with the input's correlations between positions and samples, from independent ones."""
+    _, samples, positions = z.shape
+    within, across = float(law.position_correlation), float(law.sample_correlation)
+    shared = 1 - within + positions * (within - across)
+    scales = [1 - within if positions > 1 else 0.0, shared if samples > 1 else 0.0,
+              (1 - within + positions * within) + positions * (samples - 1) * across]
+    if min(scales) < -1e-12:
+        raise InputError(f"input {law.name!r}: correlations {within} between positions and {across} between samples "
+                         "are no covariance", instead="larger correlations")
+    a, b, c = np.sqrt(np.maximum(scales, 0.0))
+    by_sample = z.mean(axis=2, keepdims=True)
+    overall = by_sample.mean(axis=1, keepdims=True)
+    return np.asarray(a * (z - by_sample) + b * (by_sample - overall) + c * overall)
+
+
+# -- pointwise expressions -----------------------------------------------------------------------------------
+
+
+def _erf(x: Any) -> Any:
+    from scipy.special import erf
+
+    return erf(np.asarray(x, dtype=np.float64))
+
+
+def _erfc(x: Any) -> Any:
+    from scipy.special import erfc
+
+    return erfc(np.asarray(x, dtype=np.float64))
+
+
+def _softplus(expr: sp.Expr) -> sp.Expr:
+    """log(1 + exp(u)) as one function that does not overflow."""
+    rest = expr.args[0] - 1
+    return sp.Function("softplus")(rest.args[0]) if isinstance(rest, sp.exp) else expr
+
+
+@lru_cache(maxsize=1024)
+def _compiled(expr: sp.Expr, count: int) -> Callable[..., Any]:
+    safe = expr.replace(lambda e: isinstance(e, sp.log), _softplus)
+    table = {"erf": _erf, "erfc": _erfc, "softplus": lambda u: np.logaddexp(0.0, u)}
+    compiled: Callable[..., Any] = sp.lambdify([arg(i) for i in range(count)], safe, modules=[table, "numpy"])
+    return compiled
+
+
+def evaluate(expr: sp.Expr, arrays: Sequence[Array], node: str = "") -> Array:
+    """An expression of ``arg(0), ...`` on arrays of one shape; where doubles overflow on the way, in extended
+    precision. Raises UnsupportedError where it is still not a number."""
+    function = _compiled(expr, len(arrays))
+    with np.errstate(all="ignore"):
+        result = np.array(np.broadcast_to(function(*arrays), arrays[0].shape), dtype=np.float64)
+        bad = ~np.isfinite(result)
+        if bad.any():
+            result[bad] = function(*(a[bad].astype(np.longdouble) for a in arrays))
+    if np.isnan(result).any():
+        raise UnsupportedError(f"{expr} is not a number at some coordinates", node,
+                               instead="an expression defined on the whole line")
+    return result
+
+
+# -- normalization -------------------------------------------------------------------------------------------
+
+
+def _channel_statistics(norm: Standardize, x: Value, node: str) -> tuple[Array, Array]:
+    if norm.groups != 1:
+        raise UnsupportedError(f"normalization in {norm.groups} groups has no population", node,
+                               instead="groups=1")
+    mean = x.mean(lambda a: a) if norm.center else np.zeros(())
+    spread = np.sqrt(x.mean(lambda a: (a - mean) ** 2) + float(norm.eps))
+    if not (spread > 0).all():
+        raise UnsupportedError("a value without variance is normalized", node, instead="a positive eps")
+    return mean, spread
+
+
+def _batch_statistics(norm: Standardize, x: Array) -> tuple[Array, Array]:
+    """Mean and 1/sigma of each coordinate over samples and positions; 1/sigma is 0 where sigma is."""
+    mean = x.mean(axis=(1, 2), keepdims=True) if norm.center else np.zeros(())
+    variance = ((x - mean) ** 2).mean(axis=(1, 2), keepdims=True) + float(norm.eps)
+    return mean, np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
+
+
+def _standardized(norm: Standardize, x: Value, node: str) -> Value:
+    if norm.axis == "channel":
+        center, spread = _channel_statistics(norm, x, node)
+        return blockwise(lambda a: (a - center) / spread, [x])
+
+    def over_batch(a: Array) -> Array:
+        mean, inverse = _batch_statistics(norm, a)
+        return np.asarray((a - mean) * inverse)
+
+    return blockwise(over_batch, [x])
+
+
+def _standardized_backward(norm: Standardize, x: Value, d: Value, node: str) -> Value:
+    """Over channels the means of d and of y d vanish: they are odd in the cotangent."""
+    if norm.axis == "channel":
+        spread = _channel_statistics(norm, x, node)[1]
+        return blockwise(lambda a: a / spread, [d])
+
+    def over_batch(a: Array, g: Array) -> Array:
+        mean, inverse = _batch_statistics(norm, a)
+        y = (a - mean) * inverse
+        g = g - g.mean(axis=(1, 2), keepdims=True) if norm.center else g
+        return np.asarray((g - y * (y * g).mean(axis=(1, 2), keepdims=True)) * inverse)
+
+    return blockwise(over_batch, [x, d])
