@@ -60,10 +60,6 @@ def _sigmoid(x: sp.Expr) -> sp.Expr:
     return 1 / (1 + sp.exp(-x))
 
 
-def _normal_cdf(x: sp.Expr) -> sp.Expr:
-    return (1 + sp.erf(x / sp.sqrt(2))) / 2
-
-
 _alpha, _beta, _omega, _slope = map(parameter, ("alpha", "beta", "omega", "negative_slope"))
 _low, _high, _lambd, _weight = map(parameter, ("min_val", "max_val", "lambd", "weight"))
 _k, _b = map(parameter, ("k", "b"))
@@ -115,7 +111,7 @@ _ALL = (
         "Klambauer, Unterthiner, Mayr and Hochreiter 2017",
         torch="nn.SELU",
     ),
-    Activation("gelu", _x * _normal_cdf(_x), "Hendrycks and Gimpel 2016", torch="nn.GELU"),
+    Activation("gelu", _x * (1 + sp.erf(_x / sp.sqrt(2))) / 2, "Hendrycks and Gimpel 2016", torch="nn.GELU"),
     Activation(
         "gelu_tanh",
         _x * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (_x + sp.Rational("0.044715") * _x**3))) / 2,

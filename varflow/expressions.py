@@ -6,6 +6,7 @@ exact: ``0.2`` is the rational 1/5. Names that are not identifiers stand between
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fractions import Fraction
@@ -222,6 +223,7 @@ class _Reader:
         sides = [self.number(c) for c in node.children[::2]]
         if len(sides) > MAX_RELATIONS:
             self.source.fail(f"more than {MAX_RELATIONS} relations", node)
+        self.few_cases(sides, node)
         pairs = zip(node.children[1::2], sides, sides[1:], strict=False)
         return self.checked(sp.And(*(_RELATIONS[str(sign)](a, b) for sign, a, b in pairs)), node)
 
@@ -304,6 +306,8 @@ class _Reader:
                     f"a parameter that {activation.name} does not have", child, why=takes
                 )
             values[name] = self.number(child)
+        if activation.expression.has(sp.Piecewise):
+            self.few_cases([argument, *values.values()], node)
         copies = activation.expression.count(X)
         if copies * _size(argument) > MAX_SIZE:
             self.source.fail("written out, this is too large", node)
@@ -329,8 +333,16 @@ class _Reader:
 
     # -- limits
 
+    def few_cases(self, values: list[sp.Expr], node: Any) -> None:
+        """Refuse what a condition would have to tell apart into too many cases."""
+        pieces = {p for v in values for p in v.atoms(sp.Piecewise)}
+        if math.prod(len(p.args) for p in pieces) > MAX_RELATIONS:
+            self.source.fail(f"a condition on more than {MAX_RELATIONS} cases", node)
+
     def checked(self, value: sp.Basic, node: Any) -> Any:
         """The value of one step, if it is real, finite and within the limits."""
+        if value.has(sp.ITE):
+            value = value.replace(sp.ITE, _either)
         if value.has(*NOT_REAL) or (value.is_number and cast(Any, value).is_extended_real is False):
             self.source.fail("this is not a finite real number", node)
         if _size(value) > MAX_SIZE:
@@ -371,6 +383,10 @@ def _moderate(power: sp.Expr) -> bool:
     if isinstance(power, sp.exp):
         return not exponent.has(sp.log) or _reach(exponent) <= MAX_EXPONENT
     return _reach(exponent) <= MAX_EXPONENT
+
+
+def _either(condition: Boolean, yes: Boolean, no: Boolean) -> Boolean:
+    return sp.Or(sp.And(condition, yes), sp.And(sp.Not(condition), no))
 
 
 def _size(value: sp.Basic) -> int:
