@@ -1,0 +1,36 @@
+"""varflow: the variance of signal and gradient through any network at initialization.
+
+Derive the law of every node in closed form, solve for the initialization that preserves the signal, verify
+both by simulation, export the derivation.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from varflow.derive import Derivation, NodeLaw, WeightLaw, derive
+    from varflow.errors import VarflowError
+    from varflow.network import Handle, Network
+
+__version__ = "0.1.0"
+_PUBLIC = {
+    "Derivation": "derive", "NodeLaw": "derive", "WeightLaw": "derive", "derive": "derive",
+    "VarflowError": "errors", "Handle": "network", "Network": "network", "Solution": "solve", "solve": "solve",
+    "Verification": "verify", "verify": "verify", "export": "export", "explain": "export", "load": "load",
+    "save": "load", "gain": "gain", "ActivationGain": "gain",
+}
+__all__ = ["Derivation", "Handle", "Network", "NodeLaw", "VarflowError", "WeightLaw", "derive"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'varflow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"varflow.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,300 @@
+"""Named moments: a straight-line program of equations, each over earlier moments and the network's symbols.
+
+An equation is a *template* (a sympy expression over placeholders) and what its placeholders stand for.
+Equal steps of a deep network share one template, so deriving, printing and evaluating cost what the distinct
+steps cost. Nothing is expanded until someone asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import sympy as sp
+
+from varflow.symbols import positive_slot, slot
+
+EXACTNESS = ("exact", "wide", "closure", "measured", "underived")
+TIERS = ("closed", "quadrature", "population", "measured")
+
+
+def weakest(scale: Sequence[str], labels: Iterable[str]) -> str:
+    """The last of the labels in the order of ``scale``; the first of the scale for none."""
+    return scale[max((scale.index(x) for x in labels), default=0)]
+
+
+@dataclass(eq=False)
+class Moment:
+    """One named number of the derivation: ``symbol`` = ``template`` with its placeholders standing for ``args``.
+
+    ``kind`` is q (second moment), m (mean), c (covariance), r (another expectation); ``node`` the node it
+    describes. ``template`` is None where no formula exists; then ``value`` and ``measure`` say which program
+    value and which of its moments a population must supply (``value`` None: nothing can).
+    """
+
+    index: int
+    kind: str
+    node: str
+    template: sp.Expr | None
+    args: tuple[Quantity, ...]
+    exactness: str
+    tier: str
+    assumptions: frozenset[str]
+    backward: bool = False
+    value: int | None = None
+    measure: str = ""
+    closure: Formula | None = None
+
+    @property
+    def symbol(self) -> sp.Symbol:
+        """The moment's name as a symbol; unique in its system."""
+        return sp.Symbol(f"{self.kind}_{self.index}", **({"positive": True} if self.positive else {"real": True}))
+
+    @property
+    def positive(self) -> bool:
+        """Whether the number is known to be positive."""
+        return self.kind in ("q", "g")
+
+    def right_side(self, name: Callable[[Moment], sp.Expr] | None = None) -> sp.Expr | None:
+        """The equation's right side over earlier moments' symbols (or what ``name`` gives for them)."""
+        if self.template is None:
+            return None
+        return fill(self.template, self.args, name or (lambda m: m.symbol))
+
+
+Quantity: TypeAlias = "Moment | sp.Expr"
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """A template and what its placeholders stand for; not yet named. ``labels`` are exactness, tier and
+    assumptions it brings along beyond those of its arguments."""
+
+    template: sp.Expr
+    args: tuple[Quantity, ...] = ()
+    exactness: str = "exact"
+    tier: str = "closed"
+    assumptions: frozenset[str] = frozenset()
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is zero by structure."""
+        return self.template == 0
+
+
+ZERO = Formula(sp.S.Zero)
+ONE = Formula(sp.S.One)
+
+
+def place(index: int, quantity: Quantity) -> sp.Symbol:
+    """The placeholder for a quantity at ``index``, with its sign."""
+    known = quantity.positive if isinstance(quantity, Moment) else bool(quantity.is_positive)
+    return positive_slot(index) if known else slot(index)
+
+
+def fill(template: sp.Expr, args: tuple[Quantity, ...], name: Callable[[Moment], sp.Expr]) -> sp.Expr:
+    """The template with its placeholders replaced."""
+    table = {place(i, a): name(a) if isinstance(a, Moment) else a for i, a in enumerate(args)}
+    result: sp.Expr = template.subs(table, simultaneous=True) if _has_integral(template) else template.xreplace(table)
+    return result
+
+
+@lru_cache(maxsize=4096)
+def _has_integral(template: sp.Expr) -> bool:
+    return any(type(e).__name__ == "GaussianExpectation" for e in sp.preorder_traversal(template))
+
+
+def constant(expr: sp.Expr) -> Formula:
+    """An expression of the network's symbols alone."""
+    if expr.is_Number:
+        return Formula(expr)
+    return Formula(place(0, expr), (expr,))
+
+
+def named(moment: Moment) -> Formula:
+    """The formula that is just this moment."""
+    return Formula(place(0, moment), (moment,))
+
+
+_PART = [sp.Symbol(f"_f{i}", real=True) for i in range(64)]
+
+
+def part(i: int) -> sp.Symbol:
+    """The i-th formula in the shape given to :func:`combine`."""
+    while i >= len(_PART):
+        _PART.append(sp.Symbol(f"_f{len(_PART)}", real=True))
+    return _PART[i]
+
+
+@lru_cache(maxsize=65536)
+def _combined(shape: sp.Expr, templates: tuple[sp.Expr, ...], maps: tuple[tuple[tuple[sp.Symbol, sp.Symbol], ...], ...]
+              ) -> sp.Expr:
+    table = {part(i): t.xreplace(dict(m)) for i, (t, m) in enumerate(zip(templates, maps, strict=True))}
+    result = shape.xreplace(table)
+    return sp.expand(result) if result.is_polynomial() and len(table) < 12 else result
+
+
+def combine(shape: sp.Expr, formulas: Sequence[Formula]) -> Formula:
+    """``shape``, an expression of ``part(0), part(1), ...``, of formulas: one formula over the union of their
+    arguments. The work is cached by structure."""
+    args: list[Quantity] = []
+    index: dict[object, int] = {}
+    maps = []
+    for f in formulas:
+        pairs = []
+        for i, a in enumerate(f.args):
+            key = id(a) if isinstance(a, Moment) else a
+            if key not in index:
+                index[key] = len(args)
+                args.append(a)
+            pairs.append((place(i, a), place(index[key], a)))
+        maps.append(tuple(pairs))
+    template = _combined(shape, tuple(f.template for f in formulas), tuple(maps))
+    return Formula(template, tuple(args) if template.free_symbols else (),
+                   weakest(EXACTNESS, (f.exactness for f in formulas)),
+                   weakest(TIERS, (f.tier for f in formulas)),
+                   frozenset().union(*(f.assumptions for f in formulas)))
+
+
+def total(formulas: Sequence[Formula]) -> Formula:
+    """The sum of formulas."""
+    kept = [f for f in formulas if not f.is_zero]
+    if len(kept) == 1:
+        return kept[0]
+    return combine(sp.Add(*(part(i) for i in range(len(kept)))), kept) if kept else ZERO
+
+
+def product(*formulas: Formula) -> Formula:
+    """The product of formulas."""
+    if any(f.is_zero for f in formulas):
+        return ZERO
+    kept = [f for f in formulas if f.template != 1]
+    if len(kept) == 1:
+        return kept[0]
+    return combine(sp.Mul(*(part(i) for i in range(len(kept)))), kept) if kept else ONE
+
+
+@lru_cache(maxsize=65536)
+def _linear(template: sp.Expr, unknowns: tuple[sp.Symbol, ...]) -> bool:
+    """Whether the template is of degree at most one in the moments (then it holds in expectation at any width)."""
+    if not template.is_polynomial(*unknowns):
+        return False
+    return bool(sp.Poly(template, *unknowns).total_degree() <= 1) if unknowns else True
+
+
+@dataclass
+class MomentSystem:
+    """All named moments of one derivation, in the order they are defined."""
+
+    moments: list[Moment] = field(default_factory=list)
+    width_limit: str = ""
+
+    def define(self, kind: str, node: str, formula: Formula | None, *, backward: bool = False,
+               value: int | None = None, measure: str = "", closure: Formula | None = None) -> Moment:
+        """Name a formula; None where there is no formula."""
+        index = len(self.moments)
+        if formula is None:
+            m = Moment(index, kind, node, None, (), "wide", "population", frozenset(), backward, value, measure,
+                       closure)
+        else:
+            m = self._labelled(index, kind, node, formula, backward)
+            m.value, m.measure = value, measure
+        self.moments.append(m)
+        return m
+
+    def _labelled(self, index: int, kind: str, node: str, f: Formula, backward: bool) -> Moment:
+        over = [a for a in f.args if isinstance(a, Moment)]
+        exactness = weakest(EXACTNESS, [f.exactness, *(a.exactness for a in over)])
+        if exactness == "exact":
+            unknowns = tuple(place(i, a) for i, a in enumerate(f.args) if isinstance(a, Moment))
+            if not _linear(f.template, unknowns):
+                exactness = "wide"
+        tier = weakest(TIERS, [f.tier, *(a.tier for a in over)])
+        if tier == "closed" and _has_integral(f.template):
+            tier = "quadrature"
+        assumptions = f.assumptions.union(*(a.assumptions for a in over))
+        return Moment(index, kind, node, f.template, f.args, exactness, tier, assumptions, backward)
+
+
+class Expansion:
+    """Formulas over the network's symbols alone, made by substituting equations into each other."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, sp.Expr | None] = {}
+
+    def of(self, quantity: Quantity) -> sp.Expr | None:
+        """The expanded expression, or None where a moment on the way has no formula."""
+        if not isinstance(quantity, Moment):
+            return quantity
+        stack = [quantity]
+        while stack:
+            m = stack[-1]
+            missing = [a for a in m.args if isinstance(a, Moment) and a.index not in self._known]
+            if missing and m.template is not None:
+                stack += missing
+                continue
+            stack.pop()
+            self._known[m.index] = self._one(m)
+        return self._known[quantity.index]
+
+    def _one(self, m: Moment) -> sp.Expr | None:
+        parts = [self._known[a.index] for a in m.args if isinstance(a, Moment)]
+        if m.template is None or any(p is None for p in parts):
+            return None
+        return fill(m.template, m.args, lambda a: self._known[a.index])  # type: ignore[arg-type,return-value]
+
+
+class Evaluation:
+    """Numbers for all moments by one pass of compiled templates, over parameter grids too.
+
+    ``values`` maps symbols' names to numbers or arrays; ``measured`` supplies moments that have no formula.
+    """
+
+    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any]) -> None:
+        self.values, self.measured = values, measured
+        self._known: dict[int, Any] = {}
+
+    def of(self, quantity: Quantity) -> Any:
+        """The number (or array) of a moment or of an expression of the network's symbols."""
+        if not isinstance(quantity, Moment):
+            return _evaluate(quantity, (), (), self.values)
+        stack = [quantity]
+        while stack:
+            m = stack[-1]
+            missing = [a for a in m.args if isinstance(a, Moment) and a.index not in self._known]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            self._known[m.index] = self._one(m)
+        return self._known[quantity.index]
+
+    def _one(self, m: Moment) -> Any:
+        if m.template is None:
+            return self.measured(m)
+        numbers = tuple(self._known[a.index] if isinstance(a, Moment) else _evaluate(a, (), (), self.values)
+                        for a in m.args)
+        places = tuple(place(i, a) for i, a in enumerate(m.args))
+        return _evaluate(m.template, places, numbers, self.values)
+
+
+@lru_cache(maxsize=16384)
+def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
+    from varflow.laws.expectation import compile_formula
+
+    return compile_formula(expr, symbols)
+
+
+@lru_cache(maxsize=16384)
+def _free(expr: sp.Expr) -> tuple[sp.Symbol, ...]:
+    return tuple(sorted(expr.free_symbols, key=str))
+
+
+def _evaluate(expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+    if expr.is_Number:
+        return float(expr)
+    table = dict(zip(places, numbers, strict=True))
+    symbols = _free(expr)
+    return _compiled(expr, symbols)(*(table[s] if s in table else values[s.name] for s in symbols))

@@ -1,0 +1,199 @@
+"""Random variables of the wide limit: one coordinate of each channel block is an expression of these.
+
+A *variable* stands for one coordinate of a block; an *instance* says which coordinate (``moves``: how the
+block was shifted or permuted since) and at which view (``there``: the other of two places that are compared).
+Two instances of a variable with equal moves are the same coordinate, with different moves independent ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import sympy as sp
+
+from varflow.laws.moments import Moment, Quantity
+from varflow.program import Standardize
+
+Move: TypeAlias = tuple[str, object]
+
+
+@dataclass(frozen=True)
+class View:
+    """Which second place two values are compared at: another position, another sample, both, or the same."""
+
+    position: bool = False
+    sample: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether both are at one place."""
+        return not (self.position or self.sample)
+
+
+SAME, POSITION, SAMPLE, BOTH = View(), View(True), View(False, True), View(True, True)
+
+
+@dataclass(eq=False)
+class Variable:
+    """A random variable; ``born`` orders them, ``node`` names where it comes from, ``value`` the program
+    value whose only block it is (None: one of several)."""
+
+    born: int
+    node: str
+    backward: bool = False
+    value: int | None = None
+
+    gaussian = False
+    """Whether it is one of a jointly Gaussian family (zero mean)."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A coordinate of a variable."""
+
+    variable: Variable
+    moves: tuple[Move, ...] = ()
+    there: bool = False
+
+    def moved(self, move: Move) -> Instance:
+        """The same after one more move; a move and its inverse cancel."""
+        return replace(self, moves=_append(self.moves, move))
+
+
+def _append(moves: tuple[Move, ...], move: Move) -> tuple[Move, ...]:
+    kind, what = move
+    if kind == "shift":
+        if moves and moves[-1][0] == "shift":
+            what = sp.expand(moves[-1][1] + what)  # type: ignore[operator]
+            moves = moves[:-1]
+        return moves if what == 0 else (*moves, ("shift", what))
+    if moves and moves[-1] == (_INVERSE[kind], what):
+        return moves[:-1]
+    return (*moves, move)
+
+
+_INVERSE = {"permute": "unpermute", "unpermute": "permute", "flatten": "unflatten", "unflatten": "flatten"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive channels with one law."""
+
+    size: sp.Expr
+    law: Instance | None
+    """None: zero."""
+
+
+Blocks: TypeAlias = tuple[Block, ...]
+
+
+@dataclass(eq=False)
+class Noise(Variable):
+    """A Gaussian source: an input's centred entries, a bias or a cotangent. Covariance with itself: ``variance``
+    at the same place, times ``position`` and ``sample`` correlations elsewhere."""
+
+    variance: sp.Expr = sp.S.One
+    position: sp.Expr = sp.S.Zero
+    sample: sp.Expr = sp.S.Zero
+    kind: str = "input"
+    gaussian = True
+
+
+@dataclass(eq=False)
+class Product(Variable):
+    """The Gaussian part of W h or W^T h: a new Gaussian, covariant with other uses of W in this orientation.
+
+    ``factor`` is the second moment of an entry, ``normal`` whether entries are Gaussian, ``alone`` whether it is
+    the only use of W in this orientation, ``exactness`` that of its covariances, and ``shrink`` what a Haar
+    matrix takes off its variance for an earlier opposite use.
+    """
+
+    weight: str = ""
+    transpose: bool = False
+    operand: Blocks = ()
+    factor: sp.Expr = sp.S.One
+    normal: bool = True
+    alone: bool = True
+    exactness: str = "exact"
+    shrink: Moment | None = None
+    gaussian = True
+
+
+@dataclass(eq=False)
+class GaussianSum(Variable):
+    """A linear combination of Gaussian variables at one coordinate; Gaussian itself."""
+
+    terms: tuple[tuple[Quantity, Instance], ...] = ()
+    gaussian = True
+
+
+@dataclass(eq=False)
+class SampleMean(Variable):
+    """The part of a Gaussian variable that all samples of a large batch share."""
+
+    of: Instance | None = None
+    gaussian = True
+
+
+@dataclass(eq=False)
+class PositionAverage(Variable):
+    """The mean of a value over all ``count`` positions of its sample (Gaussian if the value is)."""
+
+    of: Instance | None = None
+    count: sp.Expr = sp.S.One
+
+    @property
+    def gaussian(self) -> bool:  # type: ignore[override]
+        """Whether what is averaged is Gaussian."""
+        return self.of is not None and self.of.variable.gaussian
+
+
+@dataclass(eq=False)
+class MaskEntry(Variable):
+    """Zero or one; the same for all positions of a sample if ``per_sample``."""
+
+    keep: sp.Expr = sp.S.One
+    per_sample: bool = False
+    name: str = ""
+
+
+@dataclass(eq=False)
+class BlockChoice(Variable):
+    """Which block a permuted coordinate comes from: one of ``count`` indicators; ``probabilities`` by size."""
+
+    group: object = None
+    index: int = 0
+    probabilities: tuple[sp.Expr, ...] = ()
+
+
+@dataclass(eq=False)
+class SphereEntry(Variable):
+    """A Gaussian value after batch normalization over ``batch`` samples: a coordinate on a sphere."""
+
+    of: Instance | None = None
+    batch: sp.Expr = sp.S.One
+
+
+@dataclass(eq=False)
+class Composite(Variable):
+    """An expression of instances (``arg(0), arg(1), ...``) with coefficients (``coefficient(i)``)."""
+
+    expr: sp.Expr = sp.S.Zero
+    args: tuple[Instance, ...] = ()
+    coefficients: tuple[Quantity, ...] = ()
+
+
+@dataclass(eq=False)
+class Opaque(Variable):
+    """A variable known by its mean and second moment (and covariance between samples) only.
+
+    ``roots`` are what it depends on; ``linear_in`` the backward value it is linear in.
+    """
+
+    mean: Quantity = sp.S.Zero
+    second: Quantity = sp.S.One
+    sample: Quantity = sp.S.Zero
+    position: Quantity = sp.S.Zero
+    roots: tuple[Instance, ...] = ()
+    rule: Standardize | None = None
