@@ -11,7 +11,9 @@ import sympy as sp
 from varflow.activations import ACTIVATIONS, Activation, parameter
 from varflow.symbols import X
 
-GRID = np.array([-7.3, -3.2, -2.9, -1.7, -1.01, -0.6, -0.4, -1e-3, 1e-3, 0.3, 0.7, 1.3, 2.9, 3.1, 6.2])
+GRID = np.array(
+    [-7.3, -3.2, -2.9, -1.7, -1.01, -0.6, -0.4, -1e-3, 1e-3, 0.3, 0.7, 1.3, 2.9, 3.1, 6.2]
+)
 SINGLE = 1e-7
 OTHER = {"gelu_tanh", "prelu", "softplus"}
 BY_HAND = {
@@ -30,7 +32,9 @@ BY_HAND = {
 
 
 def evaluated(expression: sp.Expr) -> np.ndarray:
-    return np.array([float(expression.xreplace({X: sp.Float(float(x), 30)}).evalf(20)) for x in GRID])
+    return np.array(
+        [float(expression.xreplace({X: sp.Float(float(x), 30)}).evalf(20)) for x in GRID]
+    )
 
 
 def torch_function(activation: Activation):
@@ -57,7 +61,9 @@ def test_value_and_derivative_are_those_of_torch(name: str) -> None:
     expression = activation.at()
     derivative = expression.diff(X).replace(sp.DiracDelta, lambda *_: sp.Integer(0))
     np.testing.assert_allclose(evaluated(expression), y.detach().numpy(), rtol=1e-12, atol=1e-14)
-    rtol = SINGLE if name in ("hardsigmoid", "hardswish") else 1e-11  # torch holds their 1/6 in float32
+    rtol = (
+        SINGLE if name in ("hardsigmoid", "hardswish") else 1e-11
+    )  # torch holds their 1/6 in float32
     np.testing.assert_allclose(evaluated(derivative), slope.numpy(), rtol=rtol, atol=1e-14)
 
 
@@ -87,9 +93,13 @@ def test_every_activation_is_tested() -> None:
 def test_parameters_mean_what_they_mean_in_torch(name: str, module: str, values: tuple) -> None:
     torch = pytest.importorskip("torch")
     activation = ACTIVATIONS[name]
-    bound = {n: sp.Rational(str(v)) for (n, _), v in zip(activation.parameters, values, strict=False)}
+    bound = {
+        n: sp.Rational(str(v)) for (n, _), v in zip(activation.parameters, values, strict=False)
+    }
     y = getattr(torch.nn, module)(*values)(torch.tensor(GRID, dtype=torch.float64))
-    np.testing.assert_allclose(evaluated(activation.at(X, bound)), y.numpy(), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        evaluated(activation.at(X, bound)), y.numpy(), rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)

@@ -1,7 +1,7 @@
 """Activations as data: a name, an expression in ``x``, a reference.
 
-An activation is never recognized by its name: the laws read its expression. Conventions are those of
-``torch.nn``.
+An activation is never recognized by its name: the laws read its expression. Conventions are
+those of ``torch.nn``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, cast
 
 import sympy as sp
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import Boolean
 
 from varflow.symbols import X
 
@@ -24,12 +27,38 @@ def parameter(name: str) -> sp.Symbol:
     return sp.Symbol(name, real=True)
 
 
+def compare(relation: type[Relational], left: sp.Expr, right: sp.Expr) -> Boolean:
+    """A relation between expressions that may hold Piecewise, as relations that hold none.
+
+    sympy itself would rewrite a condition on a Piecewise by solving it for its variable, which may
+    take seconds.
+    """
+    pieces = left.atoms(sp.Piecewise) | right.atoms(sp.Piecewise)
+    if not pieces:
+        return relation(left, right)
+    piece = min(pieces, key=sp.default_sort_key)
+    cases, open_still = [], sp.true
+    for value, condition in piece.args:
+        sides = (side.xreplace({piece: value}) for side in (left, right))
+        cases.append(sp.And(open_still, condition, compare(relation, *sides)))
+        open_still = sp.And(open_still, sp.Not(condition))
+    return sp.Or(*cases)
+
+
+def substitute(expr: sp.Basic, values: Mapping[sp.Basic, sp.Basic]) -> Any:
+    """``expr.xreplace(values)`` where conditions may receive Piecewise values (see ``compare``)."""
+    if not expr.has(Relational) or not any(v.has(sp.Piecewise) for v in values.values()):
+        return expr.xreplace(values)
+    parts = [substitute(part, values) for part in expr.args]
+    return compare(expr.func, *parts) if isinstance(expr, Relational) else expr.func(*parts)
+
+
 @dataclass(frozen=True)
 class Activation:
     """One activation: ``expression`` in ``symbols.X`` and its parameters' symbols.
 
-    ``parameters`` are (name, default) in calling order; ``reference`` is author and year; ``torch`` is
-    the dotted name of PyTorch's own function or module class under ``torch``, if there is one.
+    ``parameters`` are (name, default) in calling order; ``reference`` is author and year; ``torch``
+    is the dotted name of PyTorch's own function or module class under ``torch``, if there is one.
     """
 
     name: str
@@ -45,7 +74,7 @@ class Activation:
         bound: dict[sp.Basic, sp.Basic] = {
             parameter(n): values.get(n, d) for n, d in self.parameters
         }
-        return self.expression.xreplace({X: argument, **bound})
+        return cast(sp.Expr, substitute(self.expression, {X: argument, **bound}))
 
 
 def _where(*branches: tuple[object, object]) -> sp.Expr:
@@ -111,7 +140,9 @@ _ALL = (
         "Klambauer, Unterthiner, Mayr and Hochreiter 2017",
         torch="nn.SELU",
     ),
-    Activation("gelu", _x * (1 + sp.erf(_x / sp.sqrt(2))) / 2, "Hendrycks and Gimpel 2016", torch="nn.GELU"),
+    Activation(
+        "gelu", _x * (1 + sp.erf(_x / sp.sqrt(2))) / 2, "Hendrycks and Gimpel 2016", torch="nn.GELU"
+    ),
     Activation(
         "gelu_tanh",
         _x * (1 + sp.tanh(sp.sqrt(2 / sp.pi) * (_x + sp.Rational("0.044715") * _x**3))) / 2,

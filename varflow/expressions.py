@@ -17,7 +17,7 @@ import sympy as sp
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
-from varflow.activations import ACTIVATIONS, Activation
+from varflow.activations import ACTIVATIONS, Activation, compare
 from varflow.grammar import (
     CHOICES,
     CONSTANTS,
@@ -201,7 +201,11 @@ class _Reader:
         )
 
     def product(self, node: Any) -> sp.Expr:
-        factors = [self.number(node.children[0])]
+        first, factors = node.children[0], []
+        while first.data == "unary":
+            factors.append(sp.Integer(-1 if first.children[0] == "-" else 1))
+            first = first.children[1]
+        factors.append(self.number(first))
         for sign, child in zip(node.children[1::2], node.children[2::2], strict=True):
             factor = self.number(child)
             factors.append(self.power_of(factor, sp.Integer(-1), child) if sign == "/" else factor)
@@ -225,7 +229,9 @@ class _Reader:
             self.source.fail(f"more than {MAX_RELATIONS} relations", node)
         self.few_cases(sides, node)
         pairs = zip(node.children[1::2], sides, sides[1:], strict=False)
-        return self.checked(sp.And(*(_RELATIONS[str(sign)](a, b) for sign, a, b in pairs)), node)
+        return self.checked(
+            sp.And(*(compare(_RELATIONS[str(sign)], a, b) for sign, a, b in pairs)), node
+        )
 
     def negation(self, node: Any) -> sp.Basic:
         return sp.Not(self.condition(node.children[1]))
@@ -233,8 +239,7 @@ class _Reader:
     def junction(self, node: Any) -> sp.Basic:
         join = sp.And if node.data == "conjunction" else sp.Or
         value = join(*(self.condition(c) for c in node.children[::2]))
-        if len(value.atoms(Relational)) > MAX_RELATIONS:
-            self.source.fail(f"more than {MAX_RELATIONS} relations", node)
+        self.few_relations([value], node)
         return value
 
     def equality(self, node: Any) -> sp.Basic:
@@ -327,8 +332,7 @@ class _Reader:
             )
         if branches[-1][1] is not sp.true:
             self.source.fail("the last condition is not True", node, instead="..., (0, True))")
-        if sum(len(c.atoms(Relational)) for _, c in branches) > MAX_RELATIONS:
-            self.source.fail(f"more than {MAX_RELATIONS} relations", node)
+        self.few_relations([c for _, c in branches], node)
         return self.checked(sp.Piecewise(*branches), node)
 
     # -- limits
@@ -341,31 +345,42 @@ class _Reader:
 
     def checked(self, value: sp.Basic, node: Any) -> Any:
         """The value of one step, if it is real, finite and within the limits."""
-        if value.has(sp.ITE):
-            value = value.replace(sp.ITE, _either)
-        if value.has(*NOT_REAL) or (value.is_number and cast(Any, value).is_extended_real is False):
+        if value.has(*NOT_REAL) or (value.is_number and _unreal(value)):
             self.source.fail("this is not a finite real number", node)
         if _size(value) > MAX_SIZE:
             self.source.fail("written out, this is too large", node)
-        if isinstance(value, sp.Rational) and _bits(value) > MAX_BITS:
-            self.source.fail("a number too large", node)
         for factor in sp.Mul.make_args(value):
-            if isinstance(factor, sp.Pow | sp.exp) and not _moderate(factor):
-                self.source.fail(f"an exponent beyond {MAX_EXPONENT}", node)
+            self.moderate(factor, node)
         return value
 
     def accepted(self, value: sp.Expr, root: Any) -> sp.Expr:
         """The whole value, if the grammar can say all of its parts."""
-        if value.is_extended_real is False:
+        if _unreal(value):
             self.source.fail("this is not a real number", root)
         for part in sp.preorder_traversal(value):
             if not isinstance(part, SAYABLE):
                 self.source.fail(f"{type(part).__name__} is outside the grammar", root)
-            if isinstance(part, sp.Rational) and _bits(part) > MAX_BITS:
-                self.source.fail("a number too large", root)
-            if isinstance(part, sp.Pow | sp.exp) and not _moderate(part):
-                self.source.fail(f"an exponent beyond {MAX_EXPONENT}", root)
+            self.moderate(part, root)
         return value
+
+    def moderate(self, part: sp.Basic, node: Any) -> None:
+        """Refuse one part that is too large a number, power or choice, or a root of a negative."""
+        if isinstance(part, sp.Rational) and _bits(part) > MAX_BITS:
+            self.source.fail("a number too large", node)
+        if isinstance(part, sp.Pow) and part.base.is_number and _unreal(part):
+            self.source.fail("this is not a finite real number", node)
+        if isinstance(part, sp.Pow | sp.exp) and not _moderate(part):
+            self.source.fail(f"an exponent beyond {MAX_EXPONENT}", node)
+        if isinstance(part, sp.Piecewise):
+            self.few_relations([c for _, c in part.args], node)
+
+    def few_relations(self, conditions: list[Boolean], node: Any) -> None:
+        if sum(len(c.atoms(Relational)) for c in conditions) > MAX_RELATIONS:
+            self.source.fail(f"more than {MAX_RELATIONS} relations", node)
+
+
+def _unreal(value: Any) -> bool:
+    return value.is_extended_real is False
 
 
 def _bits(value: sp.Rational) -> int:
@@ -385,10 +400,6 @@ def _moderate(power: sp.Expr) -> bool:
     return _reach(exponent) <= MAX_EXPONENT
 
 
-def _either(condition: Boolean, yes: Boolean, no: Boolean) -> Boolean:
-    return sp.Or(sp.And(condition, yes), sp.And(sp.Not(condition), no))
-
-
 def _size(value: sp.Basic) -> int:
     """Number of parts, counted up to a little over the limit; infinite where nested too deep."""
     size, height = 0, 0
@@ -399,7 +410,7 @@ def _size(value: sp.Basic) -> int:
     return size if height <= MAX_HEIGHT else MAX_SIZE + 1
 
 
-_RELATIONS: Mapping[str, Callable[..., sp.Basic]] = MappingProxyType(
+_RELATIONS: Mapping[str, type[Relational]] = MappingProxyType(
     {"<": sp.Lt, "<=": sp.Le, ">": sp.Gt, ">=": sp.Ge, "==": sp.Eq, "!=": sp.Ne}
 )
 _RULES: Mapping[str, Callable[[_Reader, Any], sp.Basic]] = MappingProxyType(

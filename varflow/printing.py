@@ -7,6 +7,7 @@ from typing import cast
 
 import sympy as sp
 from sympy.core.relational import Relational
+from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from varflow.errors import ExpressionError
@@ -42,6 +43,26 @@ class _Printer(StrPrinter):  # type: ignore[misc]
         if not name or "`" in name or "\n" in name:
             raise ExpressionError(f"the name {name!r} has no text in the expression grammar")
         return f"`{name}`"
+
+    def _print_Mul(self, expr: sp.Mul) -> str:
+        """Factors in one chain, so that reading multiplies them all at once."""
+        coefficient, rest = expr.as_coeff_Mul(rational=True)
+        above: list[sp.Expr] = []
+        below: list[sp.Expr] = []
+        for factor in rest.as_ordered_factors():
+            inverse = isinstance(factor, sp.Pow) and factor.exp.is_Rational and factor.exp < 0
+            (below if inverse else above).append(1 / factor if inverse else factor)
+        if abs(coefficient.p) != 1 or not above:
+            above.insert(0, sp.Integer(abs(coefficient.p)))
+        if coefficient.q != 1:
+            below.insert(0, sp.Integer(coefficient.q))
+        tops, bottoms = ([self._factor(f) for f in side] for side in (above, below))
+        group = len(below) > 1 and not any(f.is_Add for f in below)
+        tail = [f"({'*'.join(bottoms)})"] if group else bottoms
+        return ("-" if coefficient < 0 else "") + "/".join(["*".join(tops), *tail])
+
+    def _factor(self, factor: sp.Expr) -> str:
+        return cast(str, self.parenthesize(factor, PRECEDENCE["Mul"], strict=False))
 
     def _print_Integer(self, expr: sp.Integer) -> str:
         value = int(expr)
