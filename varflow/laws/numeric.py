@@ -1,0 +1,163 @@
+"""Formulas as numpy functions that neither overflow nor lose digits where the formula does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sympy as sp
+
+Array = npt.NDArray[np.float64]
+
+
+class softplus(sp.Function):  # type: ignore[misc]
+    """log(1 + exp(x))."""
+
+    nargs = 1
+
+
+class expit(sp.Function):  # type: ignore[misc]
+    """1 / (1 + exp(-x))."""
+
+    nargs = 1
+
+
+class exp_erfc(sp.Function):  # type: ignore[misc]
+    """exp(a) erfc(b), given a, b and a - b^2."""
+
+    nargs = 3
+
+
+def stable(expr: sp.Expr) -> sp.Expr:
+    """Logistic functions, softplus and exp * erfc in a form that floats can evaluate."""
+    expr = expr.replace(lambda e: isinstance(e, sp.log), _softplus)
+    expr = expr.replace(lambda e: isinstance(e, (sp.Mul, sp.Pow)), _logistic)
+    return expr.replace(lambda e: isinstance(e, sp.Mul), _tail)
+
+
+def _one_plus_exp(expr: sp.Expr) -> sp.Expr | None:
+    """h of 1 + exp(h), else None."""
+    rest = expr - 1
+    return rest.args[0] if isinstance(rest, sp.exp) else None
+
+
+def _softplus(expr: sp.Expr) -> sp.Expr:
+    h = _one_plus_exp(expr.args[0])
+    return expr if h is None else softplus(h)
+
+
+def _logistic(expr: sp.Expr) -> sp.Expr:
+    """exp(m h) / (1 + exp(h))^n with 0 <= m <= n as powers of expit."""
+    factors = expr.as_powers_dict()
+    growth = sp.S.Zero
+    for base, power in list(factors.items()):
+        if base == sp.E:
+            growth += power
+            factors.pop(base)
+        elif isinstance(base, sp.exp):
+            growth += base.args[0] * power
+            factors.pop(base)
+    for base, power in list(factors.items()):
+        h = _one_plus_exp(base) if isinstance(base, sp.Add) else None
+        if h is None or not power.is_Integer or power >= 0:
+            continue
+        m = sp.cancel(growth / h)
+        m = m if m.is_Integer and 0 <= m <= -power else sp.S.Zero
+        factors.pop(base)
+        factors[expit(-h)] = factors.get(expit(-h), 0) - power - m
+        factors[expit(h)] = factors.get(expit(h), 0) + m
+        growth = sp.expand(growth - m * h)
+    if not any(isinstance(b, expit) for b in factors):
+        return expr
+    return sp.Mul(sp.exp(growth), *[b**p for b, p in factors.items()])
+
+
+def _tail(expr: sp.Mul) -> sp.Expr:
+    powers = [a for a in expr.args if isinstance(a, sp.exp)]
+    tails = [a for a in expr.args if isinstance(a, sp.erfc)]
+    if len(powers) != 1 or len(tails) != 1:
+        return expr
+    a, b = powers[0].args[0], tails[0].args[0]
+    rest = [f for f in expr.args if f not in (powers[0], tails[0])]
+    return sp.Mul(exp_erfc(a, b, sp.expand(a - b**2)), *rest)
+
+
+def _np_softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def _np_expit(x: Array) -> Array:
+    from scipy.special import expit as special
+
+    return np.asarray(special(x))
+
+
+def _np_erf(x: Array) -> Array:
+    from scipy.special import erf
+
+    return np.asarray(erf(x))
+
+
+def _np_erfc(x: Array) -> Array:
+    from scipy.special import erfc
+
+    return np.asarray(erfc(x))
+
+
+def _np_exp_erfc(a: Array, b: Array, gap: Array) -> Array:
+    from scipy.special import erfc, erfcx
+
+    b = np.asarray(b, dtype=float)
+    far = np.exp(gap) * erfcx(np.maximum(b, 0.0))
+    return np.where(b > 0, far, np.exp(np.where(b > 0, 0.0, a)) * erfc(np.minimum(b, 0.0)))
+
+
+def _np_gamma(x: Array) -> Array:
+    from scipy.special import gamma
+
+    return np.asarray(gamma(x))
+
+
+def _np_loggamma(x: Array) -> Array:
+    from scipy.special import gammaln
+
+    return np.asarray(gammaln(x))
+
+
+def _np_asin(x: Array) -> Array:
+    return np.arcsin(np.clip(x, -1.0, 1.0))
+
+
+def _np_sqrt(x: Any) -> Any:
+    return np.sqrt(np.maximum(x, 0.0)) if not np.iscomplexobj(x) else np.sqrt(x)
+
+
+_MODULE = {
+    "softplus": _np_softplus,
+    "expit": _np_expit,
+    "erf": _np_erf,
+    "erfc": _np_erfc,
+    "exp_erfc": _np_exp_erfc,
+    "gamma": _np_gamma,
+    "loggamma": _np_loggamma,
+    "asin": _np_asin,
+    "arcsin": _np_asin,
+    "sqrt": _np_sqrt,
+}
+
+
+@lru_cache(maxsize=2048)
+def vectorized(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
+    """The expression as a function of numpy arrays (no GaussianExpectation inside)."""
+    made: Callable[..., Any] = sp.lambdify(
+        list(symbols), stable(expr), modules=[_MODULE, "numpy"], cse=len(str(expr)) > 400
+    )
+    return made
+
+
+def broadcast(values: Sequence[Any]) -> list[Array]:
+    """Arrays of one common shape, floats."""
+    return list(np.broadcast_arrays(*[np.asarray(v, dtype=float) for v in values]))

@@ -1,0 +1,223 @@
+"""E[x_1^e_1 ... x_n^e_n 1(x_i > t_i, ...)] of jointly Gaussian x, by Stein's lemma.
+
+Stein (1981): E[x_a g] = mu_a E[g] + sum_b Cov(x_a, x_b) E[d_b g]; the derivative of an indicator is a delta,
+that is a density times an expectation conditional on the border. What is left are orthant probabilities:
+one threshold (erf), two or three central ones (arcsin; Sheppard 1899), independent ones.
+Each answer is computed once for a pattern of zeros, in dummies, and then filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import sympy as sp
+
+MAX_DEGREE = 24
+
+
+class NotClosed(Exception):
+    """No closed form is known."""
+
+
+Vector = tuple[sp.Expr, ...]
+Matrix = tuple[Vector, ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which numbers of a moment are zero: the key of its template."""
+
+    exponents: tuple[int, ...]
+    cut: tuple[int, ...]
+    zero_mean: tuple[bool, ...]
+    zero_threshold: tuple[bool, ...]
+    correlated: frozenset[tuple[int, int]]
+    tilted: bool
+
+
+def moment(
+    exponents: tuple[int, ...],
+    mean: Vector,
+    gram: Matrix,
+    thresholds: dict[int, sp.Expr],
+    tilted: bool = False,
+) -> sp.Expr:
+    """The moment, x ~ N(mean, gram), coordinate i > thresholds[i]; NotClosed if none is known.
+
+    ``tilted``: the caller multiplies by a growing exponential, so tails are written with erfc.
+    """
+    if sum(exponents) > MAX_DEGREE:
+        raise NotClosed
+    n = range(len(exponents))
+    shift = {i: sp.expand(thresholds[i] - mean[i]) for i in thresholds}
+    pattern = Pattern(
+        exponents,
+        tuple(sorted(thresholds)),
+        tuple(mean[i] == 0 for i in n),
+        tuple(shift[i] == 0 for i in sorted(shift)),
+        frozenset((i, j) for i, j in combinations(n, 2) if gram[i][j] != 0),
+        tilted,
+    )
+    values: dict[sp.Expr, sp.Expr] = {_MEAN(i): mean[i] for i in n}
+    values |= {_SHIFT(i): s for i, s in shift.items()}
+    values |= {_GRAM(i, j): gram[i][j] for i in n for j in n if j >= i}
+    return _template(pattern).xreplace(values)
+
+
+@lru_cache(maxsize=None)
+def _MEAN(i: int) -> sp.Dummy:
+    return sp.Dummy(f"m{i}", real=True)
+
+
+@lru_cache(maxsize=None)
+def _SHIFT(i: int) -> sp.Dummy:
+    return sp.Dummy(f"t{i}", real=True)
+
+
+@lru_cache(maxsize=None)
+def _GRAM(i: int, j: int) -> sp.Dummy:
+    return sp.Dummy(f"g{i}{j}", positive=True) if i == j else sp.Dummy(f"g{i}{j}", real=True)
+
+
+@lru_cache(maxsize=4096)
+def _template(pattern: Pattern) -> sp.Expr:
+    n = len(pattern.exponents)
+    mean = tuple(sp.S.Zero if pattern.zero_mean[i] else _MEAN(i) for i in range(n))
+    gram = tuple(
+        tuple(
+            _GRAM(min(i, j), max(i, j))
+            if i == j or (min(i, j), max(i, j)) in pattern.correlated
+            else sp.S.Zero
+            for j in range(n)
+        )
+        for i in range(n)
+    )
+    zero = dict(zip(pattern.cut, pattern.zero_threshold, strict=True))
+    shift = {i: sp.S.Zero if zero[i] else _SHIFT(i) for i in pattern.cut}
+    state = _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted)
+    return sp.expand(_uncentred(pattern.exponents, mean, state))
+
+
+def _uncentred(exponents: tuple[int, ...], mean: Vector, state: _State) -> sp.Expr:
+    """x = mean + y: the binomial expansion into moments of the centred y."""
+    total: list[tuple[sp.Expr, tuple[int, ...]]] = [(sp.S.One, ())]
+    for e, m in zip(exponents, mean, strict=True):
+        options = [e] if m == 0 else range(e + 1)
+        total = [
+            (c * sp.binomial(e, k) * m ** (e - k), (*done, k)) for c, done in total for k in options
+        ]
+    return sp.Add(*[c * state.moment(done) for c, done in total])
+
+
+@dataclass(frozen=True)
+class _State:
+    """y ~ N(drift, gram) of n coordinates, y_i > shift[i]; ``drift`` comes from conditioning."""
+
+    size: int
+    gram: Matrix
+    drift: Vector
+    shift: dict[int, sp.Expr]
+    tilted: bool
+
+    def moment(self, e: tuple[int, ...]) -> sp.Expr:
+        return self._moment(e, {})
+
+    def _moment(self, e: tuple[int, ...], seen: dict[tuple[int, ...], sp.Expr]) -> sp.Expr:
+        if e not in seen:
+            seen[e] = self._reduce(e, seen) if any(e) else self.probability()
+        return seen[e]
+
+    def _reduce(self, e: tuple[int, ...], seen: dict[tuple[int, ...], sp.Expr]) -> sp.Expr:
+        a = max(range(self.size), key=lambda i: (e[i] > 0, i not in self.shift, e[i]))
+        rest = _less(e, a)
+        total = []
+        if self.drift[a] != 0:
+            total.append(self.drift[a] * self._moment(rest, seen))
+        for b in range(self.size):
+            if rest[b] and self.gram[a][b] != 0:
+                total.append(self.gram[a][b] * rest[b] * self._moment(_less(rest, b), seen))
+        for i in self.shift:
+            if self.gram[a][i] != 0:
+                total.append(self.gram[a][i] * self.density(i) * self.given(i).border(rest, i, self))
+        return sp.expand(sp.Add(*total))
+
+    def border(self, e: tuple[int, ...], i: int, before: _State) -> sp.Expr:
+        """The moment on y_i = its threshold (self is already conditional on that)."""
+        value = before.shift[i] ** e[i]
+        if value == 0:
+            return sp.S.Zero
+        return value * self.moment((*e[:i], 0, *e[i + 1 :]))
+
+    def density(self, i: int) -> sp.Expr:
+        """The density of y_i at its threshold."""
+        v = self.gram[i][i]
+        gap = self.shift[i] - self.drift[i]
+        return sp.exp(-(gap**2) / (2 * v)) / (sp.sqrt(2 * sp.pi) * root(v))
+
+    def given(self, i: int) -> _State:
+        """The law given y_i = its threshold."""
+        v, n = self.gram[i][i], range(self.size)
+        gap = self.shift[i] - self.drift[i]
+        gram = tuple(
+            tuple(_ratio(self.gram[j][k] * v - self.gram[i][j] * self.gram[i][k], v) for k in n)
+            for j in n
+        )
+        drift = tuple(_ratio(self.drift[j] * v + self.gram[i][j] * gap, v) for j in n)
+        shift = {j: s for j, s in self.shift.items() if j != i}
+        if any(gram[j][j] == 0 for j in shift):
+            raise NotClosed
+        return _State(self.size, gram, drift, shift, self.tilted)
+
+    def probability(self) -> sp.Expr:
+        """P(y_i > shift_i for all i): independent blocks of one, two or three thresholds."""
+        todo, blocks = set(self.shift), []
+        while todo:
+            block = {todo.pop()}
+            while near := {j for j in todo if any(self.gram[i][j] != 0 for i in block)}:
+                block |= near
+                todo -= near
+            blocks.append(sorted(block))
+        return sp.Mul(*[self._block(block) for block in sorted(blocks)])
+
+    def _block(self, block: list[int]) -> sp.Expr:
+        gaps = [_ratio(self.shift[i] - self.drift[i], sp.S.One) for i in block]
+        if len(block) == 1:
+            x = gaps[0] / (sp.sqrt(2) * root(self.gram[block[0]][block[0]]))
+            return sp.erfc(x) / 2 if self.tilted else (1 - sp.erf(x)) / 2
+        if len(block) > 3 or any(g != 0 for g in gaps):
+            raise NotClosed
+        angles = [sp.asin(self._correlation(i, j)) for i, j in combinations(block, 2)]
+        base = sp.Rational(1, 2 ** len(block))
+        return base + sp.Add(*angles) / (sp.pi * (2 if len(block) == 2 else 4))
+
+    def _correlation(self, i: int, j: int) -> sp.Expr:
+        return self.gram[i][j] / (root(self.gram[i][i]) * root(self.gram[j][j]))
+
+
+def _less(e: tuple[int, ...], a: int) -> tuple[int, ...]:
+    return (*e[:a], e[a] - 1, *e[a + 1 :])
+
+
+def _ratio(numerator: sp.Expr, denominator: sp.Expr) -> sp.Expr:
+    return sp.cancel(numerator / denominator)
+
+
+def root(variance: sp.Expr) -> sp.Expr:
+    """sqrt of a variance given as a ratio of polynomials, numerator and denominator each positive."""
+    above, below = sp.fraction(variance)
+    if not above.free_symbols and not below.free_symbols:
+        return sp.sqrt(variance)
+    if _negative_example(below):
+        above, below = -above, -below
+    return sp.sqrt(sp.expand(above)) / sp.sqrt(sp.expand(below))
+
+
+def _negative_example(expr: sp.Expr) -> bool:
+    """The sign at one Gram matrix (1 on the diagonal, small elsewhere); determinants keep theirs."""
+    values = {
+        s: sp.Integer(1) if s.is_positive else sp.Rational(1, 10 + 3 * k)
+        for k, s in enumerate(sorted(expr.free_symbols, key=lambda s: str(s.name)))
+    }
+    return bool(expr.xreplace(values) < 0)

@@ -1,0 +1,75 @@
+"""Derivatives almost everywhere, and whether a function jumps."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from varflow.laws.algebra import depends, rational
+from varflow.laws.cells import KINKED, NotFlat, kinked, pieces
+
+_FLAT = (sp.sign, sp.Heaviside, sp.floor, sp.ceiling)
+_PROBES = ("7/5", "-11/8", "13/9", "-3/7", "17/6", "-19/11", "5/12", "-23/10")
+
+
+def derivative(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
+    """d expr / d var almost everywhere: kinks give their one-sided slopes, jumps give nothing."""
+    if not depends(expr, (var,)):
+        return sp.S.Zero
+    if not kinked(expr, (var,)) and not expr.has(*_FLAT):
+        return expr.diff(var)
+    if isinstance(expr, _FLAT):
+        return sp.S.Zero
+    if isinstance(expr, sp.Add):
+        return sp.Add(*[derivative(a, var) for a in expr.args])
+    if isinstance(expr, sp.Mul):
+        args = expr.args
+        return sp.Add(
+            *[sp.Mul(*args[:i], derivative(a, var), *args[i + 1 :]) for i, a in enumerate(args)]
+        )
+    return _kink(expr, var)
+
+
+def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
+    if isinstance(expr, sp.Abs):
+        return sp.sign(expr.args[0]) * derivative(expr.args[0], var)
+    if isinstance(expr, sp.Piecewise):
+        return sp.Piecewise(*[(derivative(e, var), c) for e, c in expr.args])
+    if isinstance(expr, (sp.Max, sp.Min)):
+        first, rest = expr.args[0], expr.func(*expr.args[1:])
+        wins = first > rest if isinstance(expr, sp.Max) else first < rest
+        return sp.Piecewise((derivative(first, var), wins), (derivative(rest, var), True))
+    stand_in = [sp.Dummy(f"d{i}", real=True) for i in range(len(expr.args))]
+    back = dict(zip(stand_in, expr.args, strict=True))
+    outer = expr.func(*stand_in)
+    return sp.Add(
+        *[outer.diff(d).xreplace(back) * derivative(a, var) for d, a in back.items()]
+    )
+
+
+def has_jump(expr: sp.Expr, var: sp.Symbol) -> bool:
+    """Whether the function jumps somewhere as ``var`` moves, the other symbols at a general place."""
+    expr = rational(expr)
+    if not expr.has(*KINKED, *_FLAT) or not depends(expr, (var,)):
+        return False
+    if any(depends(node, (var,)) for node in expr.atoms(sp.floor, sp.ceiling)):
+        return True
+    others = sorted(expr.free_symbols - {var}, key=sp.default_sort_key)
+    return any(_jumps(expr.xreplace(_probe(others, k)), var) for k in range(4 if others else 1))
+
+
+def _probe(symbols: list[sp.Symbol], k: int) -> dict[sp.Symbol, sp.Expr]:
+    values = (sp.Rational(_PROBES[(i + 3 * k) % len(_PROBES)]) + k for i in range(len(symbols)))
+    return {
+        s: abs(v) if s.is_nonnegative else v for s, v in zip(symbols, values, strict=True)
+    }
+
+
+def _jumps(expr: sp.Expr, var: sp.Symbol) -> bool:
+    try:
+        borders, bodies = pieces(expr, var)
+    except NotFlat:
+        return True
+    steps = (
+        (right - left).subs(var, b) for b, left, right in zip(borders, bodies, bodies[1:], strict=False)
+    )
+    return any(abs(sp.N(step, 30)) > sp.Float("1e-20") for step in steps)

@@ -1,0 +1,303 @@
+"""Closed forms of one cell: sums of polynomial x exp(quadratic) x erf x sin/cos over half spaces.
+
+exp(linear) shifts the mean (Girsanov), exp(square) changes the covariance, erf(L) is the probability of a
+half space of a fresh Gaussian, sin and cos are exponentials of an imaginary argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+import sympy as sp
+
+from varflow.laws.algebra import Line, affine, line, ordered, products
+from varflow.laws.cells import Bounds, NotFlat, split
+from varflow.laws.pairs import Matrix, NotClosed, moment
+from varflow.laws.tidy import tidy
+
+Covariance = Callable[[sp.Symbol, sp.Symbol], sp.Expr]
+MAX_CUTS = 3
+
+
+@dataclass(frozen=True)
+class Half:
+    """The half space form > threshold."""
+
+    form: sp.Expr
+    threshold: sp.Expr
+
+
+@dataclass(frozen=True)
+class Piece:
+    """coefficient * monomial * exp(exponent) * cos or sin(phase) on an intersection of half spaces."""
+
+    coefficient: sp.Expr
+    powers: tuple[tuple[sp.Symbol, int], ...]
+    exponent: sp.Expr
+    waves: tuple[sp.Expr, ...]
+    errors: tuple[Line, ...]
+    halves: tuple[Half, ...]
+
+
+def closed(
+    expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance
+) -> sp.Expr:
+    """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed."""
+    try:
+        cells = split(expr, variables)
+    except NotFlat:
+        raise NotClosed from None
+    total = []
+    for cell in cells:
+        if cell.body == 0:
+            continue
+        for sign, halves in _half_spaces(cell.bounds):
+            for piece in _pieces(cell.body, variables, halves):
+                total.append(sign * _expect(piece, covariance))
+    return tidy(sp.Add(*total))
+
+
+def _half_spaces(bounds: Bounds) -> Iterator[tuple[int, tuple[Half, ...]]]:
+    """Every bound as a signed sum of half spaces, multiplied out."""
+    options: list[list[tuple[int, Half]]] = []
+    for form, lo, hi in bounds:
+        if hi == sp.oo:
+            options.append([(1, Half(form, lo))])
+        elif lo == sp.S.NegativeInfinity:
+            options.append([(1, Half(-form, -hi))])
+        else:
+            options.append([(1, Half(form, lo)), (-1, Half(form, hi))])
+    for choice in product(*options):
+        yield int(sp.prod([s for s, _ in choice])), tuple(h for _, h in choice)
+
+
+def _pieces(
+    body: sp.Expr, variables: frozenset[sp.Symbol], halves: tuple[Half, ...]
+) -> Iterator[Piece]:
+    for coefficient, powers in products(_plain(body, variables), variables):
+        piece = Piece(coefficient, (), sp.S.Zero, (), (), halves)
+        for factor, power in powers.items():
+            piece = _absorb(piece, factor, power, variables)
+        yield piece
+
+
+def _plain(body: sp.Expr, variables: frozenset[sp.Symbol]) -> sp.Expr:
+    """sinh, cosh, erfc, powers of numbers in terms of exp and erf."""
+    body = body.replace(sp.sinh, lambda x: (sp.exp(x) - sp.exp(-x)) / 2)
+    body = body.replace(sp.cosh, lambda x: (sp.exp(x) + sp.exp(-x)) / 2)
+    body = body.replace(sp.erfc, lambda x: 1 - sp.erf(x))
+    return body.replace(
+        lambda e: isinstance(e, sp.Pow) and bool(e.base.is_positive) and bool(e.exp.free_symbols),
+        lambda e: sp.exp(e.exp * sp.log(e.base)),
+    )
+
+
+def _absorb(
+    piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.Symbol]
+) -> Piece:
+    if factor in variables and power >= 0:
+        return replace(piece, powers=(*piece.powers, (factor, power)))
+    if isinstance(factor, sp.exp):
+        return replace(piece, exponent=piece.exponent + power * factor.args[0])
+    straight = line(factor.args[0], variables) if len(factor.args) == 1 else None
+    if straight is None or power < 0:
+        raise NotClosed
+    if isinstance(factor, sp.erf):
+        return replace(piece, errors=piece.errors + (straight,) * power)
+    if isinstance(factor, (sp.sin, sp.cos)):
+        shift = sp.pi / 2 if isinstance(factor, sp.sin) else sp.S.Zero
+        return replace(piece, waves=piece.waves + (factor.args[0] - shift,) * power)
+    raise NotClosed
+
+
+def _expect(piece: Piece, covariance: Covariance) -> sp.Expr:
+    """Remove erf factors (fresh half spaces) and products of waves, then integrate."""
+    if len(piece.errors) + len(piece.halves) > MAX_CUTS:
+        raise NotClosed
+    fresh = [sp.Dummy(f"w{i}", real=True) for i in range(len(piece.errors))]
+
+    def extended(u: sp.Symbol, v: sp.Symbol) -> sp.Expr:
+        if u in fresh or v in fresh:
+            return sp.Integer(int(u == v))
+        return covariance(u, v)
+
+    total = []
+    for keep in product((False, True), repeat=len(fresh)):
+        halves = [
+            Half(sp.sqrt(2) * e.scale * e.form + w, -sp.sqrt(2) * e.constant)
+            for e, w, k in zip(piece.errors, fresh, keep, strict=True)
+            if k
+        ]
+        weight = 2 ** sum(keep) * (-1) ** (len(fresh) - sum(keep))
+        cut = replace(piece, halves=(*piece.halves, *halves))
+        for wave_weight, phase in _single_waves(piece.waves):
+            total.append(weight * wave_weight * _integrate(cut, phase, extended))
+    return piece.coefficient * sp.Add(*total)
+
+
+def _single_waves(waves: tuple[sp.Expr, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
+    """A product of cosines as a weighted sum of single cosines (phase 0: the constant 1)."""
+    result: list[tuple[sp.Expr, sp.Expr]] = [(sp.S.One, sp.S.Zero)]
+    for k, wave in enumerate(waves):
+        if k == 0:
+            result = [(sp.S.One, wave)]
+            continue
+        result = [(w / 2, sp.expand(p + s * wave)) for w, p in result for s in (1, -1)]
+    return result
+
+
+class _Law:
+    """A Gaussian law on named variables, changed by exponential tilts."""
+
+    def __init__(self, names: list[sp.Symbol], covariance: Covariance) -> None:
+        self.names = names
+        self.cov = [[covariance(u, v) for v in names] for u in names]
+        self.mean: list[sp.Expr] = [sp.S.Zero] * len(names)
+        self.factor: sp.Expr = sp.S.One
+
+    def vector(self, form: sp.Expr) -> list[sp.Expr]:
+        found = affine(form, self.names)
+        if found is None:
+            raise NotClosed
+        return [found[0].get(v, sp.S.Zero) for v in self.names]
+
+    def image(self, a: list[sp.Expr]) -> list[sp.Expr]:
+        return [sp.Add(*[r * x for r, x in zip(row, a, strict=True)]) for row in self.cov]
+
+    def dot(self, a: list[sp.Expr], b: list[sp.Expr]) -> sp.Expr:
+        return sp.expand(sp.Add(*[x * y for x, y in zip(a, b, strict=True)]))
+
+    def square(self, weight: sp.Expr, a: list[sp.Expr]) -> None:
+        """Multiply by exp(weight (a.x)^2); the mean must still be zero."""
+        image = self.image(a)
+        below = sp.expand(1 - 2 * weight * self.dot(a, image))
+        if not (below.is_positive or (weight.is_negative)):
+            raise NotClosed
+        self.factor /= sp.sqrt(below)
+        n = range(len(a))
+        update = 2 * weight / below
+        self.cov = [
+            [sp.cancel(self.cov[i][j] + update * image[i] * image[j]) for j in n] for i in n
+        ]
+
+    def shift(self, a: list[sp.Expr]) -> None:
+        """Multiply by exp(a.x)."""
+        image = self.image(a)
+        self.factor *= sp.exp(sp.cancel(self.dot(a, image) / 2))
+        self.mean = [sp.cancel(m + x) for m, x in zip(self.mean, image, strict=True)]
+
+
+def _integrate(piece: Piece, phase: sp.Expr, covariance: Covariance) -> sp.Expr:
+    """E[monomial exp(exponent) cos(phase) 1(halves)]."""
+    symbols = set().union(*(h.form.free_symbols for h in piece.halves), piece.exponent.free_symbols)
+    symbols |= phase.free_symbols | {v for v, _ in piece.powers}
+    names = ordered(s for s in symbols if _is_variable(s, covariance))
+    law = _Law(names, covariance)
+    constant, linear = _tilt(law, piece.exponent)
+    wave, offset = _wave(law, phase)
+    if any(linear):
+        law.shift(linear)
+    scale = sp.exp(constant) * law.factor
+    if any(wave):
+        return scale * _oscillating(piece, law, wave, offset)
+    return scale * sp.cos(offset) * _moment(piece, law, tilted=scale != 1)
+
+
+def _is_variable(symbol: sp.Symbol, covariance: Covariance) -> bool:
+    try:
+        return covariance(symbol, symbol) != 0
+    except KeyError:
+        return False
+
+
+def _tilt(law: _Law, exponent: sp.Expr) -> tuple[sp.Expr, list[sp.Expr]]:
+    """Apply the quadratic part of the exponent; give back its constant and linear part."""
+    zero = dict.fromkeys(law.names, sp.S.Zero)
+    constant, linear = sp.S.Zero, dict(zero)
+    for coefficient, powers in products(exponent, law.names):
+        if any(v not in zero or k < 0 for v, k in powers.items()) or sum(powers.values()) > 2:
+            raise NotClosed
+        if sum(powers.values()) == 0:
+            constant += coefficient
+        elif sum(powers.values()) == 1:
+            linear[next(iter(powers))] += coefficient
+        else:
+            _square(law, coefficient, list(powers))
+    return constant, list(linear.values())
+
+
+def _square(law: _Law, coefficient: sp.Expr, names: list[sp.Expr]) -> None:
+    if len(names) == 1:
+        law.square(coefficient, law.vector(names[0]))
+        return
+    first, second = (coefficient / 4, names[0] + names[1]), (-coefficient / 4, names[0] - names[1])
+    for weight, form in sorted((first, second), key=lambda item: not item[0].is_negative):
+        law.square(weight, law.vector(form))
+
+
+def _wave(law: _Law, phase: sp.Expr) -> tuple[list[sp.Expr], sp.Expr]:
+    found = affine(phase, law.names)
+    if found is None:
+        raise NotClosed
+    return [found[0].get(v, sp.S.Zero) for v in law.names], found[1]
+
+
+def _oscillating(piece: Piece, law: _Law, wave: list[sp.Expr], offset: sp.Expr) -> sp.Expr:
+    """E[monomial cos(wave.x + offset)] by the characteristic function; no half spaces."""
+    if piece.halves:
+        raise NotClosed
+    image = law.image(wave)
+    damping = sp.exp(-law.dot(wave, image) / 2)
+    angle = sp.expand(offset + law.dot(wave, law.mean))
+    law.mean = [m + sp.I * x for m, x in zip(law.mean, image, strict=True)]
+    value = sp.expand(_moment(piece, law, tilted=False))
+    imaginary = value.coeff(sp.I, 1)
+    real = sp.expand(value - sp.I * imaginary)
+    return damping * (real * sp.cos(angle) - imaginary * sp.sin(angle))
+
+
+def _moment(piece: Piece, law: _Law, tilted: bool) -> sp.Expr:
+    """Name the coordinates (monomial variables, half-space forms) and ask for their moment."""
+    forms, thresholds = _coordinates(piece.halves)
+    exponents, sign = [0] * len(forms), 1
+    for v, k in piece.powers:
+        if -v in forms:
+            exponents[forms.index(-v)], sign = k, sign * (-1) ** k
+            continue
+        if v not in forms:
+            forms.append(v)
+            exponents.append(0)
+        exponents[forms.index(v)] = k
+    vectors = [law.vector(f) for f in forms]
+    images = [law.image(a) for a in vectors]
+    gram: Matrix = tuple(tuple(_tidy(law.dot(a, b)) for b in images) for a in vectors)
+    mean = tuple(_tidy(law.dot(a, law.mean)) for a in vectors)
+    if any(gram[i][i] == 0 for i in thresholds):
+        raise NotClosed
+    return sign * moment(tuple(exponents), mean, gram, thresholds, tilted)
+
+
+def _tidy(expr: sp.Expr) -> sp.Expr:
+    return expr if expr.is_Atom or expr.is_polynomial() else sp.together(expr)
+
+
+def _coordinates(halves: tuple[Half, ...]) -> tuple[list[sp.Expr], dict[int, sp.Expr]]:
+    forms: list[sp.Expr] = []
+    thresholds: dict[int, sp.Expr] = {}
+    for half in halves:
+        straight = affine(half.form, half.form.free_symbols)
+        form, threshold = half.form, half.threshold
+        if straight is not None and len(straight[0]) == 1:
+            ((symbol, k),) = straight[0].items()
+            size = k if k.is_positive else -k
+            form, threshold = half.form / size, half.threshold / size
+        thresholds[len(forms)] = threshold
+        forms.append(form)
+    return forms, thresholds
+
+
+def constants_of(covariance: Mapping[tuple[sp.Symbol, sp.Symbol], sp.Expr]) -> Covariance:
+    """A covariance function over a table; KeyError for symbols that are not variables."""
+    return lambda u, v: covariance[u, v]
