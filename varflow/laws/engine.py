@@ -297,27 +297,27 @@ def leaves(expr: sp.Basic, names: frozenset[sp.Symbol]) -> set[sp.Expr]:
         found.add(form)
         return scale * form + constant
 
-    _rewrite(expr, names, visit)
+    rewrite_affine(expr, names, visit)
     return found
 
 
 Visitor = Callable[[sp.Expr, sp.Expr, sp.Expr], sp.Expr]
 
 
-def _rewrite(expr: sp.Basic, names: frozenset[sp.Symbol], visit: Visitor) -> sp.Basic:
+def rewrite_affine(expr: sp.Basic, names: frozenset[sp.Symbol], visit: Visitor) -> sp.Basic:
     """Rebuild the expression with ``visit`` at every affine part."""
     if not depends(expr, names):
         return expr
     if isinstance(expr, Relational):
-        return expr.func(_rewrite(expr.lhs - expr.rhs, names, visit), 0)
+        return expr.func(rewrite_affine(expr.lhs - expr.rhs, names, visit), 0)
     straight = line(expr, names) if isinstance(expr, sp.Expr) else None
     if straight is not None:
         return visit(straight.form, straight.scale, straight.constant)
     if isinstance(expr, sp.Add):
         flat = [a for a in expr.args if depends(a, names) and line(a, names) is not None]
-        rest = [_rewrite(a, names, visit) for a in expr.args if a not in flat]
-        return sp.Add(_rewrite(sp.Add(*flat), names, visit), *rest)
-    return expr.func(*[_rewrite(a, names, visit) for a in expr.args])
+        rest = [rewrite_affine(a, names, visit) for a in expr.args if a not in flat]
+        return sp.Add(rewrite_affine(sp.Add(*flat), names, visit), *rest)
+    return expr.func(*[rewrite_affine(a, names, visit) for a in expr.args])
 
 
 def integral(body: sp.Expr, names: frozenset[sp.Symbol], law: Law, depth: int) -> sp.Expr:
@@ -382,7 +382,7 @@ def _unevaluated(
     symbols = [f if f in used else sp.Dummy(f"L{i}", real=True) for i, f in enumerate(forms)]
     rename = dict(zip(forms, symbols, strict=True))
     if any(f not in used for f in forms):
-        body = _rewrite(body, used, lambda f, k, c: k * rename[f] + c)
+        body = rewrite_affine(body, used, lambda f, k, c: k * rename[f] + c)
     if is_odd(body, tuple(symbols)):
         return sp.S.Zero
     entries = [

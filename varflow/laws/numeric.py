@@ -25,6 +25,12 @@ class expit(sp.Function):  # type: ignore[misc]
     nargs = 1
 
 
+class tail_of(sp.Function):  # type: ignore[misc]
+    """erfc(x), never rewritten as 2 - erfc(-x)."""
+
+    nargs = 1
+
+
 class exp_erfc(sp.Function):  # type: ignore[misc]
     """exp(a) erfc(b), given a, b and a - b^2."""
 
@@ -33,6 +39,7 @@ class exp_erfc(sp.Function):  # type: ignore[misc]
 
 def stable(expr: sp.Expr) -> sp.Expr:
     """Logistic functions, softplus and exp * erfc in a form that floats can evaluate."""
+    expr = expr.replace(lambda e: isinstance(e, sp.Add), _complement)
     expr = expr.replace(lambda e: isinstance(e, sp.log), _softplus)
     expr = expr.replace(lambda e: isinstance(e, (sp.Mul, sp.Pow)), _logistic)
     return expr.replace(lambda e: isinstance(e, sp.Mul), _tail)
@@ -42,6 +49,15 @@ def _one_plus_exp(expr: sp.Expr) -> sp.Expr | None:
     """h of 1 + exp(h), else None."""
     rest = expr - 1
     return rest.args[0] if isinstance(rest, sp.exp) else None
+
+
+def _complement(expr: sp.Add) -> sp.Expr:
+    """k + k erf(x) as k erfc(-x): no digits lost where it is small."""
+    constant, rest = expr.as_coeff_Add()
+    number, tail = rest.as_coeff_Mul()
+    if constant == 0 or abs(number) != abs(constant) or not isinstance(tail, sp.erf):
+        return expr
+    return constant * tail_of(-tail.args[0] if number == constant else tail.args[0])
 
 
 def _softplus(expr: sp.Expr) -> sp.Expr:
@@ -140,6 +156,7 @@ _MODULE = {
     "expit": _np_expit,
     "erf": _np_erf,
     "erfc": _np_erfc,
+    "tail_of": _np_erfc,
     "exp_erfc": _np_exp_erfc,
     "gamma": _np_gamma,
     "loggamma": _np_loggamma,

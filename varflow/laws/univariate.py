@@ -169,18 +169,17 @@ class _Law:
     def dot(self, a: list[sp.Expr], b: list[sp.Expr]) -> sp.Expr:
         return sp.expand(sp.Add(*[x * y for x, y in zip(a, b, strict=True)]))
 
-    def square(self, weight: sp.Expr, a: list[sp.Expr]) -> None:
-        """Multiply by exp(weight (a.x)^2); the mean must still be zero."""
-        image = self.image(a)
-        below = sp.expand(1 - 2 * weight * self.dot(a, image))
-        if not (below.is_positive or (weight.is_negative)):
+    def quadratic(self, weights: sp.Matrix) -> None:
+        """Multiply by exp(x' weights x); the mean must still be zero."""
+        sigma = sp.Matrix(self.cov)
+        n = len(self.names)
+        change = sp.eye(n) - 2 * weights * sigma
+        below = sp.expand(change.det())
+        decaying = weights.is_negative_semidefinite
+        if not (decaying or (n == 1 and below.is_positive)):
             raise NotClosed
         self.factor /= sp.sqrt(below)
-        n = range(len(a))
-        update = 2 * weight / below
-        self.cov = [
-            [sp.cancel(self.cov[i][j] + update * image[i] * image[j]) for j in n] for i in n
-        ]
+        self.cov = (sigma * change.adjugate() / below).applyfunc(sp.cancel).tolist()
 
     def shift(self, a: list[sp.Expr]) -> None:
         """Multiply by exp(a.x)."""
@@ -214,27 +213,24 @@ def _is_variable(symbol: sp.Symbol, covariance: Covariance) -> bool:
 
 def _tilt(law: _Law, exponent: sp.Expr) -> tuple[sp.Expr, list[sp.Expr]]:
     """Apply the quadratic part of the exponent; give back its constant and linear part."""
-    zero = dict.fromkeys(law.names, sp.S.Zero)
-    constant, linear = sp.S.Zero, dict(zero)
+    index = {v: i for i, v in enumerate(law.names)}
+    constant: sp.Expr = sp.S.Zero
+    linear: list[sp.Expr] = [sp.S.Zero] * len(index)
+    weights = sp.zeros(len(index))
     for coefficient, powers in products(exponent, law.names):
-        if any(v not in zero or k < 0 for v, k in powers.items()) or sum(powers.values()) > 2:
+        if not powers.keys() <= index.keys() or sum(powers.values()) > 2:
             raise NotClosed
-        if sum(powers.values()) == 0:
-            constant += coefficient
-        elif sum(powers.values()) == 1:
-            linear[next(iter(powers))] += coefficient
+        places = [index[v] for v, k in powers.items() for _ in range(k)]
+        if len(places) == 2:
+            weights[places[0], places[1]] += coefficient / 2
+            weights[places[1], places[0]] += coefficient / 2
+        elif places:
+            linear[places[0]] += coefficient
         else:
-            _square(law, coefficient, list(powers))
-    return constant, list(linear.values())
-
-
-def _square(law: _Law, coefficient: sp.Expr, names: list[sp.Expr]) -> None:
-    if len(names) == 1:
-        law.square(coefficient, law.vector(names[0]))
-        return
-    first, second = (coefficient / 4, names[0] + names[1]), (-coefficient / 4, names[0] - names[1])
-    for weight, form in sorted((first, second), key=lambda item: not item[0].is_negative):
-        law.square(weight, law.vector(form))
+            constant += coefficient
+    if not weights.is_zero_matrix:
+        law.quadratic(weights)
+    return constant, linear
 
 
 def _wave(law: _Law, phase: sp.Expr) -> tuple[list[sp.Expr], sp.Expr]:
