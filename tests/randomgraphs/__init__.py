@@ -1,8 +1,9 @@
-"""Random computation graphs and their brute-force moments: a reference that shares nothing with varflow.
+"""Random computation graphs and their brute-force moments: a reference that shares nothing with
+varflow's engine.
 
-``generate`` makes seeded graphs as plain data, ``brute`` measures them in PyTorch with autograd, ``run``
-writes ``results/n1024.json`` (60 graphs) and ``results/n256.json`` (every third of them). Nothing here
-reads the engine, and reading the results needs neither torch nor a simulation.
+``generate`` makes seeded graphs as plain data, ``brute`` measures them in PyTorch with autograd,
+``run`` writes ``results/n1024.json`` (60 graphs) and ``results/n256.json`` (every third of them).
+Nothing here reads the engine, and reading the results needs neither torch nor a simulation.
 
 How to compare::
 
@@ -15,22 +16,23 @@ How to compare::
             value, error = node["q"][:2]                # E[x^2] and its standard error
             value, error = node["gq"][:2]               # E[(dL/dx)^2] and its standard error
 
-A record holds ``spec``, ``n``, ``samples`` (of one draw; they share its weights), ``draws``, ``seconds``
-and ``nodes``. Each of ``mean``, ``q`` and ``gq`` is [value, standard error, spread, peak]: the error comes
-from the variation between draws; ``spread`` is the standard deviation of one draw's average, relative to
-the root of the second moment (``mean``) or to the value itself; ``peak`` is the largest draw over the value
-(0 for ``mean``).
+A record holds ``spec``, ``n``, ``samples`` (of one draw; they share its weights), ``draws``,
+``seconds`` (of processor time) and ``nodes``. Each of ``mean``, ``q`` and ``gq`` is [value,
+standard error, spread, peak]: the error comes from the variation between draws; ``spread`` is the
+standard deviation of one draw's average, relative to the root of the second moment (``mean``) or
+to the value itself; ``peak`` is the largest draw over the value (0 for ``mean``).
 
-Conventions: averages run over the entries of a node's value; every port of every node that nothing reads
-gets an independent standard normal cotangent; ``gq`` is the gradient with respect to the node's value,
-summed over all that read it (so it is 1 at an output). Every port of a split is read, or none is.
+Conventions: averages run over the entries of a node's value; every port of every node that
+nothing reads gets an independent standard normal cotangent; ``gq`` is the gradient with respect
+to the node's value, summed over all that read it (so it is 1 at an output). Every port of a split
+is read, or none is.
 
 What to allow for:
 
-- the error of the reference: compare |predicted - value| with a few standard errors, not with a fixed share;
-- heavy tails: where ``spread`` exceeds about 0.3 or ``peak`` about 3, a few draws carry the average: the
-  error is itself uncertain and the value tends to be too small. ``heavy`` of ``generate`` says so. Batch
-  norm of 4 or 5 samples has gradients of infinite fourth moment, whose error no number of draws settles;
-- finite width: values are those at this n, a wide limit differs by O(1/n). Where both files hold a graph,
-  the difference over 3 is the estimate of what is left at n = 1024.
+- the error of the reference: compare |predicted - value| with a few standard errors;
+- heavy tails: where ``spread`` exceeds 0.3 or ``peak`` 3 (``generate.heavy``), a few draws carry
+  the average: the error is itself uncertain and the value tends to be too small. Batch norm of 4
+  or 5 samples has gradients of infinite fourth moment, whose error no number of draws settles;
+- finite width: values are those at this n, a wide limit differs by O(1/n). Where both files hold
+  a graph, their difference over 3 estimates what is left of it at n = 1024.
 """

@@ -1,5 +1,6 @@
-"""Moments of a graph's nodes by brute force: fresh weights, inputs and masks for every draw, and autograd.
+"""Moments of a graph's nodes by brute force: fresh weights, inputs and masks for every draw.
 
+Gradients come from autograd.
 The forward pass runs in float32, averages and statistics in float64.
 """
 
@@ -107,8 +108,8 @@ def _matrix(fields: Mapping[str, Any], width: int, out: int) -> Matrix:
     fans = {"fan_in": keep * width, "fan_out": keep * out, "(fan_in+fan_out)": keep * (width + out)}
     amount, _, fan = fields["variance"].partition("/")
     rows, columns = (width, out) if fields.get("transpose") else (out, width)
-    return Matrix(rows, columns, number(amount) / fans[fan], fields.get("distribution", "normal"), keep,
-                  torch.empty(rows, columns))
+    return Matrix(rows, columns, number(amount) / fans[fan], fields.get("distribution", "normal"),
+                  keep, torch.empty(rows, columns))
 
 
 @dataclass
@@ -233,8 +234,8 @@ LAYERS: Mapping[str, Layer] = {
 class Measurement:
     """Draws of one graph at one width, to be continued: ``more`` makes one.
 
-    ``rows`` holds, per draw, an array of shape (nodes, 3): averages over entries of the value, of its
-    square and of the square of its gradient.
+    ``rows`` holds, per draw, an array of shape (nodes, 3): averages over entries of the value, of
+    its square and of the square of its gradient.
     """
 
     spec: Spec
@@ -304,7 +305,7 @@ def measure(spec: Spec, n: int, draws: int, seed: int = 0) -> Measurement:
 
 
 def sensible(spec: Spec, n: int = 128, draws: int = 12) -> bool:
-    """Whether a pilot keeps all second moments within 1e-3 to 1e3, and no draw far from the others."""
+    """Whether a pilot keeps second moments within 1e-3 to 1e3, and varies less than its mean."""
     rows = np.array(measure(spec, n, draws).rows)[:, :, 1:]
     mean = rows.mean(0)
     within = np.isfinite(rows).all() and bool(((mean > 1e-3) & (mean < 1e3)).all())

@@ -1,9 +1,9 @@
 """Seeded random computation graphs as plain data, and their networkx form.
 
-A graph is a dictionary that JSON can hold: nodes in an order in which each stands behind its inputs, every
-one with ``name``, ``op``, ``inputs`` (node and output port, "" where there is one output) and ``fields``.
-Widths are texts in units of n: "3/2" is 3n/2. A weight that is used again states its variance, distribution
-and sparsity at the first use only.
+A graph is a dictionary that JSON can hold: nodes in an order in which each stands behind its
+inputs, every one with ``name``, ``op``, ``inputs`` (node and output port, "" where there is one
+output) and ``fields``. Widths are texts in units of n: "3/2" is 3n/2. A weight that is used again
+states its variance, distribution and sparsity at the first use only.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ import networkx as nx
 RESULTS = Path(__file__).parent / "results"
 WIDTH_FIELDS = ("channels", "out_channels")
 MOST_WIDTH = Fraction(3)
+MOST_ENTRIES = Fraction(10)
 BOUNDED = ("tanh", "sigmoid", "erf", "sin", "hardtanh")
-ACTIVATIONS = ("relu", "relu", "relu", "leaky_relu(0.1)", "leaky_relu(0.2)", "leaky_relu(0.3)", "gelu",
-               "gelu", "silu", "silu", "softplus", "abs", "elu", "selu", "identity", *BOUNDED, "tanh")
+ACTIVATIONS = (*("relu",) * 6, "leaky_relu(0.1)", "leaky_relu(0.2)", "leaky_relu(0.3)", "gelu",
+               "gelu", "silu", "silu", "softplus", "abs", "abs", "elu", "selu", "identity",
+               *BOUNDED, "tanh")
 GATES = ("sigmoid", "sigmoid", "tanh", "hardtanh", "erf", "silu", "gelu")
 VARIANCES = {"2/fan_in": 9, "1/fan_in": 9, "1.5/fan_in": 3, "2/(fan_in+fan_out)": 3, "1/fan_out": 2}
 SPLITS = {Fraction(1): (("1/2", "1/2"),), Fraction(3, 2): (("1/2", "1"), ("1", "1/2")),
           Fraction(2): (("1/2", "3/2"), ("3/2", "1/2"), ("1/2", "1", "1/2")),
-          Fraction(5, 2): (("1", "3/2"), ("2", "1/2")), Fraction(3): (("1", "2"), ("1/2", "3/2", "1"))}
+          Fraction(5, 2): (("1", "3/2"), ("2", "1/2")),
+          Fraction(3): (("1", "2"), ("1/2", "3/2", "1"))}
 
 
 class Node(TypedDict):
@@ -51,7 +54,7 @@ class Spec(TypedDict):
 
 @dataclass(frozen=True)
 class Value:
-    """An output that a layer can read: its width in n, and the power of a Gaussian that its tails have.
+    """An output that a layer can read: its width in n, the power of a Gaussian that its tails have.
 
     ``smooth``: no two samples of a channel agree, so a variance over samples is never zero.
     """
@@ -78,7 +81,7 @@ class Builder:
     uses: set[tuple[str, bool, Value]] = field(default_factory=set)
     products: int = 0
 
-    # -- choosing ------------------------------------------------------------------------------------
+    # -- choosing --------------------------------------------------------------------------------
 
     def pick(self, fits: Callable[[Value], bool] = lambda value: True) -> Value | None:
         """A value that fits: sooner one that nothing reads yet, sooner a late one."""
@@ -114,7 +117,7 @@ class Builder:
         self.unread.add(value)
         return value
 
-    # -- weights -------------------------------------------------------------------------------------
+    # -- weights ---------------------------------------------------------------------------------
 
     def linear(self, x: Value, width: Fraction | None = None) -> Value:
         """A layer with a weight of its own."""
@@ -157,7 +160,7 @@ class Builder:
     def _unused(self, weight: str, flipped: bool, width: Fraction, x: Value) -> bool:
         return x.width == width and (weight, flipped, x) not in self.uses
 
-    # -- coordinate-wise layers ----------------------------------------------------------------------
+    # -- coordinate-wise layers ------------------------------------------------------------------
 
     def activation(self, x: Value, functions: tuple[str, ...] = ACTIVATIONS) -> Value:
         """An activation; now and then a square, twice in a graph at most."""
@@ -247,7 +250,7 @@ class Builder:
             self.masks[fields["mask"]] = (x.width, p)
         return self.layer("dropout", [x], x.width, power=x.power, p=p, **fields)
 
-    # -- channels and normalization ------------------------------------------------------------------
+    # -- channels and normalization --------------------------------------------------------------
 
     def concat(self) -> Value:
         """Two blocks, of unequal widths where there are some."""
@@ -298,13 +301,14 @@ class Builder:
             fields["eps"] = "1/100"
         return self.layer(op, [x], x.width, power=x.power, **fields)
 
-    # -- the whole graph -----------------------------------------------------------------------------
+    # -- the whole graph -------------------------------------------------------------------------
 
     def input(self, number: int) -> Value:
         """An input of Gaussian entries."""
         width = self.rng.choice((Fraction(1), Fraction(1), Fraction(1, 2), Fraction(3, 2)))
         name = f"x{number}"
-        fields = {"channels": str(width), "second_moment": self.rng.choice(("1/2", "1", "3/2", "2"))}
+        q = self.rng.choice(("1/2", "1", "3/2", "2"))
+        fields = {"channels": str(width), "second_moment": q}
         if self.chance(0.4):
             fields["mean"] = self.rng.choice(("1/2", "-1/2", "3/10"))
         self._append(name, "input", [], fields)
@@ -315,8 +319,9 @@ class Builder:
         steps: list[tuple[Callable[[], Value], int]] = [
             (lambda: self.linear(self.any()), 20), (lambda: self.reuse(False), 11),
             (lambda: self.reuse(True), 12), (lambda: self.activation(self.any()), 22),
-            (self.residual, 8), (self.add, 8), (self.subtract, 3), (self.gate, 5), (self.product, 2),
-            (self.concat, 7), (self.split, 6), (self.permute, 5), (self.dropout, 6),
+            (self.residual, 8), (self.add, 8), (self.subtract, 3), (self.gate, 5),
+            (self.product, 2), (self.concat, 7), (self.split, 6), (self.permute, 5),
+            (self.dropout, 6),
             (lambda: self.norm("layer_norm"), 4), (lambda: self.norm("rms_norm"), 3),
             (lambda: self.norm("batch_norm"), 25 if self.batch else 0),
             (lambda: self.moved("bias"), 3), (lambda: self.moved("scale"), 3),
@@ -341,7 +346,8 @@ class Builder:
 
 
 def generate(seed: int, batch: int | None = None) -> Spec | None:
-    """The graph of a seed, or None where it has not 7 to 25 layers or lacks a batch norm it should have."""
+    """The graph of a seed, or None where it has not 7 to 25 layers, where its weights have more
+    than 10 n^2 entries, or where it lacks a batch norm that it should have."""
     builder = Builder(random.Random(seed), batch)
     inputs = builder.rng.choice((1, 1, 2))
     for k in range(inputs):
@@ -351,7 +357,9 @@ def generate(seed: int, batch: int | None = None) -> Spec | None:
         builder.grow()
     builder.close()
     normed = any(node["op"] == "batch_norm" for node in builder.nodes)
-    if not 7 <= len(builder.nodes) - inputs <= 25 or (batch is not None and not normed):
+    entries = sum(rows * columns for rows, columns in builder.weights.values())
+    fits = 7 <= len(builder.nodes) - inputs <= 25 and entries <= MOST_ENTRIES
+    if not fits or (batch is not None and not normed):
         return None
     return {"name": f"seed{seed}", "batch": batch, "nodes": builder.nodes}
 
@@ -365,7 +373,7 @@ def channels(width: str, n: int) -> int:
 
 
 def to_networkx(spec: Spec, n: int | None) -> nx.MultiDiGraph[str]:
-    """The graph as varflow.Network.from_networkx reads it; widths are numbers, or texts in n for None."""
+    """The graph as varflow.Network.from_networkx reads it; widths as numbers, or texts in n."""
 
     def width(text: str) -> int | str:
         return f"{text}*n" if n is None else channels(text, n)

@@ -30,7 +30,8 @@ def relu(name: str, source: str) -> Node:
 
 X = node("x", "input", channels="1", second_moment="3/2")
 CASES: dict[str, tuple[list[Node], float, float]] = {
-    "he chain": ([X, linear("a", "x", "2/fan_in"), relu("b", "a"), linear("y", "b", "2/fan_in")], 2, 2),
+    "he chain": ([X, linear("a", "x", "2/fan_in"), relu("b", "a"), linear("y", "b", "2/fan_in")],
+                 2, 2),
     "skip": ([X, relu("a", "x"), node("y", "add", "x", "a")], 5 / 2, 5 / 2),
     "shared": ([X, relu("a", "x"), linear("b", "x", "3/fan_in", weight="W"),
                 linear("c", "a", None, weight="W"), node("y", "add", "b", "c")], 15 / 2, 15 / 2),
