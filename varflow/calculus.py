@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import sympy as sp
 
+from varflow.activations import substitute
+
 
 @lru_cache(maxsize=4096)
 def derivative(expr: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
@@ -16,3 +18,34 @@ def derivative(expr: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
     if raw.has(sp.Heaviside):
         raw = raw.replace(sp.Heaviside, lambda z, *_: sp.Piecewise((1, z > 0), (0, True)))
     return raw
+
+
+@lru_cache(maxsize=4096)
+def pulled_back(expr: sp.Expr, symbol: sp.Symbol, gradient: sp.Symbol) -> sp.Expr:
+    """The gradient at ``symbol``: the derivative times the gradient at the result."""
+    return derivative(expr, symbol) * gradient
+
+
+@lru_cache(maxsize=32768)
+def rename(expr: sp.Expr, pairs: tuple[tuple[sp.Symbol, sp.Expr], ...]) -> sp.Expr:
+    """``expr`` with symbols replaced; cached, since piecewise expressions are slow to rebuild."""
+    changed = {a: b for a, b in pairs if a != b}
+    return substitute(expr, changed) if changed else expr
+
+
+@lru_cache(maxsize=32768)
+def quotient(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    """a / b in lowest terms."""
+    return sp.cancel(a / b)
+
+
+@lru_cache(maxsize=32768)
+def times(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    """a b in lowest terms."""
+    return sp.cancel(a * b)
+
+
+@lru_cache(maxsize=32768)
+def difference(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    """a - b, expanded."""
+    return sp.expand(a - b)

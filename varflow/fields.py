@@ -106,7 +106,9 @@ READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
 def closest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """A hint naming the nearest known name, or all of them."""
     near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(sorted(known))
+    names = sorted(known)
+    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return f"did you mean {near[0]!r}?" if near else f"one of {listed}"
 
 
 def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "") -> Op:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import sympy as sp
 
-from varflow.calculus import derivative
+from varflow.calculus import pulled_back, rename
 from varflow.errors import InputError, ShapeError, UnsupportedError
 from varflow.symbols import arg
 
@@ -312,9 +312,10 @@ class Lowering:
 
     def pointwise(self, expr: sp.Expr, *args: int) -> int:
         """``expr`` of ``arg(0), arg(1), ...`` standing for ``args``; values it does not use are dropped."""
-        distinct = sorted({a for i, a in enumerate(args) if expr.has(arg(i))})
+        used = expr.free_symbols
+        distinct = sorted({a for i, a in enumerate(args) if arg(i) in used})
         place = {a: i for i, a in enumerate(distinct)}
-        expr = expr.xreplace({arg(i): arg(place[a]) for i, a in enumerate(args) if a in place})
+        expr = rename(expr, tuple((arg(i), arg(place[a])) for i, a in enumerate(args) if a in place))
         if self.backward and expr == arg(0):
             return distinct[0]
         return self._emit(Pointwise(expr), tuple(distinct), self.shape(args[0]))
@@ -409,9 +410,9 @@ def _pull_back_pointwise(
     for i, value in enumerate(args):
         if isinstance(build.program.instructions[value].primitive, Bias | Mask):
             continue
-        slope = derivative(expr, arg(i))
-        if slope != 0:
-            yield value, build.pointwise(slope * arg(len(args)), *args, d)
+        share = pulled_back(expr, arg(i), arg(len(args)))
+        if share != 0:
+            yield value, build.pointwise(share, *args, d)
 
 
 def _pull_back_concat(build: Lowering, args: tuple[int, ...], d: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import sympy as sp
 
+from varflow.calculus import difference, rename, times
 from varflow.laws import moments as mo
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
@@ -62,6 +63,8 @@ def refine(*values: Blocks) -> list[tuple[sp.Expr, tuple[Instance | None, ...]]]
 
     Raises NoFormula where symbolic boundaries cannot be put in order.
     """
+    if all(len(v) == 1 for v in values) and all(v[0].size == values[0][0].size for v in values):
+        return [(values[0][0].size, tuple(v[0].law for v in values))]
     result = []
     queues = [list(v) for v in values]
     while all(queues):
@@ -69,7 +72,7 @@ def refine(*values: Blocks) -> list[tuple[sp.Expr, tuple[Instance | None, ...]]]
         size = _least(heads)
         result.append((size, tuple(q[0].law for q in queues)))
         for q in queues:
-            rest = sp.expand(q[0].size - size)
+            rest = difference(q[0].size, size)
             if rest == 0:
                 q.pop(0)
             else:
@@ -80,7 +83,7 @@ def refine(*values: Blocks) -> list[tuple[sp.Expr, tuple[Instance | None, ...]]]
 def _least(sizes: Sequence[sp.Expr]) -> sp.Expr:
     best = sizes[0]
     for s in sizes[1:]:
-        gap = sp.expand(best - s)
+        gap = difference(best, s)
         if gap.is_positive:
             best = s
         elif gap != 0 and not gap.is_negative:
@@ -99,6 +102,8 @@ class Laws:
     _function: dict[Any, Formula] = field(default_factory=dict)
     _roots: dict[int, tuple[Instance, ...]] = field(default_factory=dict)
     _varies: dict[tuple[int, bool], bool] = field(default_factory=dict)
+    _bits: dict[object, int] = field(default_factory=dict)
+    _family_sets: dict[int, int] = field(default_factory=dict)
     _work: int = 0
 
     # -- structure -----------------------------------------------------------------------------------
@@ -169,10 +174,22 @@ class Laws:
 
     def dependent(self, x: Instance, y: Instance, view: View) -> bool:
         """Whether two instances may depend on each other; ``view`` is where ``there`` is."""
-        if _fresh(x, y) or _fresh(y, x):
+        shared = self._families(x.variable) & self._families(y.variable)
+        if not shared or _fresh(x, y) or _fresh(y, x):
             return False
         between = self._view_of(x, y, view)
-        return any(self._roots_dependent(a, b, between) for a in self.roots(x) for b in self.roots(y))
+        mine, others = ([r for r in self.roots(i) if self._families(r.variable) & shared] for i in (x, y))
+        return any(self._roots_dependent(a, b, between) for a in mine for b in others)
+
+    def _families(self, v: Variable) -> int:
+        """A bit for every source or (weight, orientation, direction) that a variable is made of."""
+        if id(v) not in self._family_sets:
+            inner = _parts(v)
+            bits = 0 if inner else 1 << self._bits.setdefault(_family(v), len(self._bits))
+            for x in inner:
+                bits |= self._families(x.variable)
+            self._family_sets[id(v)] = bits
+        return self._family_sets[id(v)]
 
     def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
         u, v = a.variable, b.variable
@@ -249,7 +266,7 @@ class Laws:
         terms = []
         for size, (a, b) in refine(u.operand, v.operand):
             if a is not None and b is not None:
-                scale = mo.constant(sp.cancel(u.factor * size))
+                scale = mo.constant(times(u.factor, size))
                 terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
         result = mo.total(terms)
         if u is v and view.same and u.shrink is not None:
@@ -447,7 +464,7 @@ class Laws:
     def _group(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
         if len(indices) == 1:
-            return self._one(expr.xreplace({arg(indices[0]): arg(0)}), args[indices[0]], coefficients)
+            return self._one(rename(expr, ((arg(indices[0]), arg(0)),)), args[indices[0]], coefficients)
         if len(indices) == 2 and expr == arg(indices[0]) * arg(indices[1]):
             return self.pair(args[indices[0]], args[indices[1]], view)
         return self._joint(expr, indices, args, coefficients, view)
@@ -498,15 +515,15 @@ class Laws:
         used = sorted({_index(s) for s in expr.free_symbols if s in _arguments(len(args))} - {which})
         kept = [args[i] for i in used]
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
-        inner: dict[sp.Basic, sp.Basic] = {}
+        inner: dict[sp.Symbol, sp.Expr] = {}
         for i, a in enumerate(v.args):
             moved = self._settled(_carried(a, x), view)
             inner[arg(i)] = arg(place.setdefault(moved, len(place)))
         for i in range(len(v.coefficients)):
             inner[coefficient(i)] = coefficient(len(coefficients) + i)
-        outer: dict[sp.Basic, sp.Basic] = {arg(i): arg(place[args[i]]) for i in used}
-        outer[arg(which)] = v.expr.xreplace(inner)
-        return self.expectation(expr.xreplace(outer), tuple(place), coefficients + v.coefficients, view)
+        outer: dict[sp.Symbol, sp.Expr] = {arg(i): arg(place[args[i]]) for i in used}
+        outer[arg(which)] = rename(v.expr, tuple(inner.items()))
+        return self.expectation(rename(expr, tuple(outer.items())), tuple(place), coefficients + v.coefficients, view)
 
     def _settled(self, x: Instance, view: View) -> Instance:
         """``x``, here instead of there where it does not vary along the view."""
@@ -518,7 +535,7 @@ class Laws:
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
         """The Gaussian expectation of basic variables; cached by structure in :func:`_template`."""
         given: list[Quantity] = []
-        table: dict[sp.Basic, sp.Basic] = {}
+        table: dict[sp.Symbol, sp.Expr] = {}
         kinds = []
         for new, i in enumerate(indices):
             table[arg(i)] = sp.Symbol(f"z_{new}", real=True)
@@ -530,7 +547,7 @@ class Laws:
         for i, c in enumerate(coefficients):
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(_position(given, c), c)
-        template = _template(expr.xreplace(table), tuple(kinds), matrix)
+        template = _template(rename(expr, tuple(table.items())), tuple(kinds), matrix)
         return Formula(template, tuple(given), self._exactness(expr, indices, args))
 
     def _kind(self, x: Instance, given: list[Quantity]) -> Distribution:
@@ -571,6 +588,29 @@ def _fresh(x: Instance, y: Instance) -> bool:
     v = x.variable
     single = isinstance(v, Noise | MaskEntry) or (isinstance(v, Product) and v.alone)
     return single and v.born > y.variable.born
+
+
+def _parts(v: Variable) -> tuple[Instance, ...]:
+    """What a variable is made of; nothing for a basic one."""
+    match v:
+        case Composite(args=args):
+            return args
+        case Opaque(roots=roots):
+            return roots
+        case GaussianSum(terms=terms):
+            return tuple(t for _, t in terms)
+        case SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) if of is not None:
+            return (of,)
+    return ()
+
+
+def _family(v: Variable) -> object:
+    match v:
+        case Product(weight=weight, transpose=transpose, backward=backward):
+            return (weight, transpose, backward)
+        case BlockChoice(group=group):
+            return ("choice", group)
+    return v.born
 
 
 def _born(v: Variable) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 from zlib import crc32
 
@@ -23,8 +24,8 @@ import sympy as sp
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws import population_cells as cells
-from varflow.laws.population_cells import Array, Value, blockwise, columns, whole
-from varflow.laws.population_weights import HaarMatrix, Matrix
+from varflow.laws.population_cells import Array, Value, array_gram, array_mix, blockwise, whole
+from varflow.laws.population_weights import HaarMatrix, Matrix, solve, turned
 from varflow.program import (
     Bias,
     Concat,
@@ -54,8 +55,8 @@ from varflow.symbols import arg
 
 MAX_ENTRIES = 2**22
 LARGE_BATCH = 256
-MAX_AGAINST = 12
-"""Noise is made orthogonal to at most so many columns of live values."""
+MAX_AGAINST = 6
+"""Noise is made orthogonal to live values at this many places at most."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,10 @@ def _samples(program: Program) -> int:
 
 def _half(program: Program, size: int, samples: int) -> int:
     """Half the number of coordinates: a prime, so that no roll maps a block to itself."""
-    places = samples * max(int(step.shape.places) for step in program)
-    half = int(sp.prevprime(max(8, min(size, MAX_ENTRIES // places) // 2)))
-    if half < places:
-        raise UnsupportedError(f"{places} places (samples x positions) are too many for a population",
+    positions = max(int(step.shape.places) for step in program)
+    half = int(sp.prevprime(max(8, min(size, MAX_ENTRIES // (samples * positions)) // 2)))
+    if half < 2 * positions:
+        raise UnsupportedError(f"{samples} samples at {positions} positions are too many for a population",
                                instead="a smaller batch, or fewer positions")
     return half
 
@@ -209,25 +210,23 @@ class _Run:
     def noise(self, channels: int, against: Sequence[Value]) -> Array:
         """Unit Gaussian coordinates, antithetic in pairs (i, i + half), of exactly unit covariance between
         places, orthogonal to ``against`` and to live values of as many channels."""
-        width = self.samples * self.places
-        fresh = self.rng.standard_normal((self.half, width))
-        odd = self._odd_parts(channels, against, width)
+        fresh = self.rng.standard_normal((self.half, self.samples, self.places))
+        odd = self._odd_parts(channels, against)
         if odd is not None:
-            fresh -= odd @ np.linalg.lstsq(odd.T @ odd, odd.T @ fresh, rcond=1e-10)[0]
-        spread = np.linalg.cholesky(fresh.T @ fresh / self.half)
-        fresh = np.linalg.solve(spread, fresh.T).T
-        return np.concatenate([fresh, -fresh]).reshape(-1, self.samples, self.places)
+            fresh -= array_mix(odd, solve(array_gram(odd, odd), array_gram(odd, fresh)))
+        spread = np.linalg.cholesky(array_gram(fresh, fresh))
+        fresh = array_mix(fresh, turned(np.linalg.inv(spread)))
+        return np.concatenate([fresh, -fresh])
 
-    def _odd_parts(self, channels: int, against: Sequence[Value], width: int) -> npt.NDArray[np.float64] | None:
-        live = [v for v in list(self.values.values())[-MAX_AGAINST:] if v.channels == channels]
-        arrays = [columns(c.array) for v in against for c in v]
-        if width <= MAX_AGAINST:
-            extra = [columns(c.array) for v in reversed(live) for c in v]
-            arrays += [a for a in extra if a.shape[1] == width][: MAX_AGAINST // width]
-        distinct = list({id(a.base if a.base is not None else a): a for a in arrays}.values())
-        if not distinct or sum(a.shape[1] for a in distinct) > self.half // 4:
+    def _odd_parts(self, channels: int, against: Sequence[Value]) -> Array | None:
+        """Half of what (i, i + half) differ by, for the values that noise is made orthogonal to."""
+        arrays = [c.array for v in against for c in v]
+        live = (v for v in reversed(self.values.values()) if v.channels == channels)
+        arrays += islice((c.array for v in live for c in v), MAX_AGAINST // self.places)
+        distinct = list({id(a): a for a in arrays}.values())
+        if not distinct or sum(a.shape[2] for a in distinct) > self.half // 4:
             return None
-        both = np.concatenate(distinct, axis=1)
+        both = np.concatenate(distinct, axis=2)
         return np.asarray((both[: self.half] - both[self.half :]) / 2)
 
     def _source(self, source: Primitive, channels: int) -> Array:

@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[np.float64]
 """Coordinates x samples x positions."""
+Places: TypeAlias = npt.NDArray[np.float64]
+"""A matrix over positions, or a stack of them."""
 
 Shuffle: TypeAlias = tuple[str, bool, int]
 """A permutation: its name, whether inverse, and the number of channels it acts on."""
@@ -33,6 +35,7 @@ Region: TypeAlias = tuple[tuple[Word, Interval], ...]
 
 STRIDE = 40_503
 """Coordinates rolled per channel moved."""
+MAX_PAIRS = 64
 
 
 def join(left: Word, right: Word) -> Word:
@@ -132,24 +135,49 @@ def blockwise(function: Callable[..., Array], values: Sequence[Value]) -> Value:
     return Value(values[0].channels, tuple(Cell(r, function(*arrays)) for r, arrays in refine(values)))
 
 
-def columns(array: Array) -> npt.NDArray[np.float64]:
-    """Coordinates x places."""
-    return array.reshape(array.shape[0], -1)
+def product(a: Places, b: Places) -> Places:
+    """a^T b of two tall matrices; a few columns are not worth the threads of a matrix product."""
+    few = a.shape[1] * b.shape[1] <= MAX_PAIRS
+    return np.asarray(np.einsum("in,jn->ij", a.T, b.T) if few else a.T @ b, dtype=np.float64)
 
 
-def gram(a: Value, b: Value) -> npt.NDArray[np.float64]:
-    """Mean over channels of products, places of ``a`` x places of ``b``."""
-    total = 0.0
-    for region, (left, right) in refine([a, b]):
-        total = total + columns(left).T @ columns(right) * (channels_in(region) / len(left))
-    return np.asarray(total / a.channels, dtype=np.float64)
+def array_gram(a: Array, b: Array) -> Places:
+    """Mean over coordinates of products, positions of ``a`` x positions of ``b``.
+
+    Samples are exchangeable: a first axis holds one matrix for the sum over samples (times 1/sqrt(samples)),
+    and, where there are several, one for the deviations of samples from their mean.
+    """
+    count, samples = a.shape[:2]
+    overall = product(a.sum(axis=1), b.sum(axis=1)) / samples
+    if samples == 1:
+        return overall[None] / count
+    every = product(a.reshape(count * samples, -1), b.reshape(count * samples, -1))
+    return np.stack([overall, (every - overall) / (samples - 1)]) / count
 
 
-def combine(terms: Sequence[tuple[Value, npt.NDArray[np.float64]]]) -> Value:
-    """Sum of values, their places mixed by one matrix each."""
+def array_mix(a: Array, mixing: Places) -> Array:
+    """Positions mixed by the matrices of :func:`array_gram`: one for the mean of samples, one for deviations."""
+    if len(mixing) == 1:
+        return _times(a, mixing[0])
+    return _times(a, mixing[1]) + _times(a.mean(axis=1, keepdims=True), mixing[0] - mixing[1])
+
+
+def _times(a: Array, matrix: Places) -> Array:
+    if matrix.size == 1:
+        return a * matrix
+    return np.asarray((a.reshape(-1, len(matrix)) @ matrix).reshape(*a.shape[:2], -1))
+
+
+def gram(a: Value, b: Value) -> Places:
+    """Mean over channels of products: see :func:`array_gram`."""
+    weighed = (channels_in(region) / a.channels * array_gram(x, y) for region, (x, y) in refine([a, b]))
+    return np.asarray(sum(weighed), dtype=np.float64)
+
+
+def combine(terms: Sequence[tuple[Value, Places]]) -> Value:
+    """Sum of values, each with its positions mixed."""
     def mixed(*arrays: Array) -> Array:
-        parts = [columns(x) @ m for x, (_, m) in zip(arrays, terms, strict=True)]
-        return np.asarray(sum(parts)).reshape(arrays[0].shape)
+        return np.asarray(sum(array_mix(x, m) for x, (_, m) in zip(arrays, terms, strict=True)))
 
     return blockwise(mixed, [value for value, _ in terms])
 

@@ -13,34 +13,53 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from varflow.errors import UnsupportedError
-from varflow.laws.population_cells import Array, Value, combine, gram, whole
+from varflow.laws.population_cells import Array, Places, Value, combine, gram, whole
 
-Square: TypeAlias = npt.NDArray[np.float64]
 Noise: TypeAlias = Callable[[int, Sequence[Value]], Array]
 """Unit Gaussian noise for a value of so many channels, orthogonal to given values."""
 
 TINY = 1e-10
 
 
-def root(covariance: Square) -> Square:
-    """Symmetric root of a covariance matrix, rounding below zero cut off."""
-    if covariance.size == 1:
+def turned(matrix: Places) -> Places:
+    """The transpose of a matrix, or of each in a stack."""
+    return np.swapaxes(matrix, -1, -2)
+
+
+def identity(like: Places) -> Places:
+    """Identity matrices, as many and as large as ``like``."""
+    return np.broadcast_to(np.eye(like.shape[-1]), like.shape)
+
+
+def root(covariance: Places) -> Places:
+    """Symmetric roots of covariance matrices, rounding below zero cut off."""
+    if covariance.shape[-1] == 1:
         return np.sqrt(np.maximum(covariance, 0.0))
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+    values, vectors = np.linalg.eigh((covariance + turned(covariance)) / 2)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ turned(vectors))
 
 
-def solve(matrix: Square, right: Square) -> Square:
-    """``matrix^+ right`` for a Gram matrix, directions of no weight dropped."""
-    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))
+def solve(matrix: Places, right: Places) -> Places:
+    """``matrix^+ right`` for Gram matrices, directions of no weight dropped."""
+    scale = np.sqrt(np.maximum(np.diagonal(matrix, axis1=-2, axis2=-1), 0.0))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    values, vectors = np.linalg.eigh(matrix * np.outer(inverse, inverse))
-    keep = values > TINY * max(1.0, float(values[-1]))
+    values, vectors = np.linalg.eigh(matrix * inverse[..., :, None] * inverse[..., None, :])
+    keep = values > TINY * np.maximum(1.0, values[..., -1:])
     weights = np.divide(1.0, values, out=np.zeros_like(values), where=keep)
-    return np.asarray(inverse[:, None] * (vectors * weights) @ (vectors.T @ (inverse[:, None] * right)))
+    inner = turned(vectors) @ (inverse[..., :, None] * right)
+    return np.asarray(inverse[..., :, None] * ((vectors * weights[..., None, :]) @ inner))
+
+
+def shared_out(values: Sequence[Value], coefficients: Places) -> list[tuple[Value, Places]]:
+    """Values with the rows of ``coefficients`` that belong to each."""
+    return list(zip(values, np.split(coefficients, len(values), axis=-2), strict=True))
+
+
+def cross_gram(sides: Sequence[Value], x: Value) -> Places:
+    """Products of earlier values with a new one, stacked over positions."""
+    return np.concatenate([gram(side, x) for side in sides], axis=-2)
 
 
 @dataclass
@@ -49,21 +68,25 @@ class Ledger:
 
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
-    gram: Square = field(default_factory=lambda: np.zeros((0, 0)))
+    gram: Places = field(default_factory=lambda: np.zeros((0, 0)))
 
-    def cross(self, sides: Sequence[Value], x: Value) -> Square:
-        """Products of earlier values with a new one, stacked over places."""
-        return np.concatenate([gram(side, x) for side in sides])
+    def predict(self, x: Value, own: Places) -> tuple[list[tuple[Value, Places]], Places]:
+        """What earlier outputs say about the output for ``x``, and the part of its Gram that they leave."""
+        if not self.inputs:
+            return [], own
+        cross = cross_gram(self.inputs, x)
+        coefficients = solve(self.gram, cross)
+        return shared_out(self.outputs, coefficients), own - turned(cross) @ coefficients
 
-    def add(self, x: Value, output: Value, cross: Square, own: Square) -> None:
+    def add(self, x: Value, output: Value, own: Places) -> None:
         """Write down a use."""
+        if self.inputs:
+            cross = cross_gram(self.inputs, x)
+            self.gram = np.block([[self.gram, cross], [turned(cross), own]])
+        else:
+            self.gram = own
         self.inputs.append(x)
         self.outputs.append(output)
-        self.gram = np.block([[self.gram, cross], [cross.T, own]]) if len(self.gram) else own
-
-    def mix(self, values: Sequence[Value], coefficients: Square) -> list[tuple[Value, Square]]:
-        """Values with the rows of ``coefficients`` that belong to each."""
-        return list(zip(values, np.split(coefficients, len(values)), strict=True))
 
 
 @dataclass
@@ -84,53 +107,40 @@ class Matrix:
     def apply(self, x: Value, transpose: bool, remember: bool) -> Value:
         """W x, or W^T x, given all remembered uses."""
         same, other = self.ledgers[transpose], self.ledgers[not transpose]
-        summed, length = (self.rows, self.columns) if transpose else (self.columns, self.rows)
+        length, summed = (self.columns, self.rows) if transpose else (self.rows, self.columns)
         own = gram(x, x)
-        cross = same.cross(same.inputs, x) if same.inputs else np.zeros((0, len(own)))
-        hat = self._gaussian(same, other, own, cross, summed * self.variance, length)
+        known, rest = same.predict(x, own)
+        fresh = whole(length, self.noise(length, [*same.outputs, *other.inputs]))
+        gaussian = combine([(fresh, root(summed * self.variance * rest)), *known])
         if remember:
-            same.add(x, hat, cross, own)
+            same.add(x, gaussian, own)
         if not other.inputs:
-            return hat
+            return gaussian
         if self.one_way:
             raise UnsupportedError(
                 f"the orthogonal weight {self.name!r} is used as W and as W^T", why="its law given the first use is "
                 "known for a square matrix without a mask", instead="a square matrix, or distribution: normal")
-        ratio = summed / (self.rows + self.columns - summed)
-        slopes = ratio * solve(other.gram, other.cross(other.outputs, x))
-        return combine([(hat, np.eye(len(own))), *other.mix(other.inputs, slopes)])
-
-    def _gaussian(self, same: Ledger, other: Ledger, own: Square, cross: Square, scale: float,
-                  length: int) -> Value:
-        coefficients = solve(same.gram, cross) if len(cross) else cross
-        spread = root(scale * (own - cross.T @ coefficients))
-        fresh = whole(length, self.noise(length, [*same.outputs, *other.inputs]))
-        return combine([(fresh, spread), *(same.mix(same.outputs, coefficients) if len(cross) else [])])
+        slopes = summed / length * solve(other.gram, cross_gram(other.outputs, x))
+        return combine([(gaussian, identity(own)), *shared_out(other.inputs, slopes)])
 
 
 @dataclass
 class HaarMatrix:
-    """sqrt(s) O with O Haar on the orthogonal group: O x = y pairs known so far fix the next one."""
+    """sqrt(s) O with O Haar on the orthogonal group: the pairs O x = y known so far fix the next one."""
 
     size: int
     scale: float
     noise: Noise
-    inputs: list[Value] = field(default_factory=list)
-    outputs: list[Value] = field(default_factory=list)
+    pairs: tuple[Ledger, Ledger] = field(default_factory=lambda: (Ledger(), Ledger()))
 
     def apply(self, x: Value, transpose: bool, remember: bool) -> Value:
         """W x, or W^T x, given all remembered uses."""
-        known, images = (self.outputs, self.inputs) if transpose else (self.inputs, self.outputs)
-        terms: list[tuple[Value, Square]] = []
-        rest = gram(x, x)
-        if known:
-            cross = np.concatenate([gram(k, x) for k in known])
-            coefficients = solve(np.block([[gram(a, b) for b in known] for a in known]), cross)
-            terms = list(zip(images, np.split(coefficients, len(known)), strict=True))
-            rest = rest - cross.T @ coefficients
-        fresh = whole(self.size, self.noise(self.size, images))
-        image = combine([(fresh, root(rest)), *terms])
+        own = gram(x, x)
+        ledger = self.pairs[transpose]
+        known, rest = ledger.predict(x, own)
+        fresh = whole(self.size, self.noise(self.size, ledger.outputs))
+        image = combine([(fresh, root(rest)), *known])
         if remember:
-            known.append(x)
-            images.append(image)
-        return combine([(image, np.sqrt(self.scale) * np.eye(len(rest)))])
+            ledger.add(x, image, own)
+            self.pairs[not transpose].add(image, x, own)
+        return combine([(image, np.sqrt(self.scale) * identity(own))])

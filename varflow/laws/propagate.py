@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import sympy as sp
 
-from varflow.calculus import derivative
+from varflow.calculus import derivative, quotient, rename, times
 from varflow.errors import UnsupportedError
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
@@ -85,9 +85,22 @@ class Propagation:
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
         self._choices: dict[object, Instance] = {}
+        wanted = {*program.values.values(), *program.gradients.values(),
+                  *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
         for i, step in enumerate(program):
             self.step, self.index = step, i
             self.values.append(self._law(step))
+            if i in wanted:
+                self._settle(self.values[-1])
+
+    def _settle(self, blocks: Blocks) -> None:
+        """Name second moments in program order, so that none needs a deep recursion."""
+        for b in blocks:
+            try:
+                if b.law is not None:
+                    self.laws.second(b.law)
+            except NoFormula:
+                continue
 
     # -- making variables ----------------------------------------------------------------------------
 
@@ -202,11 +215,10 @@ class Propagation:
 
     def _pointwise(self, expr: sp.Expr, laws: tuple[Instance | None, ...], whole: bool) -> Instance | None:
         distinct: dict[Instance, int] = {}
-        table: dict[sp.Basic, sp.Basic] = {}
+        table: dict[sp.Symbol, sp.Expr] = {}
         for i, x in enumerate(laws):
             table[arg(i)] = sp.S.Zero if x is None else arg(distinct.setdefault(x, len(distinct)))
-        if any(k != v for k, v in table.items()):
-            expr = expr.xreplace(table)
+        expr = rename(expr, tuple(table.items()))
         if expr == 0:
             return None
         xs = tuple(distinct)
@@ -253,7 +265,7 @@ class Propagation:
         """W^T h with W used as W x before: a part along x, with coefficient Var m E[dh/dg] (Yang 2020)."""
         corrections = []
         for x, g in opposite:
-            c = mo.total([mo.product(mo.constant(sp.cancel(w.entry_variance * b.size)), self._response(b.law, g))
+            c = mo.total([mo.product(mo.constant(times(w.entry_variance, b.size)), self._response(b.law, g))
                           for b in h if b.law is not None])
             if not c.is_zero:
                 corrections.append((self.laws.quantity(c, "k", self.step.node), x))
@@ -279,7 +291,7 @@ class Propagation:
         if w.rows != w.columns or len(opposite) > 1 or uses > 1:
             raise NoFormula("an orthogonal weight used more than once in both orientations", self.step.node)
         c, x = corrections[0]
-        q = mo.total([mo.product(mo.constant(b.size / w.columns), self.laws.second(b.law)) for b in x if b.law])
+        q = mo.total([mo.product(mo.constant(quotient(b.size, w.columns)), self.laws.second(b.law)) for b in x if b.law])
         lost = mo.product(self.laws.formula(c), self.laws.formula(c), q)
         moment = self.laws.quantity(lost, "r", self.step.node)
         fresh.shrink = moment if isinstance(moment, Moment) else self.laws.system.define("r", self.step.node, lost)
@@ -363,7 +375,7 @@ class Propagation:
 
     def _channel_statistics(self, rule: Standardize, x: Blocks) -> tuple[Formula, Quantity]:
         n = sp.Add(*(b.size for b in x))
-        laws = [(mo.constant(sp.cancel(b.size / n)), b.law) for b in x if b.law is not None]
+        laws = [(mo.constant(quotient(b.size, n)), b.law) for b in x if b.law is not None]
         mean = mo.total([mo.product(c, self.laws.mean(x)) for c, x in laws]) if rule.center else mo.ZERO
         second = mo.total([mo.product(c, self.laws.second(x)) for c, x in laws])
         shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
@@ -497,7 +509,7 @@ class Propagation:
                 return tuple(Block(b.size * places, _moved(b.law, ("flatten", 0))) for b in args[0])
             case _:
                 places = step.shape.places
-                return tuple(Block(sp.cancel(b.size / places), _moved(b.law, ("unflatten", 0))) for b in args[0])
+                return tuple(Block(quotient(b.size, places), _moved(b.law, ("unflatten", 0))) for b in args[0])
 
     @staticmethod
     def _concat(args: list[Blocks]) -> Blocks:
@@ -521,7 +533,7 @@ class Propagation:
     def _mixture(self, x: Blocks, name: str) -> Instance:
         """A coordinate of a permuted value of several blocks: from one of them, in proportion to its size."""
         n = sp.Add(*(b.size for b in x))
-        shares = tuple(sp.cancel(b.size / n) for b in x)
+        shares = tuple(quotient(b.size, n) for b in x)
         group = (name, tuple(b.size for b in x))
         expr: sp.Expr = sp.S.Zero
         args: list[Instance] = []

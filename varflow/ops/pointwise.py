@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import sympy as sp
 
+from varflow.calculus import rename
 from varflow.errors import InputError
 from varflow.ops.base import Function, Lemma, Op, Scalar, Sizes, same
 from varflow.program import Lowering, Shape
@@ -31,7 +32,7 @@ class ActivationLayer(Op):
         return (shapes[0],)
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
-        return (b.pointwise(self.function.xreplace({X: arg(0)}), args[0]),)
+        return (b.pointwise(rename(self.function, ((X, arg(0)),)), args[0]),)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """How the compiled code is compiled: the one place that talks to numba's decorators.
 
 `inline` functions hold arithmetic only and serve the processor and CUDA alike; `device` and `reduction`
-functions work on buffers inside one thread; `kernel` functions run in parallel over draws. All are cached on disk under a stamp
+functions work on buffers inside one thread; `kernel` functions loop over draws without the interpreter's lock,
+and `over_draws` runs them on plain threads (a compiled parallel loop costs several times the compilation, and
+its threading layers do not survive forks or calls from several threads). All are cached on disk under a stamp
 taken from the text of every compiled module, since numba itself looks only at the caller's file.
 """
 
@@ -10,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numba
 
@@ -69,5 +71,44 @@ def reduction(function: Compiled) -> Compiled:
 
 
 def kernel(function: Compiled) -> Compiled:
-    """A function that runs in parallel over draws."""
-    return _compile(function, parallel=True, fastmath={"contract"})
+    """A function ``f(*arguments, start, stop)`` that works through the draws start..stop; see `over_draws`."""
+    return _compile(function, nogil=True, fastmath={"contract"})
+
+
+class _Threads:
+    """The threads kernels run on, made on first use and again in a forked process."""
+
+    def __init__(self) -> None:
+        self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._made: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
+
+    def pool(self) -> ThreadPoolExecutor:
+        key = (os.getpid(), self.count)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, ThreadPoolExecutor(self.count, thread_name_prefix="varflow"))
+        return self._made[1]
+
+
+_threads = _Threads()
+
+
+def set_threads(count: int) -> None:
+    """Number of threads that kernels use from now on; no result depends on it."""
+    _threads.count = max(1, int(count))
+
+
+def get_threads() -> int:
+    """Number of threads that kernels use."""
+    return _threads.count
+
+
+def over_draws(run: Callable[..., None], draws: int, *arguments: Any) -> None:
+    """Call a kernel on pieces of range(draws), in parallel; each draw is worked through by one thread."""
+    pieces = min(draws, 1 if _threads.count == 1 else 4 * _threads.count)
+    if pieces <= 1:
+        run(*arguments, 0, draws)
+        return
+    cuts = [draws * k // pieces for k in range(pieces + 1)]
+    pool = _threads.pool()
+    for task in [pool.submit(run, *arguments, a, b) for a, b in pairwise(cuts)]:
+        task.result()

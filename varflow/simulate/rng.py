@@ -17,12 +17,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from varflow.errors import InputError
 from varflow.simulate.elementary import log_normal_range, turn
-from varflow.simulate.jit import Array, Number, device, inline, kernel
+from varflow.simulate.jit import Array, Number, device, inline, kernel, over_draws
 
 TILE = 64
 CHUNK = 512
@@ -207,23 +206,18 @@ def fill(
 
 @kernel
 def _sample(
-    out: Array,
-    kind: Number,
-    parameter: Number,
-    scale: Number,
-    seed: Number,
-    first_draw: Number,
-    tensor: Number,
-    offset: Number,
-) -> None:
-    for d in prange(out.shape[0]):
-        words = np.empty(CHUNK, np.uint32)
-        spare = np.empty(CHUNK, np.float32)
+    out: Array, kind: Number, parameter: Number, scale: Number, seed: Number, first_draw: Number, tensor: Number,
+    offset: Number, start: Number, stop: Number,
+) -> None:  # fmt: skip
+    words = np.empty(CHUNK, np.uint32)
+    spare = np.empty(CHUNK, np.float32)
+    for d in range(start, stop):
+        row = out[d]
         draw = first_draw + np.uint64(d)
-        fill(out[d], out.shape[1], kind, parameter, seed, draw, tensor, offset, words, spare)
+        fill(row, row.size, kind, parameter, seed, draw, tensor, offset, words, spare)
         if scale != F(1.0):
-            for i in range(out.shape[1]):
-                out[d, i] *= scale
+            for i in range(row.size):
+                row[i] *= scale
 
 
 def distribution_code(name: str) -> int:
@@ -273,5 +267,5 @@ def sample(
     check_counter(seed, first_draw, shape[0], tensor, offset + shape[1])
     out = np.empty(shape, np.float32)
     words = (np.uint64(seed), np.uint64(first_draw), np.uint64(tensor))
-    _sample(out, kind, float(parameter), F(scale), *words, offset)
+    over_draws(_sample, shape[0], out, kind, float(parameter), F(scale), *words, offset)
     return out

@@ -1,0 +1,304 @@
+"""The pointwise register machine: any elementary expression over values, interpreted a chunk of lanes at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+import sympy as sp
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from varflow.errors import ShapeError
+from varflow.simulate import elementary as fn
+from varflow.simulate.jit import Array, Number, device, inline, kernel, over_draws
+from varflow.simulate.vm import OP, VMProgram, compile_pointwise
+
+Value = NDArray[np.float32]
+
+F = np.float32
+LANES = 256
+LOAD, ADD, SUB, MUL, DIV, MIN, MAX = (OP[n] for n in ("load", "add", "sub", "mul", "div", "min", "max"))
+POW, LT, LE, SELECT, SQRT = (OP[n] for n in ("pow", "lt", "le", "select", "sqrt"))
+EXP, LOG, LOG1P, TANH, ERF, ERFC = (OP[n] for n in ("exp", "log", "log1p", "tanh", "erf", "erfc"))
+SIN, COS, ATAN, ASINH, ABS, SIGN = (OP[n] for n in ("sin", "cos", "atan", "asinh", "abs", "sign"))
+
+
+def _pointer(typing: Any, address: Any) -> Any:
+    """The pointer of an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+pointer: Any = intrinsic(_pointer)
+
+
+@inline
+def sign(x: Number) -> Any:
+    """-1, 0 or 1."""
+    return F(1.0) if x > F(0.0) else (F(-1.0) if x < F(0.0) else F(x))
+
+
+@inline
+def arithmetic(op: Number, x: Number, y: Number) -> Any:
+    """The operations of two operands, one lane (CUDA)."""
+    if op == ADD:
+        return F(x + y)
+    if op == SUB:
+        return F(x - y)
+    if op == MUL:
+        return F(x * y)
+    if op == DIV:
+        return F(x / y)
+    if op == MIN:
+        return min(x, y)
+    if op == MAX:
+        return max(x, y)
+    if op == LT:
+        return F(1.0) if x < y else F(0.0)
+    if op == LE:
+        return F(1.0) if x <= y else F(0.0)
+    return fn.power(x, y)
+
+
+@inline
+def function(op: Number, x: Number) -> Any:
+    """The operations of one operand, one lane (CUDA)."""
+    if op == SQRT:
+        return F(math.sqrt(x))
+    if op == EXP:
+        return fn.exp(x)
+    if op == LOG:
+        return fn.log(x)
+    if op == LOG1P:
+        return fn.log1p(x)
+    if op == TANH:
+        return fn.tanh(x)
+    if op == ERF:
+        return fn.erf(x)
+    if op == ERFC:
+        return fn.erfc(x)
+    if op == SIN:
+        return fn.cos_sin(x)[1]
+    if op == COS:
+        return fn.cos_sin(x)[0]
+    if op == ATAN:
+        return fn.atan(x)
+    if op == ASINH:
+        return fn.asinh(x)
+    if op == ABS:
+        return abs(x)
+    return sign(x)
+
+
+@device
+def run_binary(op: Number, out: Array, x: Array, y: Array) -> None:
+    """One step of two operands over all lanes."""
+    if op == ADD:
+        for i in range(LANES):
+            out[i] = x[i] + y[i]
+    elif op == SUB:
+        for i in range(LANES):
+            out[i] = x[i] - y[i]
+    elif op == MUL:
+        for i in range(LANES):
+            out[i] = x[i] * y[i]
+    elif op == DIV:
+        for i in range(LANES):
+            out[i] = x[i] / y[i]
+    elif op == MIN:
+        for i in range(LANES):
+            out[i] = x[i] if x[i] < y[i] else y[i]
+    elif op == MAX:
+        for i in range(LANES):
+            out[i] = x[i] if x[i] > y[i] else y[i]
+    elif op == LT:
+        for i in range(LANES):
+            out[i] = F(1.0) if x[i] < y[i] else F(0.0)
+    elif op == LE:
+        for i in range(LANES):
+            out[i] = F(1.0) if x[i] <= y[i] else F(0.0)
+    else:
+        for i in range(LANES):
+            out[i] = fn.power(x[i], y[i])
+
+
+@device
+def run_exponential(op: Number, out: Array, x: Array) -> None:
+    """Exponentials and logarithms over all lanes."""
+    if op == EXP:
+        for i in range(LANES):
+            out[i] = fn.exp(x[i])
+    elif op == LOG:
+        for i in range(LANES):
+            out[i] = fn.log(x[i])
+    elif op == LOG1P:
+        for i in range(LANES):
+            out[i] = fn.log1p(x[i])
+    elif op == TANH:
+        for i in range(LANES):
+            out[i] = fn.tanh(x[i])
+    elif op == ERF:
+        for i in range(LANES):
+            out[i] = fn.erf(x[i])
+    else:
+        for i in range(LANES):
+            out[i] = fn.erfc(x[i])
+
+
+@device
+def run_unary(op: Number, out: Array, x: Array) -> None:
+    """The other steps of one operand over all lanes."""
+    if op == SQRT:
+        for i in range(LANES):
+            out[i] = math.sqrt(x[i])
+    elif op == ABS:
+        for i in range(LANES):
+            out[i] = abs(x[i])
+    elif op == SIGN:
+        for i in range(LANES):
+            out[i] = sign(x[i])
+    elif op == SIN:
+        for i in range(LANES):
+            out[i] = fn.cos_sin(x[i])[1]
+    elif op == COS:
+        for i in range(LANES):
+            out[i] = fn.cos_sin(x[i])[0]
+    elif op == ATAN:
+        for i in range(LANES):
+            out[i] = fn.atan(x[i])
+    else:
+        for i in range(LANES):
+            out[i] = fn.asinh(x[i])
+
+
+@device
+def run_select(out: Array, condition: Number, x: Array, y: Array) -> None:
+    """Lanes of x where the condition is not zero, of y elsewhere."""
+    for i in range(LANES):
+        out[i] = y[i] if condition[i] == F(0.0) else x[i]
+
+
+@device
+def run_load(
+    out: Array,
+    address: Number,
+    layout: Number,
+    draw: Number,
+    first: Number,
+    size: Number,
+    channels: Number,
+) -> None:
+    """Lanes first.. of one input; `layout` is a row of `_layouts`."""
+    start = layout[0] * draw
+    data = numba.carray(pointer(address), (start + layout[3],), np.float32)
+    if layout[4]:
+        part = data[start + first : start + first + size]
+        for i in range(size):
+            out[i] = part[i]
+        return
+    place = first // channels
+    channel = first - place * channels
+    for i in range(size):
+        out[i] = data[start + place * layout[1] + channel * layout[2]]
+        channel += 1
+        if channel == channels:
+            channel = 0
+            place += 1
+
+
+@kernel
+def _pointwise(
+    out: Array,
+    code: Array,
+    constants: Array,
+    registers: Array,
+    result: Number,
+    addresses: Number,
+    layouts: Number,
+    channels: Number,
+    start: Number,
+    stop: Number,
+) -> None:
+    register = np.ones((registers, LANES), np.float32)
+    for k in range(constants.size):
+        register[k] = constants[k]
+    for d in range(start, stop):
+        row = out[d]
+        for first in range(0, row.size, LANES):
+            size = min(LANES, row.size - first)
+            for s in range(code.shape[0]):
+                op = code[s, 0]
+                to = register[code[s, 1]]
+                if op == LOAD:
+                    k = code[s, 2]
+                    run_load(to, addresses[k], layouts[k], d, first, size, channels)
+                    continue
+                x, y = register[code[s, 2]], register[code[s, 3]]
+                if op < SELECT:
+                    run_binary(op, to, x, y)
+                elif op == SELECT:
+                    run_select(to, x, y, register[code[s, 4]])
+                elif EXP <= op <= ERFC:
+                    run_exponential(op, to, x)
+                else:
+                    run_unary(op, to, x)
+            last = register[result]
+            for i in range(size):
+                row[first + i] = last[i]
+
+
+def _layouts(values: Sequence[Value], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """A row for each value: strides of draw, place and channel (0 where broadcast), entries of one draw, and
+    whether one draw has the full shape."""
+    rows = []
+    for value in values:
+        if value.ndim != 3 or any(n not in (1, m) for n, m in zip(value.shape, shape, strict=True)):
+            raise ShapeError(f"a value of shape {value.shape} does not broadcast to {shape}")
+        d, p, c = value.shape
+        strides = (p * c if d > 1 else 0, c if p > 1 else 0, 1 if c > 1 else 0)
+        rows.append((*strides, p * c, int((p, c) == tuple(shape[1:]))))
+    return np.array(rows, np.int64).reshape(-1, 5)
+
+
+def run(program: VMProgram, *values: Value, shape: tuple[int, int, int] | None = None) -> Value:
+    """The program over values (draws, places, channels); an axis of length 1 is broadcast.
+
+    ``shape`` is needed only where no value has the full shape. Raises ShapeError where shapes do not fit.
+    """
+    if len(values) != program.inputs:
+        raise ShapeError(f"the program takes {program.inputs} values, not {len(values)}")
+    arrays = [np.ascontiguousarray(v, np.float32) for v in values]
+    target = shape or tuple(max(sizes) for sizes in zip(*(a.shape for a in arrays), strict=True))
+    out = np.empty(target, np.float32)
+    addresses = np.array([a.ctypes.data for a in arrays], np.int64)
+    flat = out.reshape(target[0], -1)
+    over_draws(
+        _pointwise, target[0], flat, program.code, program.constants, program.registers, program.result,
+        addresses, _layouts(arrays, target), target[2],
+    )  # fmt: skip
+    return out
+
+
+@lru_cache(maxsize=4096)
+def program_of(expr: sp.Expr, arguments: tuple[sp.Symbol, ...]) -> VMProgram:
+    """`compile_pointwise`, remembered."""
+    return compile_pointwise(expr, arguments)
+
+
+def pointwise(
+    expr: sp.Expr,
+    arguments: Sequence[sp.Symbol],
+    *values: Value,
+    shape: tuple[int, int, int] | None = None,
+) -> Value:
+    """``expr`` with ``values[k]`` for ``arguments[k]``: see `run` and `compile_pointwise`."""
+    return run(program_of(expr, tuple(arguments)), *values, shape=shape)
