@@ -24,7 +24,14 @@ import sympy as sp
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws import population_cells as cells
-from varflow.laws.population_cells import Array, Value, array_gram, array_mix, blockwise, whole
+from varflow.laws.population_cells import (
+    Array,
+    Value,
+    array_gram,
+    array_mix,
+    blockwise,
+    whole,
+)
 from varflow.laws.population_weights import HaarMatrix, Matrix, solve, turned
 from varflow.program import (
     Bias,
