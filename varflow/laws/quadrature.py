@@ -52,12 +52,15 @@ GAUSS = np.zeros(21)
 GAUSS[1:10:2] = _HALF_GAUSS
 GAUSS[11:20:2] = _HALF_GAUSS[::-1]
 
-Rows = Callable[[Any, Array], Array]
-"""f(row indices [n], points [n, 21]) -> values [n, 21]."""
+OUTER_PANELS = 150
+Rows = Callable[[Any, Array], tuple[Array, Array]]
+"""f(row indices [n], points [n, 21]) -> values and magnitudes [n, 21]; rounding is relative to the latter."""
 
 
-def integrate_rows(f: Rows, breaks: Array, weight: Array | None = None) -> Array:
-    """For each row, the integral of f between the first and the last of its sorted breaks.
+def integrate_rows(
+    f: Rows, breaks: Array, weight: Array | None = None, most: int = MAX_PANELS
+) -> tuple[Array, Array]:
+    """For each row, the integrals of f and its magnitude from the first to the last sorted break.
 
     ``weight``: how much a row counts in what the caller sums; light rows need fewer digits.
     """
@@ -76,20 +79,20 @@ def integrate_rows(f: Rows, breaks: Array, weight: Array | None = None) -> Array
         light = np.where(weight > 0, 0.01 * np.max(weight * scale) / weight, 0.0)
         bad = error > TOLERANCE * (np.maximum(0.05 * scale, light)[row] + 1e-300)
         bad &= (b - a) > 1e-13 * (np.abs(a) + np.abs(b))
-        bad &= (level < LEVELS - 1) & (np.count_nonzero(bad) < MAX_PANELS)
+        bad &= (level < LEVELS - 1) & (np.count_nonzero(bad) < most)
         total += np.bincount(row[~bad], value[~bad], rows)
         size += np.bincount(row[~bad], mass[~bad], rows)
         middle = (a[bad] + b[bad]) / 2
         row = np.concatenate([row[bad], row[bad]])
         a, b = np.concatenate([a[bad], middle]), np.concatenate([middle, b[bad]])
-    return total
+    return total, size
 
 
 def _panels(f: Rows, row: Any, a: Array, b: Array) -> tuple[Array, Array, Array]:
     half, centre = (b - a) / 2, (a + b) / 2
-    values = f(row, centre[:, None] + half[:, None] * NODES)
+    values, magnitudes = f(row, centre[:, None] + half[:, None] * NODES)
     value = half * (values @ KRONROD)
-    mass = half * (np.abs(values) @ KRONROD)
+    mass = half * (magnitudes @ KRONROD)
     raw = np.abs(value - half * (values @ GAUSS))
     floor = np.maximum(mass, 1e-300)
     error = np.where(raw > 0, floor * np.minimum(1.0, (200 * raw / floor) ** 1.5), 0.0)
@@ -191,6 +194,10 @@ def _evaluated(self: Integral, points: list[Array], *z: Array, row: Any) -> Arra
     return np.broadcast_to(np.asarray(values, dtype=float), z[0].shape)
 
 
+def _with_size(values: Array) -> tuple[Array, Array]:
+    return values, np.abs(values)
+
+
 def _density(x: Array) -> Array:
     return np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
 
@@ -204,11 +211,11 @@ def _one(self: Integral, points: list[Array], law: list[Array]) -> Array:
         centres.append((-_column(constant(*points), points, len(q)) / a, 1 / np.abs(a)))
     breaks = _mesh(np.zeros_like(q), sigma, centres)
 
-    def f(row: Any, z: Array) -> Array:
+    def f(row: Any, z: Array) -> tuple[Array, Array]:
         s = sigma[row][:, None]
-        return _evaluated(self, points, z, row=row) * _density(z / s) / s
+        return _with_size(_evaluated(self, points, z, row=row) * _density(z / s) / s)
 
-    return integrate_rows(f, breaks)
+    return integrate_rows(f, breaks)[0]
 
 
 def _two(self: Integral, points: list[Array], law: list[Array]) -> Array:
@@ -247,12 +254,12 @@ def _on_line(
         centres.append((-b / along, 1 / np.abs(along)))
     breaks = _mesh(np.zeros_like(q1), sigma, centres)
 
-    def f(row: Any, z: Array) -> Array:
+    def f(row: Any, z: Array) -> tuple[Array, Array]:
         s = sigma[row][:, None]
         second = slope[row][:, None] * z
-        return _evaluated(self, points, z, second, row=row) * _density(z / s) / s
+        return _with_size(_evaluated(self, points, z, second, row=row) * _density(z / s) / s)
 
-    return integrate_rows(f, breaks)
+    return integrate_rows(f, breaks)[0]
 
 
 def _nested(
@@ -269,14 +276,18 @@ def _nested(
         centres.append((-b / along, np.where(a2 == 0, np.nan, near + 1 / np.abs(along))))
     breaks = _mesh(np.zeros_like(q1), sigma, centres)
 
-    def outer(row: Any, z: Array) -> Array:
-        s = sigma[row][:, None]
-        return _inner(self, points, arguments, row, z, (q1, slope, spread)) * _density(z / s) / s
+    def outer(row: Any, z: Array) -> tuple[Array, Array]:
+        weight = _density(z / sigma[row][:, None]) / sigma[row][:, None]
+        value, size = _inner(self, points, arguments, row, z, (q1, slope, spread))
+        return value * weight, size * weight
 
-    return np.concatenate([
-        integrate_rows(lambda r, z, k=k: outer(r + k, z), breaks[k : k + 1])
-        for k in range(len(q1))
-    ])
+    def single(k: int) -> Array:
+        def shifted(row: Any, z: Array) -> tuple[Array, Array]:
+            return outer(row + k, z)
+
+        return integrate_rows(shifted, breaks[k : k + 1], most=OUTER_PANELS)[0]
+
+    return np.concatenate([single(k) for k in range(len(q1))])
 
 
 def _inner(
@@ -286,7 +297,7 @@ def _inner(
     row: Any,
     z: Array,
     law: tuple[Array, Array, Array],
-) -> Array:
+) -> tuple[Array, Array]:
     """E over z_2 given z_1 = z, for every outer node."""
     q1, slope, spread = law
     owner = np.repeat(row, z.shape[1])
@@ -299,13 +310,14 @@ def _inner(
     ]
     breaks = _mesh(mean, s, centres)
 
-    def f(node: Any, second: Array) -> Array:
+    def f(node: Any, second: Array) -> tuple[Array, Array]:
         z1 = np.broadcast_to(first[node][:, None], second.shape)
         weight = _density((second - mean[node][:, None]) / s[node][:, None]) / s[node][:, None]
-        return _evaluated(self, points, z1, second, row=owner[node]) * weight
+        return _with_size(_evaluated(self, points, z1, second, row=owner[node]) * weight)
 
     importance = _density(first / np.sqrt(q1[owner]))
-    return integrate_rows(f, breaks, importance).reshape(z.shape)
+    value, size = integrate_rows(f, breaks, importance)
+    return value.reshape(z.shape), size.reshape(z.shape)
 
 
 def evaluate(expectation: GaussianExpectation, values: Mapping[sp.Symbol, float] | None = None) -> float:
