@@ -83,7 +83,9 @@ class ActivationGain:
         symbols = sorted(expr.free_symbols, key=sp.default_sort_key)
         missing = [str(s) for s in symbols if str(s) not in table]
         if missing:
-            raise InputError(f"no value for {', '.join(missing)}", instead="numeric({NAME: NUMBER})")
+            raise InputError(
+                f"no value for {', '.join(missing)}", instead="numeric({NAME: NUMBER})"
+            )
         return float(compile_formula(expr, symbols)(*[table[str(s)] for s in symbols]))
 
     def _repr_latex_(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 
 import sympy as sp
 from sympy.logic.boolalg import ITE, And, Boolean, BooleanFalse, BooleanTrue, Not, Or
@@ -39,7 +39,7 @@ def above(a: sp.Expr, b: sp.Expr) -> bool:
     if a == b:
         return True
     if a in (sp.oo, sp.S.NegativeInfinity) or b in (sp.oo, sp.S.NegativeInfinity):
-        return a == sp.oo or b == sp.S.NegativeInfinity
+        return bool(a == sp.oo or b == sp.S.NegativeInfinity)
     gap = sp.expand(a - b)
     known = gap.is_nonnegative
     if known is None:
@@ -114,7 +114,9 @@ def _split_piecewise(expr: sp.Piecewise, variables: Variables) -> list[Cell]:
         for region, (bounds, holds) in product(rest, parts):
             joined = meet(region, bounds)
             if joined is not None and holds:
-                cells += [Cell(b, c.body) for c in inner if (b := meet(joined, c.bounds)) is not None]
+                cells += [
+                    Cell(b, c.body) for c in inner if (b := meet(joined, c.bounds)) is not None
+                ]
             elif joined is not None:
                 later.append(joined)
         rest = later
@@ -134,14 +136,18 @@ def _split_max(expr: sp.Expr, variables: Variables) -> list[Cell]:
 
 
 def _split_sign(expr: sp.Expr, variables: Variables) -> list[Cell]:
-    values = {sp.Abs: lambda s, g: s * g, sp.sign: lambda s, g: sp.Integer(s)}
-    value = values.get(expr.func, lambda s, g: sp.Integer(s > 0))
     return [
-        Cell(b, value(s, cell.body))
+        Cell(b, _value(expr, s, cell.body))
         for cell in split(expr.args[0], variables)
         for inner, s in smooth_signs(cell.body, variables)
         if (b := meet(cell.bounds, inner)) is not None
     ]
+
+
+def _value(expr: sp.Expr, s: int, inside: sp.Expr) -> sp.Expr:
+    if isinstance(expr, sp.Abs):
+        return s * inside
+    return sp.Integer(s if isinstance(expr, sp.sign) else s > 0)
 
 
 _SPLITTERS = {
@@ -161,7 +167,8 @@ def truth(condition: Boolean, variables: Variables) -> list[tuple[Bounds, bool]]
     if isinstance(condition, Not):
         return [(b, not t) for b, t in truth(condition.args[0], variables)]
     if isinstance(condition, (And, Or)):
-        joined = reduce(_meet_truth, [truth(a, variables) for a in condition.args], [((), ())])
+        start: list[tuple[Bounds, tuple[bool, ...]]] = [((), ())]
+        joined = reduce(_meet_truth, [truth(a, variables) for a in condition.args], start)
         rule = all if isinstance(condition, And) else any
         return [(b, rule(t)) for b, t in joined]
     if isinstance(condition, ITE):
@@ -239,8 +246,7 @@ def _sign_roots(expr: sp.Expr, variables: Variables) -> list[tuple[Bounds, int]]
         roots = _polynomial_roots(expr, z)
     edges = [sp.S.NegativeInfinity, *roots, sp.oo]
     return [
-        (((z, lo, hi),) if roots else (), _sign_at(expr, z, lo, hi))
-        for lo, hi in zip(edges, edges[1:], strict=False)
+        (((z, lo, hi),) if roots else (), _sign_at(expr, z, lo, hi)) for lo, hi in pairwise(edges)
     ]
 
 

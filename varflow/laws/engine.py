@@ -20,7 +20,7 @@ from varflow.laws.distributions import (
     Opaque,
     Sphere,
 )
-from varflow.laws.integral import GaussianExpectation, is_odd
+from varflow.laws.integral import GaussianExpectation, even_part, is_odd
 from varflow.laws.pairs import NotClosed
 from varflow.laws.tidy import tidy
 from varflow.laws.univariate import Covariance, closed
@@ -45,9 +45,7 @@ class Law:
         """The covariance of two linear forms."""
         left, right = affine(a, names), affine(b, names)
         assert left is not None and right is not None
-        terms = [
-            x * y * self.table[u, v] for u, x in left[0].items() for v, y in right[0].items()
-        ]
+        terms = [x * y * self.table[u, v] for u, x in left[0].items() for v, y in right[0].items()]
         return sp.expand(sp.Add(*terms))
 
 
@@ -117,9 +115,7 @@ class _Sum:
                 factors.append(value)
         self._collect(sp.Mul(*factors), hard)
 
-    def _collect(
-        self, factor: sp.Expr, hard: list[tuple[frozenset[sp.Symbol], sp.Expr]]
-    ) -> None:
+    def _collect(self, factor: sp.Expr, hard: list[tuple[frozenset[sp.Symbol], sp.Expr]]) -> None:
         if len(hard) == 1:
             number, rest = factor.as_coeff_Mul()
             key = (hard[0][0], rest)
@@ -213,9 +209,7 @@ def _enumerate(expr: sp.Expr, variable: sp.Symbol, law: Law, depth: int) -> sp.E
             ({s: sp.Integer(int(s == hot)) for s in kind.symbols}, p)
             for hot, p in zip(kind.symbols, kind.probabilities, strict=True)
         ]
-    return sp.Add(
-        *[p * expectation(expr.subs(values), law, depth + 1) for values, p in cases]
-    )
+    return sp.Add(*[p * expectation(expr.subs(values), law, depth + 1) for values, p in cases])
 
 
 def components(powers: Powers, law: Law) -> list[tuple[frozenset[sp.Symbol], Powers]]:
@@ -270,8 +264,11 @@ def homogeneous_degree(expr: sp.Expr, names: frozenset[sp.Symbol]) -> int | None
         cells = [c for c in split(expr, names) if c.body != 0]
     except NotFlat:
         return None
-    if any(lo not in (0, sp.S.NegativeInfinity) or hi not in (0, sp.oo)
-           for c in cells for _, lo, hi in c.bounds):
+    if any(
+        lo not in (0, sp.S.NegativeInfinity) or hi not in (0, sp.oo)
+        for c in cells
+        for _, lo, hi in c.bounds
+    ):
         return None
     degrees = set()
     for cell in cells:
@@ -330,7 +327,8 @@ def integral(body: sp.Expr, names: frozenset[sp.Symbol], law: Law, depth: int) -
     if len(forms) > MAX_DIMENSION:
         raise NoFormula(
             f"the expectation needs an integral over {len(forms)} dependent variables",
-            where=str(body), why=f"at most {MAX_DIMENSION} are done by quadrature",
+            where=str(body),
+            why=f"at most {MAX_DIMENSION} are done by quadrature",
         )
     outside = [v for v in factors if v not in forms]
     if outside:
@@ -385,6 +383,11 @@ def _unevaluated(
         body = rewrite_affine(body, used, lambda f, k, c: k * rename[f] + c)
     if is_odd(body, tuple(symbols)):
         return sp.S.Zero
+    even = even_part(body, symbols[0]) if len(forms) == 1 else None
+    if even is not None:
+        return closed(
+            even, frozenset(symbols), lambda s, t: law.of_forms(forms[0], forms[0], names)
+        )
     entries = [
         law.of_forms(forms[i], forms[j], names)
         for i in range(len(forms))

@@ -11,12 +11,10 @@ from sympy.core.containers import Tuple
 from varflow.laws.cells import KINKED, NotFlat, piecewise
 
 _FIRST_INDEX = 7_000_000_000
-BOUND = tuple(
-    sp.Dummy(f"z_{i + 1}", dummy_index=_FIRST_INDEX + i, real=True) for i in range(2)
-)
+BOUND = tuple(sp.Dummy(f"z_{i + 1}", dummy_index=_FIRST_INDEX + i, real=True) for i in range(2))
 
 
-class GaussianExpectation(sp.Expr):
+class GaussianExpectation(sp.Expr):  # type: ignore[misc]
     """E[integrand], its variables jointly Gaussian, zero mean, with the given covariance.
 
     ``covariance`` is (q,) for one variable and (q_1, c, q_2) for two; a Matrix is accepted. Equal
@@ -151,6 +149,24 @@ def _canonical(body: sp.Expr) -> sp.Expr:
         return piecewise(body, BOUND[0])
     except NotFlat:
         return body
+
+
+def even_part(body: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
+    """(f(z) + f(-z)) / 2 of a rational function of z and exp(k z) where no exp is left, else None."""
+    functions = {f.func for f in body.atoms(sp.Function)}
+    if functions != {sp.exp}:
+        return None
+    growth = sp.Dummy("T", positive=True)
+    total = (body + body.subs(z, -z)).replace(sp.exp, lambda k: _power(k, z, growth))
+    if total.has(sp.exp) or not total.is_rational_function(z, growth):
+        return None
+    total = sp.cancel(total)
+    return total / 2 if total.is_polynomial(z) and not total.has(growth) else None
+
+
+def _power(exponent: sp.Expr, z: sp.Symbol, growth: sp.Symbol) -> sp.Expr:
+    k = exponent.coeff(z)
+    return growth**k if k.is_Integer and exponent == k * z else sp.exp(exponent)
 
 
 def is_odd(body: sp.Expr, names: tuple[sp.Symbol, ...]) -> bool:

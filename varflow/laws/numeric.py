@@ -41,7 +41,8 @@ def stable(expr: sp.Expr) -> sp.Expr:
     """Logistic functions, softplus and exp * erfc in a form that floats can evaluate."""
     expr = expr.replace(lambda e: isinstance(e, sp.Add), _complement)
     expr = expr.replace(lambda e: isinstance(e, sp.log), _softplus)
-    expr = expr.replace(lambda e: isinstance(e, (sp.Mul, sp.Pow)), _logistic)
+    expr = expr.replace(lambda e: isinstance(e, sp.Pow) and e.base != sp.E, _logistic)
+    expr = expr.replace(lambda e: isinstance(e, sp.Mul) and e.has(expit), _balanced)
     return expr.replace(lambda e: isinstance(e, sp.Mul), _tail)
 
 
@@ -65,30 +66,27 @@ def _softplus(expr: sp.Expr) -> sp.Expr:
     return expr if h is None else softplus(h)
 
 
-def _logistic(expr: sp.Expr) -> sp.Expr:
-    """exp(m h) / (1 + exp(h))^n with 0 <= m <= n as powers of expit."""
-    factors = expr.as_powers_dict()
-    growth = sp.S.Zero
-    for base, power in list(factors.items()):
-        if base == sp.E:
-            growth += power
-            factors.pop(base)
-        elif isinstance(base, sp.exp):
-            growth += base.args[0] * power
-            factors.pop(base)
-    for base, power in list(factors.items()):
-        h = _one_plus_exp(base) if isinstance(base, sp.Add) else None
-        if h is None or not power.is_Integer or power >= 0:
-            continue
-        m = sp.cancel(growth / h)
-        m = m if m.is_Integer and 0 <= m <= -power else sp.S.Zero
-        factors.pop(base)
-        factors[expit(-h)] = factors.get(expit(-h), 0) - power - m
-        factors[expit(h)] = factors.get(expit(h), 0) + m
-        growth = sp.expand(growth - m * h)
-    if not any(isinstance(b, expit) for b in factors):
+def _logistic(expr: sp.Pow) -> sp.Expr:
+    """(1 + exp(h))^-n as expit(-h)^n."""
+    h = _one_plus_exp(expr.base) if isinstance(expr.base, sp.Add) else None
+    if h is None or not expr.exp.is_negative:
         return expr
-    return sp.Mul(sp.exp(growth), *[b**p for b, p in factors.items()])
+    return expit(-h) ** (-expr.exp)
+
+
+def _balanced(expr: sp.Mul) -> sp.Expr:
+    """exp(-m h) expit(h)^n, 0 < m <= n, as expit(-h)^m expit(h)^(n - m)."""
+    growth = sp.Add(*[f.args[0] for f in expr.args if isinstance(f, sp.exp)])
+    rest = [f for f in expr.args if not isinstance(f, sp.exp)]
+    for k, factor in enumerate(rest):
+        base, n = factor.as_base_exp()
+        if growth == 0 or not isinstance(base, expit):
+            continue
+        h = base.args[0]
+        m = sp.cancel(-growth / h)
+        if m.is_Integer and n.is_Integer and 0 < m <= n:
+            rest[k], growth = expit(-h) ** m * expit(h) ** (n - m), sp.S.Zero
+    return sp.Mul(sp.exp(growth), *rest)
 
 
 def _tail(expr: sp.Mul) -> sp.Expr:

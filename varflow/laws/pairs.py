@@ -9,7 +9,7 @@ Each answer is computed once for a pattern of zeros, in dummies, and then filled
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations
 
 import sympy as sp
@@ -66,17 +66,17 @@ def moment(
     return _template(pattern).xreplace(values)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _MEAN(i: int) -> sp.Dummy:
     return sp.Dummy(f"m{i}", real=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _SHIFT(i: int) -> sp.Dummy:
     return sp.Dummy(f"t{i}", real=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _GRAM(i: int, j: int) -> sp.Dummy:
     return sp.Dummy(f"g{i}{j}", positive=True) if i == j else sp.Dummy(f"g{i}{j}", real=True)
 
@@ -140,7 +140,9 @@ class _State:
                 total.append(self.gram[a][b] * rest[b] * self._moment(_less(rest, b), seen))
         for i in self.shift:
             if self.gram[a][i] != 0:
-                total.append(self.gram[a][i] * self.density(i) * self.given(i).border(rest, i, self))
+                total.append(
+                    self.gram[a][i] * self.density(i) * self.given(i).border(rest, i, self)
+                )
         return sp.expand(sp.Add(*total))
 
     def border(self, e: tuple[int, ...], i: int, before: _State) -> sp.Expr:

@@ -26,26 +26,45 @@ REACH = 12.0
 LEVELS = 34
 MAX_PANELS = 60_000
 TINY = 1e-100
-_HALF_NODES = np.array([
-    0.995657163025808080735527280689003, 0.973906528517171720077964012084452,
-    0.930157491355708226001207180059508, 0.865063366688984510732096688423493,
-    0.780817726586416897063717578345042, 0.679409568299024406234327365114874,
-    0.562757134668604683339000099272694, 0.433395394129247190799265943165784,
-    0.294392862701460198131126603103866, 0.148874338981631210884826001129720, 0.0,
-])
-_HALF_KRONROD = np.array([
-    0.011694638867371874278064396062192, 0.032558162307964727478818972459390,
-    0.054755896574351996031381300244580, 0.075039674810919952767043140916190,
-    0.093125454583697605535065465083366, 0.109387158802297641899210590325805,
-    0.123491976262065851077958109585166, 0.134709217311473325928054001771707,
-    0.142775938577060080797094273138717, 0.147739104901338491374841515972068,
-    0.149445554002916905664936468389821,
-])
-_HALF_GAUSS = np.array([
-    0.066671344308688137593568809893332, 0.149451349150580593145863396957658,
-    0.219086362515982043995534934228163, 0.269266719309996355091226921569473,
-    0.295524224714752870173815619188769,
-])
+_HALF_NODES = np.array(
+    [
+        0.995657163025808080735527280689003,
+        0.973906528517171720077964012084452,
+        0.930157491355708226001207180059508,
+        0.865063366688984510732096688423493,
+        0.780817726586416897063717578345042,
+        0.679409568299024406234327365114874,
+        0.562757134668604683339000099272694,
+        0.433395394129247190799265943165784,
+        0.294392862701460198131126603103866,
+        0.148874338981631210884826001129720,
+        0.0,
+    ]
+)
+_HALF_KRONROD = np.array(
+    [
+        0.011694638867371874278064396062192,
+        0.032558162307964727478818972459390,
+        0.054755896574351996031381300244580,
+        0.075039674810919952767043140916190,
+        0.093125454583697605535065465083366,
+        0.109387158802297641899210590325805,
+        0.123491976262065851077958109585166,
+        0.134709217311473325928054001771707,
+        0.142775938577060080797094273138717,
+        0.147739104901338491374841515972068,
+        0.149445554002916905664936468389821,
+    ]
+)
+_HALF_GAUSS = np.array(
+    [
+        0.066671344308688137593568809893332,
+        0.149451349150580593145863396957658,
+        0.219086362515982043995534934228163,
+        0.269266719309996355091226921569473,
+        0.295524224714752870173815619188769,
+    ]
+)
 NODES = np.concatenate([-_HALF_NODES, _HALF_NODES[-2::-1]])
 KRONROD = np.concatenate([_HALF_KRONROD, _HALF_KRONROD[-2::-1]])
 GAUSS = np.zeros(21)
@@ -174,7 +193,7 @@ _SIGMAS = np.array([0.0, 1 / 16, 0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0, REACH])
 
 def _graded(centre: Array, scale: Array, grades: Array = _GRADES) -> Array:
     offsets = np.concatenate([-grades[:0:-1], grades])
-    return np.asarray(centre)[:, None] + np.asarray(scale)[:, None] * offsets
+    return np.asarray(centre[:, None] + scale[:, None] * offsets)
 
 
 def _mesh(mean: Array, sigma: Array, centres: list[tuple[Array, Array]]) -> Array:
@@ -184,14 +203,15 @@ def _mesh(mean: Array, sigma: Array, centres: list[tuple[Array, Array]]) -> Arra
     for centre, scale in centres:
         good = np.isfinite(centre) & np.isfinite(scale)
         parts.append(_graded(np.where(good, centre, mean), np.where(good, scale, 0.0)))
-    breaks = np.clip(np.concatenate(parts, axis=1), lo[:, None], hi[:, None])
-    return np.sort(breaks, axis=1)
+    breaks: Array = np.clip(np.concatenate(parts, axis=1), lo[:, None], hi[:, None])
+    breaks.sort(axis=1)
+    return np.asarray(breaks)
 
 
 def _evaluated(self: Integral, points: list[Array], *z: Array, row: Any) -> Array:
     extra = (slice(None),) + (None,) * (z[0].ndim - 1)
     values = self.integrand(*z, *[p[row][extra] for p in points])
-    return np.broadcast_to(np.asarray(values, dtype=float), z[0].shape)
+    return np.asarray(np.broadcast_to(np.asarray(values, dtype=float), z[0].shape))
 
 
 def _with_size(values: Array) -> tuple[Array, Array]:
@@ -199,7 +219,7 @@ def _with_size(values: Array) -> tuple[Array, Array]:
 
 
 def _density(x: Array) -> Array:
-    return np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+    return np.asarray(np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi))
 
 
 def _one(self: Integral, points: list[Array], law: list[Array]) -> Array:
@@ -244,9 +264,7 @@ def _arguments(self: Integral, points: list[Array], n: int) -> list[tuple[Array,
     ]
 
 
-def _on_line(
-    self: Integral, points: list[Array], q1: Array, slope: Array, left: Array
-) -> Array:
+def _on_line(self: Integral, points: list[Array], q1: Array, slope: Array, left: Array) -> Array:
     sigma = np.sqrt(q1)
     centres = []
     for a1, a2, b in _arguments(self, points, len(q1)):
@@ -262,9 +280,7 @@ def _on_line(
     return integrate_rows(f, breaks)[0]
 
 
-def _nested(
-    self: Integral, points: list[Array], q1: Array, slope: Array, left: Array
-) -> Array:
+def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: Array) -> Array:
     sigma, spread = np.sqrt(q1), np.sqrt(left)
     arguments = _arguments(self, points, len(q1))
     centres = []
@@ -320,7 +336,9 @@ def _inner(
     return value.reshape(z.shape), size.reshape(z.shape)
 
 
-def evaluate(expectation: GaussianExpectation, values: Mapping[sp.Symbol, float] | None = None) -> float:
+def evaluate(
+    expectation: GaussianExpectation, values: Mapping[sp.Symbol, float] | None = None
+) -> float:
     """The number of an expectation, its parameters given."""
     ready = prepare(expectation)
     table = values or {}

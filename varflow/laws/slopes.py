@@ -41,9 +41,7 @@ def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
     stand_in = [sp.Dummy(f"d{i}", real=True) for i in range(len(expr.args))]
     back = dict(zip(stand_in, expr.args, strict=True))
     outer = expr.func(*stand_in)
-    return sp.Add(
-        *[outer.diff(d).xreplace(back) * derivative(a, var) for d, a in back.items()]
-    )
+    return sp.Add(*[outer.diff(d).xreplace(back) * derivative(a, var) for d, a in back.items()])
 
 
 def has_jump(expr: sp.Expr, var: sp.Symbol) -> bool:
@@ -59,9 +57,7 @@ def has_jump(expr: sp.Expr, var: sp.Symbol) -> bool:
 
 def _probe(symbols: list[sp.Symbol], k: int) -> dict[sp.Symbol, sp.Expr]:
     values = (sp.Rational(_PROBES[(i + 3 * k) % len(_PROBES)]) + k for i in range(len(symbols)))
-    return {
-        s: abs(v) if s.is_nonnegative else v for s, v in zip(symbols, values, strict=True)
-    }
+    return {s: abs(v) if s.is_nonnegative else v for s, v in zip(symbols, values, strict=True)}
 
 
 def _jumps(expr: sp.Expr, var: sp.Symbol) -> bool:
@@ -70,6 +66,7 @@ def _jumps(expr: sp.Expr, var: sp.Symbol) -> bool:
     except NotFlat:
         return True
     steps = (
-        (right - left).subs(var, b) for b, left, right in zip(borders, bodies, bodies[1:], strict=False)
+        (right - left).subs(var, b)
+        for b, left, right in zip(borders, bodies, bodies[1:], strict=False)
     )
     return any(abs(sp.N(step, 30)) > sp.Float("1e-20") for step in steps)

@@ -76,7 +76,8 @@ def _negative_sample(expr: sp.Expr) -> bool:
 
 
 def _divide(term: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    rational, irrational = [], []
+    rational: list[sp.Expr] = []
+    irrational: list[sp.Expr] = []
     for factor in sp.Mul.make_args(term):
         (rational if _is_rational(factor) else irrational).append(factor)
     return sp.Mul(*rational), sp.Mul(*irrational)
@@ -85,7 +86,9 @@ def _divide(term: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
 def _is_rational(factor: sp.Expr) -> bool:
     if factor.is_Rational or isinstance(factor, sp.Symbol):
         return True
-    return not factor.is_number and bool(factor.is_rational_function()) and not _transcendental(factor)
+    return (
+        not factor.is_number and bool(factor.is_rational_function()) and not _transcendental(factor)
+    )
 
 
 def _transcendental(factor: sp.Expr) -> bool:

@@ -41,9 +41,7 @@ class Piece:
     halves: tuple[Half, ...]
 
 
-def closed(
-    expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance
-) -> sp.Expr:
+def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance) -> sp.Expr:
     """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed."""
     try:
         cells = split(expr, variables)
@@ -94,9 +92,7 @@ def _plain(body: sp.Expr, variables: frozenset[sp.Symbol]) -> sp.Expr:
     )
 
 
-def _absorb(
-    piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.Symbol]
-) -> Piece:
+def _absorb(piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.Symbol]) -> Piece:
     if factor in variables and power >= 0:
         return replace(piece, powers=(*piece.powers, (factor, power)))
     if isinstance(factor, sp.exp):
@@ -206,7 +202,7 @@ def _integrate(piece: Piece, phase: sp.Expr, covariance: Covariance) -> sp.Expr:
 
 def _is_variable(symbol: sp.Symbol, covariance: Covariance) -> bool:
     try:
-        return covariance(symbol, symbol) != 0
+        return bool(covariance(symbol, symbol) != 0)
     except KeyError:
         return False
 
@@ -286,7 +282,7 @@ def _coordinates(halves: tuple[Half, ...]) -> tuple[list[sp.Expr], dict[int, sp.
         straight = affine(half.form, half.form.free_symbols)
         form, threshold = half.form, half.threshold
         if straight is not None and len(straight[0]) == 1:
-            ((symbol, k),) = straight[0].items()
+            (k,) = straight[0].values()
             size = k if k.is_positive else -k
             form, threshold = half.form / size, half.threshold / size
         thresholds[len(forms)] = threshold

@@ -1,0 +1,185 @@
+"""Gains of activations: definitions, published values, spellings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.gain import gain
+from varflow.laws.expectation import Normal, compile_formula, expect
+from varflow.symbols import X
+
+q = sp.Symbol("q", positive=True)
+r = sp.Symbol("r", real=True)
+a = sp.Symbol("a", real=True)
+
+# NFNet gammas 1/sqrt(Var f): (text, published Monte Carlo value, value recomputed by quadrature);
+# Brock et al. 2021, timm/models/nfnet.py.
+NFNET = [
+    ("gelu", 1.7015043497085571, 1.700926243363332),
+    ("leaky_relu(0.01)", 1.70590341091156, 1.7048316271773365),
+    ("logsigmoid", 1.9193484783172607, 1.919125980107654),
+    ("relu", 1.7139588594436646, 1.7128585504496625),
+    ("relu6", 1.7131484746932983, 1.712858554972395),
+    ("selu", 1.0008515119552612, 0.9999999999999999),
+    ("sigmoid", 4.803835391998291, 4.801313372039954),
+    ("softsign", 2.338853120803833, 2.3375333631085398),
+    ("tanh", 1.5939117670059204, 1.592537419722832),
+]
+# (text, field, q, value, tolerance)
+MOMENTS = [
+    ("relu", "variance", 1, 0.5 - 1 / (2 * math.pi), 1e-12),
+    ("relu", "second_moment", 1, 0.5, 1e-12),
+    ("relu", "mean", 1, 1 / math.sqrt(2 * math.pi), 1e-12),
+    ("relu", "init_gain_centered", 1, math.sqrt(2 / (1 - 1 / math.pi)), 1e-10),
+    ("leaky_relu(0.3)", "second_moment", 1, (1 + 0.3**2) / 2, 1e-12),
+    ("gelu", "variance", 1, 0.3456440110243514, 1e-10),
+    ("gelu", "derivative_second_moment", 1, 0.4558508656492868, 1e-10),
+    ("gelu", "derivative_second_moment", 4, 0.506044764053799, 1e-10),
+    ("silu", "second_moment", 1, 0.3557755198173524, 1e-9),
+    ("silu", "derivative_second_moment", 1, 0.3794823516, 1e-9),
+    ("silu", "second_moment", 2, 0.799153152, 1e-8),
+    ("softplus", "second_moment", 1, 0.9212459089, 1e-9),
+    ("elu", "derivative_second_moment", 1, 0.6681020012231698, 1e-9),
+    ("hardtanh", "derivative_second_moment", 1, math.erf(1 / math.sqrt(2)), 1e-10),
+    ("erf(x)", "derivative_second_moment", 1, 4 / (math.pi * math.sqrt(5)), 1e-10),
+    ("max(x, 0)^2", "second_moment", 1, 1.5, 1e-10),
+    ("tanh", "second_moment", 1, 0.3942944903978409, 1e-9),
+    ("tanh", "second_moment", 2, 0.5199757457, 1e-8),
+    ("mish", "second_moment", 1, 0.4523421924, 1e-9),
+    ("mish", "derivative_second_moment", 1, 0.4790837584, 1e-9),
+    ("hardswish", "second_moment", 1, 0.3315673751, 1e-8),
+    ("1.7159*tanh(2*x/3)", "second_moment", 1, 0.7504302763, 1e-8),
+]
+
+
+@pytest.mark.parametrize(("text", "published", "exact"), NFNET)
+def test_published_gammas(text: str, published: float, exact: float) -> None:
+    number = gain(text).numeric()["init_gain_centered"]
+    assert number == pytest.approx(published, rel=2e-3)
+    assert number == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(("text", "field", "variance", "value", "tolerance"), MOMENTS)
+def test_published_moments(
+    text: str, field: str, variance: int, value: float, tolerance: float
+) -> None:
+    assert gain(text, q=variance).numeric()[field] == pytest.approx(value, abs=tolerance)
+
+
+def test_gelu_formulas_in_q() -> None:
+    """Kedia et al. (2024)."""
+    g = gain("gelu", q=q)
+    assert all(g.closed_form.values())
+    mean = q / sp.sqrt(2 * sp.pi * (1 + q))
+    second = q * (
+        sp.Rational(1, 4)
+        + (q / ((1 + q) * sp.sqrt(1 + 2 * q)) + sp.atan(q / sp.sqrt(1 + 2 * q)) / 2) / sp.pi
+    )
+    for value in (0.01, 0.7, 1.0, 13.0):
+        assert g.numeric({"q": value})["mean"] == pytest.approx(
+            float(mean.subs(q, value)), abs=1e-10
+        )
+        wanted = float(second.subs(q, value))
+        assert g.numeric({"q": value})["second_moment"] == pytest.approx(wanted, abs=1e-10)
+
+
+def test_heuristics_are_not_reproduced() -> None:
+    """unit-scaling's fitted gelu gradient scale and StyleGAN's swish gain sqrt(2) are no such moments."""
+    swish = gain("silu").numeric()["init_gain"]
+    assert swish == pytest.approx(1.6765324703310907, rel=1e-9)
+    assert swish != pytest.approx(math.sqrt(2), rel=1e-2)
+    slope = gain("gelu").numeric()["derivative_second_moment"]
+    assert slope is not None
+    assert 1 / math.sqrt(slope) == pytest.approx(1.4811144127083486, rel=1e-9)
+    assert 1 / math.sqrt(slope) != pytest.approx(2**0.6, rel=1e-2)
+    fitted = 2**0.2 * (2 / (1 - 1 / math.pi)) ** 0.4
+    assert gain("gelu").numeric()["init_gain_centered"] != pytest.approx(fitted, rel=1e-3)
+
+
+STEP = sp.Heaviside(X)
+KERNELS = [
+    (sp.Max(X, 0), sp.sqrt(1 - r**2) / (2 * sp.pi) + (sp.pi - sp.acos(r)) * r / (2 * sp.pi)),
+    (STEP, sp.Rational(1, 2) - sp.acos(r) / (2 * sp.pi)),
+    (
+        sp.Max(X, 0) ** 2,
+        (3 * sp.sin(sp.acos(r)) * r + (sp.pi - sp.acos(r)) * (1 + 2 * r**2)) / (2 * sp.pi),
+    ),
+    (
+        sp.Max(X, X / 5),
+        sp.Rational(16, 25) / (2 * sp.pi) * sp.sqrt(1 - r**2)
+        + (sp.Rational(13, 25) - sp.Rational(16, 25) / (2 * sp.pi) * sp.acos(r)) * r,
+    ),
+    (sp.sign(X), 2 / sp.pi * sp.asin(r)),
+    (sp.sin(X), sp.exp(-1) * sp.sinh(r)),
+    (sp.cos(X), sp.exp(-1) * sp.cosh(r)),
+    (sp.exp(X), sp.exp(1 + r)),
+]
+
+
+@pytest.mark.parametrize(("f", "kernel"), KERNELS)
+def test_published_dual_kernels(f: sp.Expr, kernel: sp.Expr) -> None:
+    """Cho and Saul (2009); Daniely et al. (2016)."""
+    u, v = sp.symbols("u v", real=True)
+    value = expect(
+        f.subs(X, u) * f.subs(X, v),
+        {u: Normal(), v: Normal()},
+        lambda s, t: sp.S.One if s == t else r,
+    )
+    for point in (-0.9, -0.2, 0.0, 0.5, 0.99):
+        wanted = float(kernel.subs(r, sp.Float(point)))
+        assert compile_formula(value, [r])(point) == pytest.approx(wanted, abs=1e-13)
+
+
+def test_chi_is_the_slope_of_the_correlation_map() -> None:
+    u, v = sp.symbols("u v", real=True)
+    for f in (sp.Max(X, X / 5), sp.erf(X), sp.tanh(X)):
+        value = expect(
+            f.subs(X, u) * f.subs(X, v),
+            {u: Normal(), v: Normal()},
+            lambda s, t: sp.Integer(2) if s == t else 2 * r,
+        )
+        kernel = compile_formula(value, [r])
+        step = 1e-4
+        slope = (kernel(1.0) - kernel(1 - step)) / step / kernel(1.0)
+        assert gain(f, q=2).numeric()["chi"] == pytest.approx(slope, rel=1e-2)
+
+
+def test_jumps_make_chi_infinite() -> None:
+    assert gain(sp.sign(X)).chi == sp.oo and gain(STEP).numeric()["chi"] == math.inf
+    assert gain(sp.Max(X, 0), q=q).chi == 1
+
+
+def test_mean_and_parameters() -> None:
+    m = sp.Symbol("m", real=True)
+    g = gain(sp.Max(X, 0), q=q, mean=m)
+    rng = np.random.default_rng(0)
+    z = 0.4 + np.sqrt(1.3) * rng.standard_normal(400_000)
+    number = g.numeric({"q": 1.3, "m": 0.4})["mean"]
+    sample = np.maximum(z, 0)
+    assert number is not None and abs(sample.mean() - number) < 5 * sample.std() / 632
+    with pytest.raises(InputError, match="no value for"):
+        g.numeric()
+
+
+def test_degenerate_activations() -> None:
+    zero = gain(sp.S.Zero)
+    assert zero.init_gain is None and zero.chi is None and not zero.closed_form["chi"]
+    constant = gain(sp.Integer(3))
+    assert constant.init_gain == sp.Rational(1, 3) and constant.init_gain_centered is None
+
+
+def test_argument_of_an_expression() -> None:
+    y = sp.Symbol("y", real=True)
+    assert gain(sp.Max(y, 0)).second_moment == sp.Rational(1, 2)
+    with pytest.raises(InputError, match="which of"):
+        gain(sp.Max(y, 0) * a)
+
+
+def test_latex() -> None:
+    text = gain("tanh", q=q)._repr_latex_()
+    assert text.startswith("$") and r"\mathbb{E}" in text and r"\chi" in text
