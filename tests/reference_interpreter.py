@@ -159,10 +159,9 @@ def _moved(step: Instruction, x: Array, shape: tuple[int, int, int],
 
 def _standardize(norm: Standardize, x: Array) -> tuple[Array, Array]:
     """The normalized value, and sigma."""
-    if norm.axis == "channel":
-        grouped, axes = x.reshape(*x.shape[:2], int(norm.groups), -1), (3,)
-    else:
-        grouped, axes = x[:, :, None, :], (0, 1)
+    axes: tuple[int, ...] = (3,) if norm.axis == "channel" else (0, 1)
+    groups = int(norm.groups) if norm.axis == "channel" else 1
+    grouped = x.reshape(*x.shape[:2], groups, -1)
     mean = grouped.mean(axis=axes, keepdims=True) if norm.center else np.zeros(())
     sigma = np.sqrt(((grouped - mean) ** 2).mean(axis=axes, keepdims=True) + float(norm.eps))
     sigma = np.broadcast_to(sigma, grouped.shape)

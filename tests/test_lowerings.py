@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import sympy as sp
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
-
 from tests.reference_interpreter import Given, draw, interpret, weight_gradient
 from varflow.activations import ACTIVATIONS
 from varflow.errors import UnsupportedError
@@ -20,6 +17,9 @@ from varflow.network import Network
 from varflow.ops import OPS
 from varflow.ops.base import Op
 from varflow.program import Mask, Program
+
+torch: Any = pytest.importorskip("torch")
+F = torch.nn.functional
 
 CHANNELS, SAMPLES = 192, 8
 Layer = Any
@@ -217,7 +217,8 @@ def _torch_activation(dotted: str) -> Callable[..., Any]:
     found: Any = torch
     for part in dotted.split("."):
         found = getattr(found, part)
-    return found().double() if isinstance(found, type) else found
+    function: Callable[..., Any] = found().double() if isinstance(found, type) else found
+    return function
 
 
 @pytest.mark.parametrize("name", [n for n, a in ACTIVATIONS.items() if a.torch])

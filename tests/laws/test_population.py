@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import sympy as sp
 
@@ -21,7 +22,8 @@ Build = Callable[[Network], None]
 N = 96
 
 
-def moments(build: Build, direction: str = "values", size: int = 2**15, repeats: int = 4) -> dict[str, tuple[float, float, float]]:
+def moments(build: Build, direction: str = "values", size: int = 2**15,
+            repeats: int = 4) -> dict[str, tuple[float, float, float]]:
     """(mean, second moment, its standard error) by node."""
     net = Network("case")
     build(net)
@@ -290,15 +292,30 @@ def _mixture(net: Network) -> None:
     net.add(again, net.permute(p, permutation="P"), h, name="y")
 
 
-def _brute(program_of: Build, scale: int, draws: int) -> dict[str, tuple[float, float]]:
+def _orthogonal(net: Network) -> None:
+    """One orthogonal W, used as W, W^T and W again, between activations."""
+    x = net.input("x", 64)
+    h = net.activation(dense(net, x, 2, 64, 64, weight="W", distribution="orthogonal"), "relu", name="h")
+    b = dense(net, h, 2, 64, 64, weight="W", transpose=True, distribution="orthogonal", name="b")
+    c = dense(net, net.activation(net.add(b, x), "tanh"), 2, 64, 64, weight="W", distribution="orthogonal")
+    net.add(c, h, name="y")
+
+
+def _batch(net: Network) -> None:
+    """Batch norm over 6 samples and 4 positions, one W before and after it."""
+    x = net.input("x", 64, positions=(2, 2))
+    h = net.relu(net.batch_norm(dense(net, x, 1, 64, 64, weight="W"), batch=6, name="norm"))
+    net.mean_pool(net.add(x, dense(net, h, 1, 64, 64, weight="W"), name="sum"), name="y")
+
+
+def _brute(build: Build, samples: int, draws: int) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
+    """Values by name, and (mean, second moment) of each in every draw."""
     net = Network("brute")
-    program_of(net)
+    build(net)
     program, rng = lower(net), np.random.default_rng(5)
-    totals = np.zeros((draws, len(program)))
-    for k in range(draws):
-        totals[k] = [np.mean(v**2) for v in interpret(program, draw(program, scale, rng))]
-    return {f"{kind} {n}": (totals[:, v].mean(), totals[:, v].std(ddof=1) / math.sqrt(draws))
-            for kind in ("values", "gradients") for n, v in getattr(program, kind).items()}
+    found = [[(np.mean(v), np.mean(v**2)) for v in interpret(program, draw(program, samples, rng))]
+             for _ in range(draws)]
+    return {**program.values, **{f"d {n}": v for n, v in program.gradients.items()}}, np.array(found)
 
 
 def _scaled(build: Build, width: int) -> Build:
@@ -320,15 +337,21 @@ def _scaled(build: Build, width: int) -> Build:
     return scaled
 
 
-@pytest.mark.parametrize("build", [_mixture, _inverse_of_blocks])
-def test_against_brute_force(build: Build) -> None:
-    """Finite width differs by O(1/n): widths n and 2 n, extrapolated."""
-    narrow, wide = (_brute(_scaled(build, k), 1, 1200 // k) for k in (2, 4))
-    for direction in ("values", "gradients"):
-        for name, (_, estimate, error) in moments(build, direction, 2**14).items():
-            (m1, s1), (m2, s2) = narrow[f"{direction} {name}"], wide[f"{direction} {name}"]
-            bar = math.hypot(s1, 2 * s2, error)
-            assert abs(estimate - (2 * m2 - m1)) < 4.5 * bar + 0.02 * estimate, (direction, name)
+@pytest.mark.parametrize(("build", "samples", "scale", "draws"), [
+    (_mixture, 1, 2, 200), (_inverse_of_blocks, 1, 2, 200), (_orthogonal, 1, 1, 60), (_batch, 6, 2, 200)])
+def test_against_brute_force(build: Build, samples: int, scale: int, draws: int) -> None:
+    """Finite width differs by O(1/n): ``scale`` times as wide and twice that, extrapolated."""
+    names, narrow = _brute(_scaled(build, scale), samples, 2 * draws)
+    _, wide = _brute(_scaled(build, 2 * scale), samples, draws)
+    limit = 2 * wide.mean(axis=0) - narrow.mean(axis=0)
+    bars = np.hypot(2 * wide.std(axis=0), narrow.std(axis=0) / math.sqrt(2)) / math.sqrt(draws)
+    net = Network("limit")
+    build(net)
+    result = run_population(lower(net), 2**14, repeats=8)
+    for name, v in names.items():
+        assert abs(result.mean[v] - limit[v, 0]) < 4.5 * bars[v, 0] + 0.02, name
+        assert bars[v, 1] < 0.05 * limit[v, 1], name
+        assert abs(result.second_moment[v] - limit[v, 1]) < 4.5 * bars[v, 1] + 0.01 * limit[v, 1], name
 
 
 # -- what it refuses, and numbers ----------------------------------------------------------------------------

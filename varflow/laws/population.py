@@ -12,7 +12,7 @@ position by position. A coordinate without variance over a batch is normalized t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -62,7 +62,7 @@ from varflow.symbols import arg
 
 MAX_ENTRIES = 2**22
 LARGE_BATCH = 256
-MAX_AGAINST = 6
+MAX_AGAINST = 4
 """Noise is made orthogonal to live values at this many places at most."""
 
 
@@ -80,8 +80,9 @@ class Population:
 def run_population(program: Program, size: int = 2**16, repeats: int = 4, seed: int = 0) -> Population:
     """Moments of every value, forward and backward, as widths go to infinity.
 
-    ``size`` is the number of coordinates of a value (fewer where places are many), ``repeats`` (at least 2)
-    that of independent evaluations. Raises UnsupportedError for free symbols and for what has no such limit.
+    ``size`` is the number of coordinates of a value (down to a sixteenth where places are many), ``repeats``
+    (at least 2) that of independent evaluations. Raises UnsupportedError for free symbols and for what has no
+    such limit.
     """
     if repeats < 2 or size < 64:
         raise InputError(f"{repeats} repeats of size {size}", instead="at least 2 repeats of at least 64")
@@ -116,7 +117,7 @@ def _free(objects: Sequence[object]) -> set[sp.Basic]:
             found |= o.free_symbols
         elif isinstance(o, tuple):
             found |= _free(o)
-        elif hasattr(o, "__dataclass_fields__"):
+        elif is_dataclass(o):
             found |= _free([v for k, v in vars(o).items() if k != "unknown"])
     return found
 
@@ -136,7 +137,9 @@ def _samples(program: Program) -> int:
 def _half(program: Program, size: int, samples: int) -> int:
     """Half the number of coordinates: a prime, so that no roll maps a block to itself."""
     positions = max(int(step.shape.places) for step in program)
-    half = int(sp.prevprime(max(8, min(size, MAX_ENTRIES // (samples * positions)) // 2)))
+    places = samples * positions
+    wanted = min(size, max(4 * size // places, size // 16), MAX_ENTRIES // places)
+    half = int(sp.prevprime(max(8, wanted // 2)))
     if half < 2 * positions:
         raise UnsupportedError(f"{samples} samples at {positions} positions are too many for a population",
                                instead="a smaller batch, or fewer positions")
@@ -233,8 +236,7 @@ class _Run:
         distinct = list({id(a): a for a in arrays}.values())
         if not distinct or sum(a.shape[2] for a in distinct) > self.half // 4:
             return None
-        both = np.concatenate(distinct, axis=2)
-        return np.asarray((both[: self.half] - both[self.half :]) / 2)
+        return np.concatenate([(a[: self.half] - a[self.half :]) / 2 for a in distinct], axis=2)
 
     def _source(self, source: Primitive, channels: int) -> Array:
         key = (source, (channels, self.places))

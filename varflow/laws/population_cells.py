@@ -148,11 +148,11 @@ def array_gram(a: Array, b: Array) -> Places:
     and, where there are several, one for the deviations of samples from their mean.
     """
     count, samples = a.shape[:2]
-    overall = product(a.sum(axis=1), b.sum(axis=1)) / samples
     if samples == 1:
-        return overall[None] / count
+        return np.asarray(product(a[:, 0], b[:, 0])[None] / count)
+    overall = product(a.sum(axis=1), b.sum(axis=1)) / samples
     every = product(a.reshape(count * samples, -1), b.reshape(count * samples, -1))
-    return np.stack([overall, (every - overall) / (samples - 1)]) / count
+    return np.asarray(np.stack([overall, (every - overall) / (samples - 1)]) / count)
 
 
 def array_mix(a: Array, mixing: Places) -> Array:
