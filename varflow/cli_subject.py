@@ -1,0 +1,99 @@
+"""What a command works on: the network of a file, its derivation, its solution, the values that were set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from varflow.derive import Derivation, derive
+from varflow.errors import InputError
+from varflow.expressions import parse
+from varflow.fields import closest
+from varflow.load import load
+from varflow.network import Network
+from varflow.solve import Solution, solve
+
+
+def hint(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_values(settings: Sequence[str]) -> dict[str, float]:
+    """``NAME=VALUE`` texts as numbers. Raises InputError for other texts and names set twice."""
+    values: dict[str, float] = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not name or not equals:
+            raise InputError(f"--set {text!r} is not NAME=VALUE", instead="--set n=512")
+        if name in values:
+            raise InputError(f"--set gives {name!r} twice")
+        values[name] = _number(name, value)
+    return values
+
+
+def _number(name: str, text: str) -> float:
+    expr = parse(text, lambda _: None, where=f"--set {name}")
+    if not expr.is_number or not expr.is_finite or not expr.is_real:
+        raise InputError(f"--set {name}={text} is not a finite number", instead=f"--set {name}=512")
+    return int(expr) if expr.is_integer else float(expr)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its laws; ``solution`` where its unknown scales were solved for."""
+
+    network: Network
+    derivation: Derivation
+    solution: Solution | None
+    values: Mapping[str, float]
+
+    @property
+    def result(self) -> Solution | Derivation:
+        """The solution if there is one, else the derivation."""
+        return self.solution or self.derivation
+
+    @property
+    def missing(self) -> list[str]:
+        """Symbols that numbers need and that were not set."""
+        return sorted(self.derivation.free_symbols() - set(self.values))
+
+    def require_values(self) -> None:
+        """Raise InputError naming every symbol that has no number."""
+        if self.missing:
+            raise InputError(f"no value for {', '.join(self.missing)}", why="a simulation needs numbers",
+                             instead=" ".join(f"--set {name}=NUMBER" for name in self.missing))
+
+    @staticmethod
+    def load(graph: str, settings: Sequence[str], preserve: str | None, growth: str | None,
+             equations: Sequence[str], solve: bool | None) -> Subject:
+        """Read, derive and (``solve``: always, never, or None: where something is unknown) solve."""
+        values = read_values(settings)
+        network = load(graph)
+        derivation = derive(network)
+        asked = preserve is not None or growth is not None or bool(equations)
+        wanted = solve if solve is not None else asked or bool(derivation.unknowns())
+        solution = _solution(derivation, preserve, growth, equations) if wanted else None
+        if solution is not None:
+            derivation = solution.derivation
+        _check_names(values, derivation)
+        return Subject(network, derivation, solution, values)
+
+
+def _solution(derivation: Derivation, preserve: str | None, growth: str | None,
+              equations: Sequence[str]) -> Solution:
+    solution = solve(derivation, preserve, growth=growth, equations=equations)
+    unknown = sorted({s.name for s in derivation.unknowns().values()})
+    source = "as asked" if preserve else "by the network's preserve"
+    if unknown:
+        hint(f"solved for {', '.join(unknown)}: preserve {solution.preserve} ({source})")
+    return solution
+
+
+def _check_names(values: Mapping[str, float], derivation: Derivation) -> None:
+    known = derivation.free_symbols() | set(derivation.network.symbols)
+    for name in values:
+        if name not in known:
+            raise InputError(f"--set {name}: the network has no such symbol",
+                             instead=closest(name, sorted(known)) if known else "no --set: it has no symbols")
