@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .generate import Node, Spec, channels, generate, to_networkx
+from .generate import Node, Spec, channels, generate, load_results, to_networkx
 
 torch = pytest.importorskip("torch")
 
@@ -79,3 +79,27 @@ def test_a_seed_is_a_graph() -> None:
     assert again == specs
     graph = to_networkx(specs[0], 64)
     assert graph.nodes["x0"]["channels"] == channels(specs[0]["nodes"][0]["fields"]["channels"], 64)
+
+
+def test_normalizations_are_those_of_torch() -> None:
+    from .brute import _normalized
+
+    x = torch.randn(8, 96, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    eps = {"eps": "1/100"}
+    layer = torch.nn.functional.layer_norm(x, (96,), eps=0.01)
+    rms = torch.nn.functional.rms_norm(x, (96,), eps=0.01)
+    batch = torch.nn.functional.batch_norm(x, None, None, training=True, eps=0.01)
+    for axis, center, expected in ((1, True, layer), (1, False, rms), (0, True, batch)):
+        assert torch.allclose(_normalized(x, eps, axis, center), expected, atol=1e-5)
+
+
+def test_results_are_of_these_graphs() -> None:
+    wide = {record["spec"]["name"]: record for record in load_results(1024)}
+    assert len(wide) == 60
+    for record in load_results(256):
+        assert record["spec"] == wide[record["spec"]["name"]]["spec"]
+    for record in wide.values():
+        spec = record["spec"]
+        assert spec == generate(int(spec["name"].removeprefix("seed")), spec["batch"])
+        errors = [node[k][1] / node[k][0] for node in record["nodes"].values() for k in ("q", "gq")]
+        assert max(errors) < 0.01 or spec["batch"] in (4, 5)
