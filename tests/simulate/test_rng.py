@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
 from varflow.errors import InputError
-from varflow.simulate import rng
+from varflow.simulate import jit, rng
 from varflow.simulate import rng_reference as reference
 
 # Random123 1.14, tests/kat_vectors, lines "philox4x32 10": counter, key, answer.
@@ -80,12 +79,12 @@ def test_pure_function_of_the_counter() -> None:
     whole = rng.sample("normal", (5, 3000), seed=4, tensor=2, first_draw=10)
     part = rng.sample("normal", (2, 777), seed=4, tensor=2, first_draw=12, offset=1111)
     assert np.array_equal(part, whole[2:4, 1111:1888])
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
+    threads = jit.get_threads()
+    jit.set_threads(1)
     try:
         again = rng.sample("normal", (5, 3000), seed=4, tensor=2, first_draw=10)
     finally:
-        numba.set_num_threads(threads)
+        jit.set_threads(threads)
     assert np.array_equal(again, whole)
 
 

@@ -17,7 +17,7 @@ from varflow.simulate.jit import Number, inline
 
 F = np.float32
 U = np.uint32
-I = np.int32
+J = np.int32
 
 HUGE = F(3.4028235e38)
 SMALLEST_NORMAL = F(1.17549435e-38)
@@ -56,7 +56,7 @@ float_of: Any = intrinsic(_float_of)
 def log_normal_range(x: Number) -> Any:
     """log(x) for normal positive x; relative error 1e-7."""
     shifted = U(bits_of(x) - SQRT_HALF_BITS)
-    exponent = F(I(I(shifted) >> I(23)))
+    exponent = F(J(J(shifted) >> J(23)))
     y = F(float_of(U(U(shifted & U(0x7FFFFF)) + SQRT_HALF_BITS)) - F(1.0))
     p = F(7.0376836292e-2)
     p = p * y + F(-1.1514610310e-1)
@@ -95,7 +95,7 @@ def exp(x: Number) -> Any:
     p = p * y + F(0.5000000168399982)
     p = p * y + F(1.0)
     p = p * y + F(1.0)
-    power = float_of(U(U(I(n) + I(126)) << U(23)))
+    power = float_of(U(U(J(n) + J(126)) << U(23)))
     value = F(F(p * power) * F(2.0))
     value = F(0.0) if x < F(-87.0) else min(value, HUGE)
     return F(x) if math.isnan(x) else value

@@ -79,7 +79,11 @@ class _Threads:
     """The threads kernels run on, made on first use and again in a forked process."""
 
     def __init__(self) -> None:
-        self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.count = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         self._made: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def pool(self) -> ThreadPoolExecutor:

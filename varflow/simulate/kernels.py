@@ -51,7 +51,9 @@ class RandomMatrix:
         place: dict[str, Any] = {"seed": seed, "first_draw": first_draw}
         entries = sample(self.distribution, shape, tensor=self.tensor, scale=self.std, **place)
         if self.keep < 1.0:
-            entries *= sample("bernoulli", shape, tensor=self.mask_tensor, parameter=self.keep, **place)
+            entries *= sample(
+                "bernoulli", shape, tensor=self.mask_tensor, parameter=self.keep, **place
+            )
         return entries.reshape(draws, self.rows, self.columns)
 
 
@@ -135,7 +137,18 @@ def _contract(
                     part = cell[k * length : (k + 1) * length]
                     fill(part, length, kind, 1.0, seed, draw, tensor, offset, words, spare)
                     if keep < 1.0:
-                        fill(mask, length, mask_kind, keep, seed, draw, mask_tensor, offset, words, spare)
+                        fill(
+                            mask,
+                            length,
+                            mask_kind,
+                            keep,
+                            seed,
+                            draw,
+                            mask_tensor,
+                            offset,
+                            words,
+                            spare,
+                        )
                         times(part, mask)
                 weights = cell[: count * size].reshape(count, size)
                 if transpose:
@@ -147,7 +160,9 @@ def _contract(
                 into[p, i] *= std
 
 
-def contract(h: Value, weight: RandomMatrix, *, seed: int, first_draw: int = 0, transpose: bool = False) -> Value:
+def contract(
+    h: Value, weight: RandomMatrix, *, seed: int, first_draw: int = 0, transpose: bool = False
+) -> Value:
     """W h, or W^T h, at every place of every draw; W is generated as it multiplies and never stored.
 
     (draws, places, columns) -> (draws, places, rows), or the other way round for the transpose. Relative error
@@ -160,8 +175,9 @@ def contract(h: Value, weight: RandomMatrix, *, seed: int, first_draw: int = 0, 
     for tensor in (weight.tensor, weight.mask_tensor):
         check_counter(seed, first_draw, h.shape[0], tensor, weight.rows * weight.columns)
     y = np.empty((*h.shape[:2], outer), np.float32)
+    kind = distribution_code(weight.distribution)
     over_draws(
-        _contract, h.shape[0], h, y, transpose, weight.rows, weight.columns, distribution_code(weight.distribution), F(weight.std),
+        _contract, h.shape[0], h, y, transpose, weight.rows, weight.columns, kind, F(weight.std),
         float(weight.keep), np.uint64(seed), np.uint64(first_draw), np.uint64(weight.tensor),
         BERNOULLI, np.uint64(weight.mask_tensor),
     )  # fmt: skip
@@ -169,7 +185,14 @@ def contract(h: Value, weight: RandomMatrix, *, seed: int, first_draw: int = 0, 
 
 
 def haar(
-    rows: int, columns: int, *, seed: int, tensor: int, draws: int, first_draw: int = 0, scale: float = 1.0
+    rows: int,
+    columns: int,
+    *,
+    seed: int,
+    tensor: int,
+    draws: int,
+    first_draw: int = 0,
+    scale: float = 1.0,
 ) -> Value:
     """``scale`` times uniformly distributed matrices with orthonormal columns (rows, when wide).
 
@@ -177,7 +200,9 @@ def haar(
     with the signs of R's diagonal moved into Q (Mezzadri 2007).
     """
     tall, thin = max(rows, columns), min(rows, columns)
-    normals = sample("normal", (draws, tall * thin), seed=seed, tensor=tensor, first_draw=first_draw)
+    normals = sample(
+        "normal", (draws, tall * thin), seed=seed, tensor=tensor, first_draw=first_draw
+    )
     q, r = np.linalg.qr(normals.reshape(draws, tall, thin).astype(np.float64))
     q *= np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :] * scale
     oriented = q if rows >= columns else q.transpose(0, 2, 1)
@@ -234,28 +259,35 @@ def weight_gradient_moment(uses: list[tuple[Value, Value]]) -> NDArray[np.float6
     right = np.concatenate([h for _, h in uses], axis=1).astype(np.float64)
     places, entries = left.shape[1], left.shape[2] * right.shape[2]
     if places * (left.shape[2] + right.shape[2]) <= entries:
-        grams = np.matmul(left, left.transpose(0, 2, 1)) * np.matmul(right, right.transpose(0, 2, 1))
+        grams = np.matmul(left, left.transpose(0, 2, 1)) * np.matmul(
+            right, right.transpose(0, 2, 1)
+        )
         total: NDArray[np.float64] = grams.sum(axis=(1, 2))
     else:
         total = np.square(np.matmul(left.transpose(0, 2, 1), right)).sum(axis=(1, 2))
-    return total / entries
+    return np.asarray(total / entries)
+
+
+def _mean(x: Value, axis: int) -> Value:
+    mean: NDArray[np.float64] = x.mean(axis=axis, dtype=np.float64)
+    return mean.astype(np.float32)
 
 
 def channel_mean(x: Value) -> Value:
     """Mean over channels, (draws, places, 1)."""
-    return x.mean(axis=2, keepdims=True, dtype=np.float64).astype(np.float32)
+    return _mean(x, 2)[..., None]
 
 
 def position_mean(x: Value, positions: int) -> Value:
     """Mean over the positions of each sample: (draws, samples, channels)."""
     parts = x.reshape(x.shape[0], -1, positions, x.shape[2])
-    return parts.mean(axis=2, dtype=np.float64).astype(np.float32)
+    return _mean(parts, 2)
 
 
 def sample_mean(x: Value, samples: int) -> Value:
     """Mean over samples, position by position: (draws, positions, channels)."""
     parts = x.reshape(x.shape[0], samples, -1, x.shape[2])
-    return parts.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return _mean(parts, 1)
 
 
 def position_expand(x: Value, positions: int) -> Value:
@@ -279,5 +311,7 @@ def scatter(y: Value, index: NDArray[np.integer[Any]], places: int) -> Value:
     out = np.zeros((y.shape[0], places + 1, channels), np.float32)
     parts = y.reshape(y.shape[0], *index.shape, channels)
     for tap in range(index.shape[1]):
-        np.add.at(out, (slice(None), np.where(index[:, tap] < 0, places, index[:, tap])), parts[:, :, tap])
+        target = np.where(index[:, tap] < 0, places, index[:, tap])
+        for place, part in zip(target, parts[:, :, tap].transpose(1, 0, 2), strict=True):
+            out[:, place] += part
     return np.ascontiguousarray(out[:, :places])

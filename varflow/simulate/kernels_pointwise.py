@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import sympy as sp
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -23,7 +22,9 @@ Value = NDArray[np.float32]
 
 F = np.float32
 LANES = 256
-LOAD, ADD, SUB, MUL, DIV, MIN, MAX = (OP[n] for n in ("load", "add", "sub", "mul", "div", "min", "max"))
+LOAD, ADD, SUB, MUL, DIV, MIN, MAX = (
+    OP[n] for n in ("load", "add", "sub", "mul", "div", "min", "max")
+)
 POW, LT, LE, SELECT, SQRT = (OP[n] for n in ("pow", "lt", "le", "select", "sqrt"))
 EXP, LOG, LOG1P, TANH, ERF, ERFC = (OP[n] for n in ("exp", "log", "log1p", "tanh", "erf", "erfc"))
 SIN, COS, ATAN, ASINH, ABS, SIGN = (OP[n] for n in ("sin", "cos", "atan", "asinh", "abs", "sign"))
@@ -35,7 +36,8 @@ def _pointer(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.float32)(types.int64), generate
+    pointers: Any = types.CPointer
+    return pointers(types.float32)(types.int64), generate
 
 
 pointer: Any = intrinsic(_pointer)
@@ -199,7 +201,7 @@ def run_load(
 ) -> None:
     """Lanes first.. of one input; `layout` is a row of `_layouts`."""
     start = layout[0] * draw
-    data = numba.carray(pointer(address), (start + layout[3],), np.float32)
+    data = carray(pointer(address), (start + layout[3],), np.float32)
     if layout[4]:
         part = data[start + first : start + first + size]
         for i in range(size):

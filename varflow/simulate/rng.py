@@ -41,7 +41,7 @@ ERF_SQRT2 = 0.9544997361036416
 
 F = np.float32
 U = np.uint32
-I = np.int32
+J = np.int32
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 SIXTEEN = np.uint64(16)
@@ -81,9 +81,9 @@ def block_words(block: Number, seed: Number, draw: Number, tensor: Number) -> An
 @inline
 def normal_pair(first: Number, second: Number) -> Any:
     """Two independent N(0, 1) of two words; the radius reaches 6.66."""
-    u = F(F(F(I(first >> U(1))) + F(0.5)) * UNIT31)
+    u = F(F(F(J(first >> U(1))) + F(0.5)) * UNIT31)
     radius = F(math.sqrt(F(F(-2.0) * log_normal_range(u))))
-    angle = F(F(I(U(second << U(2)))) * ANGLE_STEP)
+    angle = F(F(J(U(second << U(2)))) * ANGLE_STEP)
     cosine, sine = turn(angle, U(second >> U(30)))
     return F(radius * cosine), F(radius * sine)
 
@@ -91,13 +91,13 @@ def normal_pair(first: Number, second: Number) -> Any:
 @inline
 def uniform_of(word: Number) -> Any:
     """Uniform on (-sqrt 3, sqrt 3), variance 1."""
-    return F(F(F(I(word)) + F(0.5)) * UNIFORM_STEP)
+    return F(F(F(J(word)) + F(0.5)) * UNIFORM_STEP)
 
 
 @inline
 def truncated_of(word: Number) -> Any:
     """N(0, 1) cut at two standard deviations, divided by 0.8796 to variance 1 (inverse distribution function)."""
-    y = F(F(F(I(word)) + F(0.5)) * TRUNCATED_STEP)
+    y = F(F(F(J(word)) + F(0.5)) * TRUNCATED_STEP)
     w = F(-log_normal_range(F(F(1.0) - y * y)))
     p = F(-6.986128329489615e-06)
     p = p * w + F(9.899116207646762e-05)
@@ -112,7 +112,7 @@ def truncated_of(word: Number) -> Any:
 @inline
 def sign_of(word: Number) -> Any:
     """-1 or 1, equally likely."""
-    return F(I(U(I(word) >> I(31)) | U(1)))
+    return F(J(U(J(word) >> J(31)) | U(1)))
 
 
 @device

@@ -105,7 +105,9 @@ class _Builder:
         return reduce(lambda t, a: self.emit("sub", t, self.value(-a)), minus, total)
 
     def multiply(self, expr: sp.Mul) -> int:
-        below = [a for a in expr.args if isinstance(a, sp.Pow) and a.exp.is_number and a.exp.is_negative]
+        below = [
+            a for a in expr.args if isinstance(a, sp.Pow) and a.exp.is_number and a.exp.is_negative
+        ]
         above = [a for a in expr.args if a not in below]
         top = self.fold("mul", above) if above else self.constant(1.0)
         if not below:
@@ -155,7 +157,9 @@ class _Builder:
             case sp.GreaterThan():
                 return self.emit("le", b, a)
         equal = self.emit("mul", self.emit("le", a, b), self.emit("le", b, a))
-        return equal if isinstance(expr, sp.Equality) else self.emit("sub", self.constant(1.0), equal)
+        return (
+            equal if isinstance(expr, sp.Equality) else self.emit("sub", self.constant(1.0), equal)
+        )
 
     def boolean(self, expr: BooleanFunction) -> int:
         match expr:
@@ -206,7 +210,9 @@ def _operands(step: Step) -> tuple[int, ...]:
     return step[1 : 1 + ARITY.get(OPCODES[step[0]], 1)]
 
 
-def _allocate(steps: list[Step], result: int, constants: int) -> tuple[list[list[int]], dict[int, int], int]:
+def _allocate(
+    steps: list[Step], result: int, constants: int
+) -> tuple[list[list[int]], dict[int, int], int]:
     """Registers by linear scan; a target never shares a register with its own operands."""
     last = {v: i for i, step in enumerate(steps) for v in _operands(step)}
     last[result] = len(steps)
@@ -230,7 +236,6 @@ def compile_pointwise(expr: sp.Expr, arguments: Sequence[sp.Symbol]) -> VMProgra
 
     Raises UnsupportedError for a function the machine does not know, or a symbol that is no argument.
     """
-    expr = sp.sympify(expr)
     unknown = expr.free_symbols - set(arguments)
     if unknown:
         names = ", ".join(sorted(str(s) for s in unknown))
