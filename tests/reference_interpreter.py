@@ -85,8 +85,8 @@ def _matrix(program: Program, name: str, rng: np.random.Generator) -> Array:
     rows, columns = int(w.rows), int(w.columns)
     entries = rng.standard_normal((rows, columns))
     if w.distribution == "orthogonal":
-        q, r = np.linalg.qr(entries if rows >= columns else entries.T)
-        q = q * np.sign(np.diag(r)) * np.sqrt(max(rows, columns))
+        tall = entries if rows >= columns else entries.T
+        q = np.linalg.solve(np.linalg.cholesky(tall.T @ tall), tall.T).T * np.sqrt(len(tall))
         entries = q if rows >= columns else q.T
     mask = rng.random((rows, columns)) < float(w.keep)
     return float(w.value) + float(sp.sqrt(w.variance)) * entries * mask
