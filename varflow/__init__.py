@@ -7,6 +7,8 @@ both by simulation, export the derivation.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +32,17 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"varflow.{_PUBLIC[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps public functions in place when their modules, of the same name, are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = isinstance(value, ModuleType) and _PUBLIC.get(name) == name
+        super().__setattr__(name, getattr(value, name) if own else value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import sympy as sp
 
-from varflow.errors import InputError
+from varflow.errors import ErrorList, InputError, VarflowError
 from varflow.expressions import parse, parse_activation
 from varflow.ops.base import OPS, Op
 
 Resolve = Callable[[str], sp.Symbol | None]
+NO_PLACES: Mapping[str, str] = MappingProxyType({})
 
 
 def exact(value: object) -> sp.Expr | None:
@@ -22,7 +24,7 @@ def exact(value: object) -> sp.Expr | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, sp.Expr):
-        return value
+        return value.xreplace({f: _decimal(f) for f in value.atoms(sp.Float)})
     if isinstance(value, int):
         return sp.Integer(value)
     if isinstance(value, Fraction):
@@ -34,13 +36,23 @@ def exact(value: object) -> sp.Expr | None:
     return sp.Rational(repr(number)) if abs(number) < float("inf") else None
 
 
+def _decimal(number: sp.Float) -> sp.Rational:
+    return sp.Rational(repr(float(number)) if number._prec <= 53 else str(number))
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message shows it: on one line and not long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def read_scalar(value: object, resolve: Resolve, where: str = "") -> sp.Expr:
     """An expression from text, a number or a sympy expression."""
     if isinstance(value, str):
         return parse(value, resolve, where=where)
     number = exact(value)
     if number is None:
-        raise InputError(f"{value!r} is not a number or an expression", where,
+        raise InputError(f"{shown(value)} is not a number or an expression", where,
                          instead="a finite number, or an expression as text")
     return number
 
@@ -48,7 +60,7 @@ def read_scalar(value: object, resolve: Resolve, where: str = "") -> sp.Expr:
 def _read_size(value: object, resolve: Resolve, where: str) -> sp.Expr:
     size = read_scalar(value, resolve, where)
     if size.is_number and not (size.is_integer and size.is_positive):
-        raise InputError(f"size {value!r} is not a positive whole number", where, instead="1, 2, 3, ...")
+        raise InputError(f"size {shown(value)} is not a positive whole number", where, instead="1, 2, 3, ...")
     return size
 
 
@@ -62,7 +74,7 @@ def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
     if isinstance(value, sp.Expr):
         return _one_variable(value, where)
     if not isinstance(value, str):
-        raise InputError(f"{value!r} is not an activation", where, instead="a name, or an expression of x")
+        raise InputError(f"{shown(value)} is not an activation", where, instead="a name, or an expression of x")
     known = {n: s for n in _names(value) if (s := resolve(n)) is not None}
     return parse_activation(value, known, where=where)
 
@@ -83,13 +95,13 @@ def _one_variable(value: sp.Expr, where: str) -> sp.Expr:
 
 def _read_text(value: object, resolve: Resolve, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InputError(f"{value!r} is not a name", where, instead="a text that is not empty")
+        raise InputError(f"{shown(value)} is not a name", where, instead="a text that is not empty")
     return value
 
 
 def _read_flag(value: object, resolve: Resolve, where: str) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{value!r} is neither true nor false", where, instead="true or false")
+        raise InputError(f"{shown(value)} is neither true nor false", where, instead="true or false")
     return value
 
 
@@ -111,23 +123,39 @@ def closest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"one of {listed}"
 
 
-def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "") -> Op:
+def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "",
+            places: Mapping[str, str] = NO_PLACES) -> Op:
     """The layer named ``op`` with fields read from text, numbers or expressions.
 
-    Raises InputError for an unknown layer, an unknown or a missing field, or a value that does not fit.
+    ``places`` says where a field stands, for messages. Raises InputError for an unknown layer, an unknown or
+    a missing field, or a value that does not fit; ErrorList for several.
     """
     if op not in OPS:
-        raise InputError(f"no layer is called {op!r}", where, instead=closest(op, OPS))
+        raise InputError(f"no layer is called {shown(op)}", places.get("op", where), instead=closest(op, OPS))
     declared = {f.name: f for f in dataclasses.fields(OPS[op])}
-    for name in fields:
-        if name not in declared:
-            raise InputError(f"layer {op!r} has no field {name!r}", where, instead=closest(name, declared))
-    for name, f in declared.items():
-        if f.default is dataclasses.MISSING and name not in fields:
-            raise InputError(f"layer {op!r} needs the field {name!r}", where, instead=f"{name}: ...")
-    read = {name: _read(declared[name], value, resolve, f"{where}.{name}" if where else name)
-            for name, value in fields.items()}
-    return OPS[op](**read)
+    errors: list[VarflowError] = [
+        InputError(f"layer {op!r} has no field {shown(name)}", places.get(name, where), instead=closest(name, declared))
+        for name in fields if name not in declared]
+    errors += [InputError(f"layer {op!r} needs the field {name!r}", where, instead=f"{name}: ...")
+               for name, f in declared.items() if f.default is dataclasses.MISSING and name not in fields]
+    read: dict[str, Any] = {}
+    for name in [n for n in fields if n in declared]:
+        try:
+            read[name] = _read(declared[name], fields[name], resolve, _place(name, where, places))
+        except VarflowError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorList(errors)
+    try:
+        return OPS[op](**read)
+    except VarflowError as error:
+        raise error if error.where else type(error)(error.what, where, error.why, error.instead) from None
+
+
+def _place(name: str, where: str, places: Mapping[str, str]) -> str:
+    if name in places:
+        return f"{places[name]}, {name}"
+    return f"{where}.{name}" if where else name
 
 
 def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str) -> Any:

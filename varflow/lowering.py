@@ -34,7 +34,7 @@ def infer_shapes(network: Network, given: tuple[Shape, ...] | None = None) -> Sh
     given_by_name = dict(zip(_input_names(network), given, strict=True)) if given else {}
     for name in order(network):
         try:
-            shapes[name] = _shape_of(network, name, shapes, given_by_name)
+            shapes[name] = node_shapes(network, name, shapes, given_by_name)
         except KeyError:
             continue
         except VarflowError as error:
@@ -54,7 +54,8 @@ def _input_names(network: Network) -> list[str]:
     return [n for n, layer in network.nodes() if isinstance(layer, InputNode)]
 
 
-def _shape_of(network: Network, name: str, shapes: Shapes, given: dict[str, Shape]) -> tuple[Shape, ...]:
+def node_shapes(network: Network, name: str, shapes: Shapes, given: dict[str, Shape]) -> tuple[Shape, ...]:
+    """Output shapes of one node over those of the nodes before it. Raises ShapeError."""
     layer = network.node(name)
     if isinstance(layer, InputNode):
         return (given.get(name, Shape(layer.channels, layer.positions)),)
@@ -65,7 +66,18 @@ def _shape_of(network: Network, name: str, shapes: Shapes, given: dict[str, Shap
     if len(args) < least or (most is not None and len(args) > most):
         raise ShapeError(f"layer {layer.name!r} takes {_count(least, most)}, and has {len(args)}",
                          instead="connect as many inputs as it takes")
-    return layer.infer(*args)
+    try:
+        outputs = layer.infer(*args)
+    except ShapeError as error:
+        ports = ", ".join(f"input {k} is {h.key} {shape}" for k, (h, shape)
+                          in enumerate(zip(network.inputs_of(name), args, strict=True)))
+        why = "; ".join(part for part in (error.why, ports) if part)
+        raise ShapeError(error.what, error.where, why, error.instead) from None
+    for size in (s for shape in outputs for s in (shape.channels, *shape.positions)):
+        if size.is_number and not (size.is_integer and size.is_positive):
+            raise ShapeError(f"layer {layer.name!r} has an output of size {size}",
+                             why="a size is a positive whole number")
+    return outputs
 
 
 def _count(least: int, most: int | None) -> str:

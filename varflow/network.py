@@ -99,7 +99,7 @@ class Network:
 
     def where(self, node: str) -> str:
         """The place of a node, for an error message."""
-        return self.places.get(node, f"node {node!r}")
+        return f"{self.places[node]}, node {node!r}" if node in self.places else f"node {node!r}"
 
     def _fresh(self, stem: str, name: str | None) -> str:
         if name is None:
@@ -146,6 +146,10 @@ class Network:
         return Handle(name)
 
     def _check_input(self, name: str, layer: InputNode) -> None:
+        for size in (layer.channels, *layer.positions):
+            if size.is_number and not (size.is_integer and size.is_positive):
+                raise InputError(f"input {name!r}: size {size} is not a positive whole number", self.where(name),
+                                 instead="1, 2, 3, ...")
         variance = layer.second_moment - layer.mean**2
         if variance.is_negative:
             raise InputError(f"input {name!r}: second moment {layer.second_moment} is below its squared mean",
@@ -281,6 +285,19 @@ class Network:
         from varflow.lowering import infer_shapes
 
         infer_shapes(self)
+
+    def __eq__(self, other: object) -> bool:
+        """The same layers, connections, names, symbols and policy; ``places`` do not count."""
+        if not isinstance(other, Network):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def _identity(self) -> tuple[object, ...]:
+        layers = [(n, layer, self.inputs_of(n)) for n, layer in self._nodes.items()]
+        return self.name, self.preserve, self.source, self.symbols, layers, self.declared_outputs
 
     def _repr_html_(self) -> str:
         from html import escape
