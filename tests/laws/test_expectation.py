@@ -139,7 +139,15 @@ PAIRS = {
     "mixed_gelu": u * v * gelu(v),
     "maximum": sp.Max(u, v) ** 2,
     "residual": relu(u + relu(v)) ** 2,
-    "gate": relu(u) * v * sp.sin(v) * 0 + u * sp.sin(v),
+    "gate": u * sp.sin(v),
+    "three_kinks": relu(u) * relu(v) * relu(u + v),
+    "three_errors": u * sp.erf(v) ** 3,
+    "exp_relu": sp.exp(u) * relu(v),
+    "exp_gelu": sp.exp(u) * gelu(v),
+    "damped_wave": u**2 * sp.exp(u) * sp.cos(v),
+    "gated_residual": relu(u + relu(v)) * relu(v),
+    "weighted_gelu": gelu(u + 2 * v) ** 2,
+    "abs_decay": sp.exp(-sp.Abs(u)) * v**2,
     "bilinear_exp": sp.exp(-(u**2) - u * v / 3 - v**2),
 }
 

@@ -8,9 +8,9 @@ Each answer is computed once for a pattern of zeros, in dummies, and then filled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import sympy as sp
 
@@ -120,9 +120,11 @@ class _State:
     drift: Vector
     shift: dict[int, sp.Expr]
     tilted: bool
+    known: dict[int, _State] = field(default_factory=dict, compare=False)
+    seen: dict[tuple[int, ...], sp.Expr] = field(default_factory=dict, compare=False)
 
     def moment(self, e: tuple[int, ...]) -> sp.Expr:
-        return self._moment(e, {})
+        return self._moment(e, self.seen)
 
     def _moment(self, e: tuple[int, ...], seen: dict[tuple[int, ...], sp.Expr]) -> sp.Expr:
         if e not in seen:
@@ -160,12 +162,18 @@ class _State:
 
     def given(self, i: int) -> _State:
         """The law given y_i = its threshold."""
+        if i not in self.known:
+            self.known[i] = self._given(i)
+        return self.known[i]
+
+    def _given(self, i: int) -> _State:
         v, n = self.gram[i][i], range(self.size)
         gap = self.shift[i] - self.drift[i]
-        gram = tuple(
-            tuple(_ratio(self.gram[j][k] * v - self.gram[i][j] * self.gram[i][k], v) for k in n)
-            for j in n
-        )
+        entries = {
+            (j, k): _ratio(self.gram[j][k] * v - self.gram[i][j] * self.gram[i][k], v)
+            for j, k in combinations_with_replacement(n, 2)
+        }
+        gram = tuple(tuple(entries[min(j, k), max(j, k)] for k in n) for j in n)
         drift = tuple(_ratio(self.drift[j] * v + self.gram[i][j] * gap, v) for j in n)
         shift = {j: s for j, s in self.shift.items() if j != i}
         if any(gram[j][j] == 0 for j in shift):

@@ -50,6 +50,8 @@ def _settle(expr: sp.Expr) -> sp.Expr:
         inner = expr.args[0]
         if isinstance(expr, sp.exp) and inner.is_Add:
             return sp.exp(tidy(inner))
+        if isinstance(expr, sp.asin) and not inner.is_number and inner.is_rational_function():
+            return sp.asin(sp.factor(sp.cancel(inner)))
         return expr.func(tidy(inner))
     return expr
 
