@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from varflow import __version__
-from varflow.cli_report import SCHEMA, Cell, emit, emit_json, table
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, table
 
 CORE = ("numpy", "scipy", "sympy", "mpmath", "networkx", "numba", "pydantic", "ruamel.yaml", "lark", "typer", "rich",
         "jinja2")

@@ -2,87 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_module
-import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy as sp
-from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from varflow.cli_subject import Subject, hint, read_values
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table, text_of
+from varflow.cli_subject import Subject, read_values
 from varflow.derive import Derivation, NodeLaw, WeightLaw
-from varflow.errors import ExpressionError
-from varflow.expressions import to_text
 
-SCHEMA = 1
 LONGEST = 72
 """Formulas longer than this are shown as the local step in tables; JSON always has the whole."""
-Cell = str | float | sp.Basic | None
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-
-
-def text_of(expr: sp.Basic | None) -> str | None:
-    """A formula in the expression grammar, or as sympy writes it where the grammar has no words."""
-    if expr is None:
-        return None
-    try:
-        return to_text(expr)
-    except ExpressionError:
-        return str(expr)
-
-
-def _shown(cell: Cell) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, (float, int)):
-        return f"{cell:.6g}"
-    return printable(cell if isinstance(cell, str) else text_of(cell) or "-")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], title: str = "") -> Table:
-    """A table without wrapping surprises; numbers to six digits, absent formulas as a dash."""
-    result = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in columns:
-        result.add_column(name, overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(_shown(cell)) for cell in row))
-    return result
-
-
-def emit(*parts: Table | str) -> None:
-    """Print on stdout; lines are cut to the terminal's width, and to none in a pipe."""
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
-    try:
-        for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def emit_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout; what is not finite becomes null."""
-    emit(json_module.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    return value
 
 
 # -- derive ------------------------------------------------------------------------------------------
@@ -202,7 +133,8 @@ def node_document(d: Derivation, name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {field: text_of(getattr(law, field)) for field in NODE_FIELDS}
     return fields | {
         "op": op_of(d, name), "exactness": law.exactness, "grad_exactness": law.grad_exactness, "tier": law.tier,
-        "assumptions": list(law.assumptions), "equation": _step(law.equation), "grad_equation": _step(law.grad_equation),
+        "assumptions": list(law.assumptions), "equation": _step(law.equation),
+        "grad_equation": _step(law.grad_equation),
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from varflow.cli_print import hint
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError
 from varflow.expressions import parse
@@ -13,11 +13,6 @@ from varflow.fields import closest
 from varflow.load import load
 from varflow.network import Network
 from varflow.solve import Solution, solve
-
-
-def hint(text: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def read_values(settings: Sequence[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from varflow.activations import ACTIVATIONS, Activation
-from varflow.cli_report import SCHEMA, Cell, emit, emit_json, table, text_of
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, table, text_of
 from varflow.gain import ActivationGain, gain
 from varflow.ops import OPS, Op
 
@@ -27,7 +27,8 @@ def fields_of(op: type[Op]) -> str:
     parts = []
     for f in dataclasses.fields(op):
         default = f.default
-        parts.append(f.name if default is dataclasses.MISSING else f"{f.name}={default}")
+        shown = repr(default) if isinstance(default, str) else default
+        parts.append(f.name if default is dataclasses.MISSING else f"{f.name}={shown}")
     return ", ".join(parts)
 
 
@@ -108,7 +109,7 @@ def gains_markdown(every_column: bool) -> str:
 def ops_page() -> str:
     """The text of docs/ops.md."""
     return (
-        "# Layers and gains\n\nWritten from the registry by `varflow list --ops --markdown`; not to be edited by hand.\n\n"
+        "# Layers and gains\n\nWritten from the registry by `varflow list --ops --markdown`; not to be edited.\n\n"
         f"## Layers\n\n{layers_markdown(True)}\n\nFields and their defaults:\n\n{layers_markdown(False)}\n\n"
         "## Activations\n\nMoments of f(z) for z ~ N(0, 1); `init_gain` = 1/sqrt(E f^2), "
         "`init_gain_centered` = 1/sqrt(Var f), `derivative_second_moment` = E f'^2, `chi` = E f'^2 / E f^2. "
