@@ -6,7 +6,7 @@ half space of a fresh Gaussian, sin and cos are exponentials of an imaginary arg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -288,8 +288,3 @@ def _coordinates(halves: tuple[Half, ...]) -> tuple[list[sp.Expr], dict[int, sp.
         thresholds[len(forms)] = threshold
         forms.append(form)
     return forms, thresholds
-
-
-def constants_of(covariance: Mapping[tuple[sp.Symbol, sp.Symbol], sp.Expr]) -> Covariance:
-    """A covariance function over a table; KeyError for symbols that are not variables."""
-    return lambda u, v: covariance[u, v]
