@@ -1,0 +1,407 @@
+"""From the values of a graph file to a Network, with every error reported at its place.
+
+A node that cannot be read keeps its name, so that what reads it is still checked as far as possible and one
+mistake is reported once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import sympy as sp
+
+from varflow.activations import ACTIVATIONS
+from varflow.errors import ErrorList, InputError, VarflowError
+from varflow.fields import closest, make_op, read_scalar
+from varflow.load.assumptions import read_symbol
+from varflow.load.schema import Block, Body, Document, Input, Layer, read_part
+from varflow.load.yaml import POISON, Path, Tree, shown
+from varflow.lowering import node_shapes
+from varflow.network import Handle, InputNode, Network
+from varflow.ops.base import OPS, Op
+from varflow.printing import to_text
+from varflow.program import Input as InputPrimitive
+from varflow.program import Instruction, Lowering, Program, Shape
+from varflow.symbols import FAN_IN, FAN_OUT
+
+MAX_TERMS, MAX_UNROLLED = 1000, 100_000
+Shapes = tuple[Shape, ...]
+
+
+class Scope(dict[str, sp.Symbol]):
+    """The symbols an expression may use; called with a name, the symbol or None."""
+
+    def __call__(self, name: str) -> sp.Symbol | None:
+        return self.get(name)
+
+
+def build(tree: Tree) -> Network:
+    """The network that a file describes. Raises ErrorList with every error of the file."""
+    document = read_part(tree, Document, (), tree.value)
+    network = None
+    if document is not None:
+        network = Network(document.name, preserve=document.preserve, source=document.source, strict=True)
+        _Builder(tree, network, Scope(), Program(), ()).fill(document, None)
+    elif isinstance(tree.value, dict):
+        _without_frame(tree)
+    if tree.errors or network is None:
+        raise ErrorList(_in_order(tree.errors))
+    return network
+
+
+def _without_frame(tree: Tree) -> None:
+    """Errors of the parts of a file whose frame cannot be read."""
+    parts = {k: v for k, v in tree.value.items() if k in Body.model_fields and isinstance(v, dict | list)}
+    found = list(tree.errors)
+    body = read_part(tree, Body, (), {"inputs": {}, **parts})
+    tree.errors = found
+    if body is not None:
+        _Builder(tree, Network(strict=True), Scope(), Program(), ()).fill(body, None, framed=False)
+
+
+def _in_order(errors: Iterable[VarflowError]) -> list[VarflowError]:
+    flat = [e for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))]
+    return sorted({e.message(): e for e in flat}.values(), key=_place)
+
+
+def _place(error: VarflowError) -> tuple[int, int]:
+    found = re.search(r":(\d+):(\d+)", error.where)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+class _Builder:
+    """Fills one network (a file's, or a block's body) from its part of a file."""
+
+    def __init__(self, tree: Tree, network: Network, scope: Scope, lowered: Program, path: Path) -> None:
+        self.tree, self.network, self.scope, self.lowered, self.path = tree, network, scope, lowered, path
+        self.shapes: dict[str, Shapes] = {}
+        self.broken: set[str] = set()
+        self.unrolled = 0
+        self.later: set[str] = set()
+
+    # -- reporting -----------------------------------------------------------------------------------
+
+    def report(self, what: str, path: Path, why: str = "", instead: str = "", key: bool = False) -> None:
+        self.tree.errors.append(InputError(what, self.tree.where(path, key), why, instead))
+
+    def place(self, name: str, path: Path) -> str:
+        return f"{self.tree.where(path)}, node {shown(name)}"
+
+    def caught(self, error: VarflowError, where: str) -> None:
+        for e in error.errors if isinstance(error, ErrorList) else (error,):
+            self.tree.errors.append(e if e.where else type(e)(e.what, where, e.why, e.instead))
+
+    # -- the parts -----------------------------------------------------------------------------------
+
+    def fill(self, body: Body, given: list[Shape | None] | None, framed: bool = True) -> None:
+        """Read symbols, inputs, nodes and outputs; ``given`` are the shapes that a block's inputs get."""
+        self.declare(body.symbols)
+        self.inputs(body.inputs, given, framed)
+        self.later = {n["name"] for n in body.nodes if isinstance(n, dict) and isinstance(n.get("name"), str)}
+        for k, node in enumerate(body.nodes):
+            self.node((*self.path, "nodes", k), node)
+        self.outputs(body.outputs)
+
+    def declare(self, symbols: Mapping[str, Any]) -> None:
+        for name, value in symbols.items():
+            path = (*self.path, "symbols", name)
+            try:
+                symbol = read_symbol(name, value, self.tree.where(path, key=True))
+            except InputError as error:
+                self.tree.errors.append(error)
+                symbol = sp.Symbol(name, positive=True)
+            self.scope[name] = self.network.symbols[name] = symbol
+
+    def inputs(self, inputs: Mapping[str, Any], given: list[Shape | None] | None, framed: bool) -> None:
+        if not inputs and framed:
+            self.report("there is no input", (*self.path, "inputs"), instead="inputs: {x: {channels: n}}", key=True)
+        for k, (name, value) in enumerate(inputs.items()):
+            shape = given[k] if given is not None and k < len(given) else None
+            self.input(name, (*self.path, "inputs", name), {} if value is None else value, given is not None, shape)
+
+    def input(self, name: str, path: Path, value: Any, inner: bool, shape: Shape | None) -> None:
+        where = self.tree.where(path, key=True)
+        spec = read_part(self.tree, Input, path, value)
+        fields = None if spec is None else self.input_fields(spec, path, value, inner, shape)
+        if not self.named(name, path) or fields is None:
+            self.broken.add(name)
+            return
+        self.network.places[name] = where
+        try:
+            self.network.input(name, **fields)
+        except VarflowError as error:
+            self.caught(error, where)
+            self.broken.add(name)
+            return
+        layer = self.network.node(name)
+        assert isinstance(layer, InputNode)
+        own = Shape(layer.channels, layer.positions)
+        if shape is not None and own != shape:
+            self.report(f"the block's input {name!r} is declared with shape {own} and gets {shape}", path,
+                        instead="the shape it gets, or none: {}", key=True)
+        self.shapes[name] = (own,)
+
+    def input_fields(self, spec: Input, path: Path, value: Mapping[str, Any], inner: bool,
+                     shape: Shape | None) -> dict[str, Any] | None:
+        count = len(self.tree.errors)
+        read = {f: self.expression(getattr(spec, f), (*path, f))
+                for f in Input.model_fields if f in value and f != "positions"}
+        if "positions" in value:
+            read["positions"] = tuple(self.expression(p, (*path, "positions", k)) for k, p in enumerate(spec.positions))
+        if shape is not None:
+            read = {"channels": shape.channels, "positions": shape.positions, **read}
+        if "channels" not in read and not inner:
+            self.report(f"input {shown(path[-1])} needs its channels", path, instead="{channels: n}", key=True)
+        good = "channels" in read and len(self.tree.errors) == count
+        return read if good else None
+
+    def expression(self, value: Any, path: Path) -> sp.Expr | None:
+        if value is POISON:
+            return None
+        try:
+            return _bounded(read_scalar(plain(value), self.scope, self.tree.where(path)), self.tree.where(path))
+        except VarflowError as error:
+            self.caught(error, self.tree.where(path))
+            return None
+
+    def named(self, name: str, path: Path) -> bool:
+        """Whether a name can be given to a node; reports why not."""
+        if ":" in name or not name:
+            self.report(f"{shown(name)} cannot name a node", path, "a colon separates a node from its output port",
+                        "a name without a colon", key=True)
+            return False
+        if name in self.shapes or name in self.broken:
+            self.report(f"the name {shown(name)} is taken", path, "a name stands for one node", "another name",
+                        key=True)
+            return False
+        return True
+
+    # -- nodes ---------------------------------------------------------------------------------------
+
+    def node(self, path: Path, value: Any) -> None:
+        kind = value.get("op") if isinstance(value, dict) else None
+        if kind == "input":
+            self.late_input(path, value)
+            return
+        block = read_part(self.tree, Block, path, value) if kind == "block" else None
+        layer = read_part(self.tree, Layer, path, value) if kind != "block" else None
+        name = value.get("name") if isinstance(value, dict) else None
+        sound = isinstance(name, str) and self.named(name, (*path, "name"))
+        if isinstance(name, str):
+            self.later.discard(name)
+        if block is not None:
+            self.block(path, block, sound)
+        elif layer is not None:
+            self.layer(path, layer, sound)
+        if isinstance(name, str) and name not in self.shapes:
+            self.broken.add(name)
+
+    def late_input(self, path: Path, value: dict[str, Any]) -> None:
+        """An input that stands among the nodes."""
+        name = value.get("name")
+        if not isinstance(name, str):
+            self.report("'name' is missing", path, instead="- {name: x, op: input, channels: n}")
+            return
+        self.input(name, path, {k: v for k, v in value.items() if k not in ("name", "op")}, False, None)
+        self.later.discard(name)
+
+    def layer(self, path: Path, spec: Layer, sound: bool) -> None:
+        where = self.place(spec.name, path)
+        fields = {k: plain(v) for k, v in (spec.model_extra or {}).items()}
+        handles = self.handles(spec.inputs, path)
+        op = None if _poisoned(fields) else self.op(spec.op, fields, path, where)
+        if op is None or handles is None or not sound:
+            return
+        self.network.places[spec.name] = self.tree.where(path)
+        self.settle(spec.name, op, handles, where)
+
+    def op(self, op: str, fields: dict[str, Any], path: Path, where: str) -> Op | None:
+        places = {k: self.tree.where((*path, k)) + f", node {shown(self.name_at(path))}" for k in (*fields, "op")}
+        scope = Scope({**self.scope, "fan_in": FAN_IN, "fan_out": FAN_OUT})
+        try:
+            if op in ACTIVATIONS and op not in OPS:
+                function = _function(op, fields, scope, where, places)
+                return make_op("activation", {"function": function}, scope, where)
+            if op not in OPS:
+                raise InputError(f"no layer is called {shown(op)}", places["op"],
+                                 instead=closest(op, [*OPS, *ACTIVATIONS, "block", "input"]))
+            layer = make_op(op, fields, scope, where, places)
+            for field, value in layer.fields().items():
+                for expr in value if isinstance(value, tuple) else (value,):
+                    if isinstance(expr, sp.Expr):
+                        _bounded(expr, places.get(field, where))
+            return layer
+        except VarflowError as error:
+            self.caught(error, where)
+            return None
+
+    def name_at(self, path: Path) -> Any:
+        value = self.tree.value
+        for part in path:
+            value = value[part]
+        return value.get("name")
+
+    def settle(self, name: str, op: Op, handles: tuple[Handle, ...], where: str) -> None:
+        """Add a layer to the network; check its shapes and its weights against what stands before it."""
+        try:
+            self.network.apply(op, *handles, name=name)
+            self.shapes[name] = node_shapes(self.network, name, self.shapes, {})
+            self.lower(name, op, handles, where)
+        except VarflowError as error:
+            self.caught(error, where)
+
+    def lower(self, name: str, op: Op, handles: tuple[Handle, ...], where: str) -> None:
+        """Lower one layer on inputs of the right shapes: named weights must agree, and fans must mean something."""
+        build = Lowering(self.lowered, "/".join(map(str, (*self.path, name))))
+        args = []
+        for k, h in enumerate(handles):
+            shape = self.shapes[h.node][int(h.port or 0)]
+            primitive = InputPrimitive(f"{build.node} {k}", sp.S.Zero, sp.S.One)
+            args.append(build.source(primitive, shape))
+        start = len(self.lowered)
+        op.lower(build, *args)
+        if any(_uses_fans(step) for step in self.lowered.instructions[start:]):
+            raise InputError("fan_in and fan_out mean nothing here", where, "only a weight has a fan",
+                             "the number of channels")
+
+    def handles(self, names: tuple[str, ...], path: Path) -> tuple[Handle, ...] | None:
+        """What a node reads; None where one of it is missing or broken."""
+        listed = isinstance(self.name_in(path), list)
+        found = [self.handle(n, (*path, "in", k) if listed else (*path, "in")) for k, n in enumerate(names)]
+        return None if None in found else tuple(h for h in found if h)
+
+    def name_in(self, path: Path) -> Any:
+        value = self.tree.value
+        for part in path:
+            value = value[part]
+        return value.get("in")
+
+    def handle(self, text: Any, path: Path) -> Handle | None:
+        if text is POISON:
+            return None
+        name, colon, port = text.partition(":")
+        if name in self.shapes:
+            return self.port(name, port if colon else None, text, path)
+        if name in self.broken:
+            return None
+        if name in self.later:
+            self.report(f"{shown(name)} is read before it is made", path, "a node stands below what it reads",
+                        f"the node {shown(name)} further up; a network has no cycle")
+        else:
+            known = [*self.shapes, *self.broken]
+            self.report(f"there is no node {shown(name)}", path, instead=closest(name, known) if known else "")
+        return None
+
+    def port(self, name: str, port: str | None, text: str, path: Path) -> Handle | None:
+        outputs = len(self.shapes[name])
+        if port is None and outputs == 1:
+            return Handle(name)
+        if port is not None and port.isascii() and port.isdigit() and len(port) < 6 and int(port) < outputs:
+            return Handle(name, port)
+        ports = ", ".join(f"{name}:{i}" for i in range(min(outputs, 8)))
+        why = f"{name!r} has {outputs} outputs" if outputs > 1 else f"{name!r} has one output"
+        self.report(f"{shown(text)} is not an output", path, why, ports if outputs > 1 else name)
+        return None
+
+    # -- blocks --------------------------------------------------------------------------------------
+
+    def block(self, path: Path, spec: Block, sound: bool) -> None:
+        handles = self.handles(spec.arguments, path)
+        repeat = self.expression(spec.repeat, (*path, "repeat"))
+        given: list[Shape | None] = [None] * len(spec.arguments)
+        if handles is not None:
+            given = [self.shapes[h.node][int(h.port or 0)] for h in handles]
+        inner = self.body(path, spec, given)
+        if inner is None or handles is None or repeat is None or not sound:
+            return
+        self.network.places[spec.name] = self.tree.where(path)
+        self.connect(path, spec, inner, handles, repeat)
+
+    def body(self, path: Path, spec: Block, given: list[Shape | None]) -> _Builder | None:
+        """The block's network, filled; None where it has errors of its own."""
+        count = len(self.tree.errors)
+        if len(given) != len(spec.inputs):
+            self.report(f"the block has {len(spec.inputs)} inputs and gets {len(given)}", path,
+                        instead="as many names under `in` as under `inputs`")
+        network = Network(spec.body_name or spec.name, preserve=spec.preserve, source=spec.source, strict=True)
+        inner = _Builder(self.tree, network, Scope(self.scope), self.lowered, path)
+        inner.fill(spec, given)
+        return inner if len(self.tree.errors) == count and not inner.broken else None
+
+    def connect(self, path: Path, spec: Block, inner: _Builder, handles: tuple[Handle, ...], repeat: sp.Expr) -> None:
+        where = self.place(spec.name, path)
+        try:
+            self.network.block(inner.network, *handles, repeat=repeat, name=spec.name)
+            self.shapes[spec.name] = node_shapes(self.network, spec.name, self.shapes, {})
+        except VarflowError as error:
+            self.caught(error, where)
+            return
+        times = int(repeat) if repeat.is_number else 1
+        self.unrolled += times * (inner.unrolled + len(inner.shapes))
+        if self.unrolled > MAX_UNROLLED:
+            self.report(f"the repeats unroll to more than {MAX_UNROLLED} nodes", (*path, "repeat"),
+                        instead="a symbol as the repeat count")
+            self.unrolled = 0
+
+    # -- outputs -------------------------------------------------------------------------------------
+
+    def outputs(self, names: tuple[str, ...]) -> None:
+        path = (*self.path, "outputs")
+        listed = (*path, 0) in self.tree.places
+        for k, name in enumerate(names):
+            handle = self.handle(name, (*path, k) if listed else path)
+            if handle is not None:
+                self.network.output(handle)
+
+
+def plain(value: Any) -> Any:
+    """A value of a file as a layer's field takes it: decimals exact."""
+    if isinstance(value, list):
+        return tuple(plain(v) for v in value)
+    return sp.Rational(str(value)) if isinstance(value, Decimal) else value
+
+
+def _poisoned(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_poisoned(v) for v in value.values())
+    return any(_poisoned(v) for v in value) if isinstance(value, tuple | list) else value is POISON
+
+
+def _function(op: str, fields: Mapping[str, Any], scope: Scope, where: str, places: Mapping[str, str]) -> str:
+    """The text of a named activation with its parameters."""
+    known = [n for n, _ in ACTIVATIONS[op].parameters]
+    for name in fields:
+        if name not in known:
+            instead = closest(name, known) if known else f"no field: {op} has no parameter"
+            raise InputError(f"{op} has no field {shown(name)}", places[name], instead=instead)
+    texts = [f"{n}={to_text(read_scalar(v, scope, places[n]))}" for n, v in fields.items()]
+    return f"{op}({', '.join(texts)})" if texts else op
+
+
+def _bounded(expr: sp.Expr, where: str) -> sp.Expr:
+    """The expression, if multiplying it out stays small."""
+    if _terms(expr) > MAX_TERMS:
+        raise InputError(f"multiplied out, this has more than {MAX_TERMS} terms", where, instead="a shorter expression")
+    return expr
+
+
+def _terms(expr: sp.Basic) -> int:
+    if isinstance(expr, sp.Add):
+        return min(sum(map(_terms, expr.args)), MAX_TERMS + 1)
+    if isinstance(expr, sp.Mul):
+        count = 1
+        for factor in expr.args:
+            count = min(count * _terms(factor), MAX_TERMS + 1)
+        return count
+    if isinstance(expr, sp.Pow) and expr.exp.is_Integer:
+        return int(min(_terms(expr.base) ** min(abs(int(expr.exp)), 20), MAX_TERMS + 1))
+    return 1
+
+
+def _uses_fans(step: Instruction) -> bool:
+    values = [getattr(step.primitive, f.name) for f in dataclasses.fields(step.primitive)]  # type: ignore[arg-type]
+    return any(isinstance(v, sp.Expr) and v.free_symbols & {FAN_IN, FAN_OUT} for v in values)
