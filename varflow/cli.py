@@ -26,6 +26,8 @@ Growth = Annotated[str | None, typer.Option(
     metavar="EXPR", help="Bound the gain of the whole network, by one share for all branches.")]
 Equations = Annotated[list[str] | None, typer.Option(
     "--equation", metavar="EQUATION", help='A condition of your own, as "q_y = 2*s_fc1"; repeatable.')]
+Unknowns = Annotated[list[str] | None, typer.Option(
+    "--unknown", metavar="s_NAME", help="What --equation determines [default: the scales it names]; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 app = typer.Typer(
@@ -56,34 +58,35 @@ def _root(
 
 @app.command()
 def derive(graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
-           equation: Equations = None, json: Json = False) -> None:
+           equation: Equations = None, unknown: Unknowns = None, json: Json = False) -> None:
     """Print the law of every node, forward and backward.
 
     Weights without a variance keep an unknown scale s_NAME, unless --preserve, --growth or --equation asks
     for the laws after solving for it.
     """
     from varflow import cli_report as report
-    from varflow.cli_subject import Subject
+    from varflow.cli_subject import Conditions, Subject
 
-    asked = preserve is not None or growth is not None or bool(equation)
-    subject = Subject.load(graph, set_ or (), preserve, growth, equation or (), solve=asked)
+    conditions = Conditions(preserve, growth, equation or (), unknown or ())
+    subject = Subject.load(graph, set_ or (), conditions, solve=conditions.given)
     report.derivation(subject, json)
 
 
 @app.command()
 def solve(graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
-          equation: Equations = None, json: Json = False) -> None:
+          equation: Equations = None, unknown: Unknowns = None, json: Json = False) -> None:
     """Print the initialization that preserves the signal."""
     from varflow import cli_report as report
-    from varflow.cli_subject import Subject
+    from varflow.cli_subject import Conditions, Subject
 
-    report.solution(Subject.load(graph, set_ or (), preserve, growth, equation or (), solve=True), json)
+    conditions = Conditions(preserve, growth, equation or (), unknown or ())
+    report.solution(Subject.load(graph, set_ or (), conditions, solve=True), json)
 
 
 @app.command()
 def verify(
     graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
-    equation: Equations = None, json: Json = False,
+    equation: Equations = None, unknown: Unknowns = None, json: Json = False,
     draws: Annotated[int, typer.Option(min=2, help="Independent draws of weights and inputs.")] = 2000,
     max_draws: Annotated[int | None, typer.Option(
         min=2, help="Go on up to this many draws until --precision is reached.")] = None,
@@ -99,9 +102,9 @@ def verify(
     Unknown scales are solved for first.
     """
     from varflow import cli_verify
-    from varflow.cli_subject import Subject
+    from varflow.cli_subject import Conditions, Subject
 
-    subject = Subject.load(graph, set_ or (), preserve, growth, equation or (), solve=None)
+    subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     options = cli_verify.Options(draws, max_draws, seed, delta, precision, threads, method)
     raise typer.Exit(cli_verify.run(subject, options, json))
 
@@ -109,7 +112,7 @@ def verify(
 @app.command()
 def export(
     graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
-    equation: Equations = None, json: Json = False,
+    equation: Equations = None, unknown: Unknowns = None, json: Json = False,
     output: Annotated[Path | None, typer.Option(
         "--output", "-o", help="File to write: .tex .pdf .md .json .html by suffix [default: GRAPH.tex]")] = None,
     check: Annotated[bool, typer.Option(
@@ -120,15 +123,15 @@ def export(
     Unknown scales are solved for first.
     """
     from varflow import cli_verify
-    from varflow.cli_subject import Subject
+    from varflow.cli_subject import Conditions, Subject
 
-    subject = Subject.load(graph, set_ or (), preserve, growth, equation or (), solve=None)
+    subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     raise typer.Exit(cli_verify.export(subject, output, check, json))
 
 
 @app.command()
 def draw(graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
-         equation: Equations = None, json: Json = False) -> None:
+         equation: Equations = None, unknown: Unknowns = None, json: Json = False) -> None:
     """Draw the graph with its gains (not part of this version)."""
     from varflow.errors import MissingExtraError
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
 from varflow import __version__
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, table
@@ -26,7 +27,7 @@ EXTRAS = {
     "test": ("pytest", "running the tests"),
 }
 LATEX = "apt-get install texlive-latex-base texlive-latex-recommended lmodern, or your system's TeX Live"
-Line = tuple[str, bool, str]
+Line: TypeAlias = tuple[str, bool, str]
 """What, whether it is there, and what is found or what to do."""
 
 
@@ -51,9 +52,7 @@ def _threads() -> Line:
 
 
 def _cache() -> Line:
-    import numba
-
-    folder = Path(numba.config.CACHE_DIR or Path(__file__).parent / "simulate" / "__pycache__")
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "simulate" / "__pycache__")
     place = folder if folder.exists() else folder.parent
     if os.access(place, os.W_OK):
         return "kernel cache", True, str(folder)

@@ -7,7 +7,7 @@ import json as json_module
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy as sp
 from rich import box
@@ -19,7 +19,7 @@ from varflow.errors import ExpressionError
 from varflow.expressions import to_text
 
 SCHEMA = 1
-Cell = str | float | sp.Basic | None
+Cell: TypeAlias = str | float | sp.Basic | None
 
 
 def printable(text: str) -> str:
@@ -31,6 +31,8 @@ def text_of(expr: sp.Basic | None) -> str | None:
     """A formula in the expression grammar, or as sympy writes it where the grammar has no words."""
     if expr is None:
         return None
+    if expr.has(sp.Float):
+        expr = expr.xreplace({c: c.evalf(17) for c in expr.atoms(sp.NumberSymbol)})
     try:
         return to_text(expr)
     except ExpressionError:

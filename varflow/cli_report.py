@@ -33,7 +33,9 @@ def derivation(subject: Subject, json: bool) -> None:
             row.insert(3, numbers[name]["second_moment"])
             row.insert(5, numbers[name]["grad_second_moment"])
     emit(table(columns, rows, d.network.name))
-    if subject.missing and not numbers:
+    if d.unknowns():
+        hint("unknown scales: --preserve forward (or backward, harmonic, geometric) solves for them")
+    elif subject.missing:
         hint("numbers: " + " ".join(f"--set {name}=..." for name in subject.missing))
 
 
@@ -82,7 +84,7 @@ def solution(subject: Subject, json: bool) -> None:
         emit_json(document(subject))
         return
     rows = [_weight_row(name, w, subject.values) for name, w in s.weights.items()]
-    columns = ["weight", "Var(W_ij)", "std", "std sqrt(fan_in)", "draw", *(["std ="] if subject.values else [])]
+    columns = ["weight", "Var(W_ij)", "std sqrt(fan_in)", "draw", *(["std ="] if subject.values else [])]
     parts: list[Table | str] = [table(columns, rows, f"{s.derivation.network.name}: preserve {s.preserve}")]
     if s.equations:
         conditions = [[str(u), _equation(c), a, "formula" if closed else "number"]
@@ -96,7 +98,7 @@ def _equation(condition: sp.Eq) -> str:
 
 
 def _weight_row(name: str, w: WeightLaw, values: Mapping[str, float]) -> list[Cell]:
-    row: list[Cell] = [name, w.variance, w.std, w.init_gain, w.draw]
+    row: list[Cell] = [name, w.variance, w.init_gain, w.draw]
     return [*row, _value(w.std, values)] if values else row
 
 

@@ -11,7 +11,6 @@ from varflow.errors import InputError
 from varflow.expressions import parse
 from varflow.fields import closest
 from varflow.load import load
-from varflow.network import Network
 from varflow.solve import Solution, solve
 
 
@@ -36,10 +35,24 @@ def _number(name: str, text: str) -> float:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What to solve for: ``--preserve``, ``--growth``, ``--equation`` and ``--unknown``."""
+
+    preserve: str | None = None
+    growth: str | None = None
+    equations: Sequence[str] = ()
+    unknowns: Sequence[str] = ()
+
+    @property
+    def given(self) -> bool:
+        """Whether any was stated."""
+        return self.preserve is not None or self.growth is not None or bool(self.equations)
+
+
+@dataclass(frozen=True)
 class Subject:
     """A network with its laws; ``solution`` where its unknown scales were solved for."""
 
-    network: Network
     derivation: Derivation
     solution: Solution | None
     values: Mapping[str, float]
@@ -61,27 +74,24 @@ class Subject:
                              instead=" ".join(f"--set {name}=NUMBER" for name in self.missing))
 
     @staticmethod
-    def load(graph: str, settings: Sequence[str], preserve: str | None, growth: str | None,
-             equations: Sequence[str], solve: bool | None) -> Subject:
-        """Read, derive and (``solve``: always, never, or None: where something is unknown) solve."""
+    def load(graph: str, settings: Sequence[str], conditions: Conditions, solve: bool | None = None) -> Subject:
+        """Read, derive and (``solve``: always, never, or None: where something is unknown or asked) solve."""
         values = read_values(settings)
-        network = load(graph)
-        derivation = derive(network)
-        asked = preserve is not None or growth is not None or bool(equations)
-        wanted = solve if solve is not None else asked or bool(derivation.unknowns())
-        solution = _solution(derivation, preserve, growth, equations) if wanted else None
+        derivation = derive(load(graph))
+        wanted = solve if solve is not None else conditions.given or bool(derivation.unknowns())
+        solution = _solution(derivation, conditions) if wanted else None
         if solution is not None:
             derivation = solution.derivation
         _check_names(values, derivation)
-        return Subject(network, derivation, solution, values)
+        return Subject(derivation, solution, values)
 
 
-def _solution(derivation: Derivation, preserve: str | None, growth: str | None,
-              equations: Sequence[str]) -> Solution:
-    solution = solve(derivation, preserve, growth=growth, equations=equations)
+def _solution(derivation: Derivation, asked: Conditions) -> Solution:
+    solution = solve(derivation, asked.preserve, growth=asked.growth, equations=asked.equations,
+                     unknowns=asked.unknowns)
     unknown = sorted({s.name for s in derivation.unknowns().values()})
-    source = "as asked" if preserve else "by the network's preserve"
     if unknown:
+        source = "as asked" if asked.preserve else "by the network's preserve"
         hint(f"solved for {', '.join(unknown)}: preserve {solution.preserve} ({source})")
     return solution
 

@@ -165,9 +165,9 @@ def _ops_document() -> dict[str, Any]:
 
 def graph_entries() -> list[dict[str, Any]]:
     """Name, source and size of every shipped graph."""
-    from varflow.load import load, shipped
+    from varflow.load import graph_names, load
 
-    networks = [(name, load(name)) for name in shipped()]
+    networks = [(name, load(name)) for name in graph_names()]
     return [{"name": n, "source": net.source, "nodes": sum(1 for _ in net.nodes())} for n, net in networks]
 
 
