@@ -215,7 +215,8 @@ def test_gather_and_scatter_are_transposes() -> None:
 
 
 def test_editing_any_compiled_module_changes_the_cache_stamp() -> None:
-    assert kernels._contract._cache._cache_file._source_stamp == jit.STAMP
+    dispatcher: Any = kernels._contract
+    assert dispatcher._cache._cache_file._source_stamp == jit.STAMP
     present = {p.stem for p in Path(jit.__file__).parent.glob("*.py")}
     assert set(jit.COMPILED_MODULES) <= present
 

@@ -106,8 +106,9 @@ def log1p(x: Number) -> Any:
     """log(1 + x) without cancellation near zero (Kahan's correction)."""
     u = F(F(1.0) + x)
     step = F(u - F(1.0))
-    corrected = F(log(u) * F(F(x) / (F(1.0) if step == F(0.0) else step)))
-    return F(x) if step == F(0.0) else (log(u) if u > F(1e7) else corrected)
+    value = log(u)
+    corrected = F(value * F(F(x) / (F(1.0) if step == F(0.0) else step)))
+    return F(x) if step == F(0.0) else (value if u > F(1e7) else corrected)
 
 
 @inline
@@ -230,7 +231,9 @@ def asinh(x: Number) -> Any:
     p = p * z + F(0.07498443809304102)
     p = p * z + F(-0.16666634436571806)
     p = p * z + F(1.0)
-    outer = log(F(size + F(math.sqrt(F(z + F(1.0)))))) if size < F(1e4) else F(log(size) + LN2)
+    near = size < F(1e4)
+    argument = F(size + F(math.sqrt(F(z + F(1.0))))) if near else size
+    outer = F(log(argument) + (F(0.0) if near else LN2))
     outer = outer if x > F(0.0) else F(-outer)
     return F(x * p) if size < F(0.5) else outer
 
