@@ -27,14 +27,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+def folded(expr: sp.Basic) -> sp.Basic:
+    """Constants like pi as numbers, where the formula has numbers without a closed form anyway."""
+    if not expr.has(sp.Float):
+        return expr
+    return expr.xreplace({c: c.evalf(15) for c in expr.atoms(sp.NumberSymbol)})
+
+
 def text_of(expr: sp.Basic | None) -> str | None:
     """A formula in the expression grammar, or as sympy writes it where the grammar has no words."""
     if expr is None:
         return None
-    if expr.has(sp.Float):
-        expr = expr.xreplace({c: c.evalf(17) for c in expr.atoms(sp.NumberSymbol)})
     try:
-        return to_text(expr)
+        return to_text(folded(expr))
     except ExpressionError:
         return str(expr)
 
@@ -44,7 +49,13 @@ def _shown(cell: Cell) -> str:
         return "-"
     if isinstance(cell, (float, int)):
         return f"{cell:.6g}"
-    return printable(cell if isinstance(cell, str) else text_of(cell) or "-")
+    return printable(cell if isinstance(cell, str) else shown_formula(cell))
+
+
+def shown_formula(expr: sp.Basic) -> str:
+    """A formula for the eye: numbers without a closed form to ten digits."""
+    expr = folded(expr)
+    return text_of(expr.xreplace({f: sp.Float(f"{float(f):.10g}") for f in expr.atoms(sp.Float)})) or "-"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], title: str = "") -> Table:

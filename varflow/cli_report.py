@@ -8,7 +8,7 @@ from typing import Any
 import sympy as sp
 from rich.table import Table
 
-from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table, text_of
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, shown_formula, table, text_of
 from varflow.cli_subject import Subject, read_values
 from varflow.derive import Derivation, NodeLaw, WeightLaw
 
@@ -49,10 +49,10 @@ def _both(forward: str, backward: str) -> str:
 
 
 def _formula(expr: sp.Expr | None, step: sp.Eq | None) -> Cell:
-    text = text_of(expr)
+    text = None if expr is None else shown_formula(expr)
     if text is None or len(text) <= LONGEST or step is None:
         return text
-    return f"{step.lhs} = {text_of(step.rhs)}"
+    return f"{step.lhs} = {shown_formula(step.rhs)}"
 
 
 def op_of(d: Derivation, name: str) -> str:
@@ -87,8 +87,8 @@ def solution(subject: Subject, json: bool) -> None:
     columns = ["weight", "Var(W_ij)", "std sqrt(fan_in)", "draw", *(["std ="] if subject.values else [])]
     parts: list[Table | str] = [table(columns, rows, f"{s.derivation.network.name}: preserve {s.preserve}")]
     if s.equations:
-        conditions = [[str(u), _equation(c), a, "formula" if closed else "number"]
-                      for u, c, a, closed in s.equations]
+        conditions = [[str(u), f"{shown_formula(c.lhs)} = {shown_formula(c.rhs)}", a,
+                       "formula" if closed else "number"] for u, c, a, closed in s.equations]
         parts.append(table(["unknown", "condition", "answer", ""], conditions))
     emit(*parts, *map(printable, s.notes))
 
