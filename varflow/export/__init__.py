@@ -1,0 +1,81 @@
+"""Derivations as documents: LaTeX, PDF, Markdown, JSON, and the chain of steps behind one node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from varflow.derive import Derivation, derive
+from varflow.errors import InputError, MissingExtraError
+from varflow.export.explain import explain
+from varflow.export.jsonout import to_json
+from varflow.network import Network
+
+__all__ = ["explain", "export", "to_json"]
+SUFFIXES = (".tex", ".pdf", ".md", ".json")
+
+
+def export(subject: Any, path: str | Path, verification: Any = None, fragment: bool = False) -> Path:
+    """Write the derivation of ``subject`` (a Derivation, a Solution or a Network) as a document.
+
+    The suffix of ``path`` chooses the format: .tex, .pdf, .md or .json. ``verification`` adds its table.
+    ``fragment``: a .tex without preamble, for \\input, and a .bib of the same name beside it.
+    Returns the path. Raises InputError for another suffix or subject, MissingExtraError where LaTeX is missing.
+    """
+    target = Path(path)
+    derivation, solution = split_subject(subject)
+    _check(target, fragment)
+    if target.suffix.lower() == ".json":
+        import json
+
+        _write(target, json.dumps(to_json(subject, verification=verification), indent=2, ensure_ascii=False) + "\n")
+        return target
+    from varflow.export.assemble import assemble
+
+    document = assemble(derivation, solution, verification)
+    match target.suffix.lower():
+        case ".md":
+            from varflow.export.markdown import to_markdown
+
+            _write(target, to_markdown(document))
+        case ".tex":
+            from varflow.export.latex import to_bibtex, to_latex
+
+            _write(target, to_latex(document, fragment))
+            if fragment:
+                _write(target.with_suffix(".bib"), to_bibtex(document))
+        case _:
+            from varflow.export.latex import write_pdf
+
+            write_pdf(document, target)
+    return target
+
+
+def split_subject(subject: Any) -> tuple[Derivation, Any]:
+    """(derivation, solution or None) of what a user hands over."""
+    if isinstance(subject, Derivation):
+        return subject, None
+    if isinstance(subject, Network):
+        return derive(subject), None
+    if isinstance(getattr(subject, "derivation", None), Derivation):
+        return subject.derivation, subject
+    raise InputError(f"a {type(subject).__name__} cannot be exported",
+                     instead="a Derivation, a Solution or a Network")
+
+
+def _check(target: Path, fragment: bool) -> None:
+    suffix = target.suffix.lower()
+    if suffix in (".html", ".htm"):
+        raise MissingExtraError("documents in HTML are not part of this version", str(target),
+                                instead="export to .md, .tex or .pdf")
+    if suffix not in SUFFIXES:
+        raise InputError(f"the suffix {suffix!r} names no document format", str(target),
+                         instead="one of " + ", ".join(SUFFIXES))
+    if fragment and suffix != ".tex":
+        raise InputError("only a .tex can be a fragment", str(target), instead="a path that ends in .tex")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {target.parent}", str(target), instead="a path in an existing folder")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,312 @@
+"""Building the document of a derivation or a solution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import sympy as sp
+
+from varflow.derive import Derivation, WeightLaw
+from varflow.export.document import Condition, Document, Entry, Equation, NameList, Row, Rule, WeightRow
+from varflow.export.formulas import Notation, Pattern, numbers_in, pattern, printed
+from varflow.export.layout import Node, activation_name, described
+from varflow.export.names import Labels, math_name, symbol_latex
+from varflow.export.references import References
+from varflow.export.report import VerificationLike, report
+from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, Steps
+from varflow.export.sums import equation, extended, signed
+from varflow.export.bounded import Bounded
+from varflow.activations import ACTIVATIONS
+from varflow.laws.moments import Moment, place
+from varflow.network import InputNode
+from varflow.ops.base import Lemma
+from varflow.ops.pointwise import ActivationLayer
+
+MAX_CONDITIONS = 12
+INPUT_RULE = Lemma("The entries are independent over channels, with the moments given.", "")
+MEANINGS = {
+    "q": r"second moment of an entry $x$ of node $i$: $\mathbb{E}[x^2]$",
+    "m": r"mean of an entry $x$ of node $i$: $\mathbb{E}[x]$",
+    "g": r"second moment of the gradient at node $i$: $\mathbb{E}[(\partial L/\partial x)^2]$",
+    "c": r"covariance at node $i$ between positions, samples or uses of one channel",
+    "k": r"coefficient with which an earlier Gaussian vector enters node $i$",
+    "r": r"auxiliary expectation at node $i$",
+    "s": r"scale of weight $i$: $\mathrm{fan_{in}} \operatorname{Var}(W_{ij})$",
+}
+"""Kinds of symbols, in words and formulas that LaTeX and Markdown both read."""
+GENERAL = (
+    "Weights are independent of each other and of the inputs; the entries of one weight are independent with mean "
+    "zero, unless it is stated to be orthogonal or constant.",
+    "The gradient is that of a random linear functional of the outputs: its coefficients (the cotangent) are "
+    "independent of the network, with mean zero and second moment one. A loss that depends on the outputs is "
+    "outside of this.",
+)
+
+
+@runtime_checkable
+class SolutionLike(Protocol):
+    """What is read of a solution."""
+
+    @property
+    def derivation(self) -> Derivation: ...
+    @property
+    def weights(self) -> Any: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+    @property
+    def equations(self) -> Sequence[Any]: ...
+    @property
+    def preserve(self) -> str: ...
+
+
+def assemble(derivation: Derivation, solution: SolutionLike | None = None,
+             verification: VerificationLike | None = None) -> Document:
+    """The document of a derivation; with a solution also what was solved for, with a verification its table."""
+    return _Assembly(derivation, solution, verification).document()
+
+
+class _Assembly:
+    def __init__(self, derivation: Derivation, solution: SolutionLike | None,
+                 verification: VerificationLike | None) -> None:
+        self.d, self.solution, self.verification = derivation, solution, verification
+        self.steps = Steps(derivation)
+        names = [*derivation.program.weights, *self.steps.values]
+        self.notation = Notation(Labels(dict.fromkeys(names)))
+        self.references, self.rules = References(), dict[str, Rule]()
+        self.bounded = Bounded(120)
+        self.kinds: set[str] = set()
+
+    def document(self) -> Document:
+        """All parts; the order of the calls is the order in which references are numbered."""
+        citations = self.references.cite(self.d.network.source)
+        forward = self.steps.groups(FORWARD)
+        network = tuple(self._rows(forward))
+        told = {di: tuple(self.entry(g) for g in self.steps.groups(di)) for di in (FORWARD, BACKWARD)}
+        weights, results = self._weights(), self._results()
+        conditions = self._conditions()
+        checked = report(self.verification, self.d) if self.verification is not None else None
+        return Document(
+            self.d.network.name, citations, self._notation(), self._shortened(), network, self._assumptions(told),
+            tuple(self.rules.values()), told[FORWARD], told[BACKWARD], results, weights, conditions,
+            tuple(self.solution.notes) if self.solution else (), self.solution.preserve if self.solution else "",
+            checked, tuple(self.references.entries))
+
+    # -- notation and network ------------------------------------------------------------------------
+
+    def _notation(self) -> tuple[tuple[str, str], ...]:
+        rows = [(f"{kind}_{{i}}", meaning) for kind, meaning in MEANINGS.items() if kind in self.kinds]
+        symbols = sorted({str(s) for e in self._shapes() for s in e.free_symbols})
+        rows += [(symbol_latex(s), "size of the network") for s in symbols]
+        return tuple(rows)
+
+    def _shapes(self) -> Iterable[sp.Expr]:
+        for value in self.d.program.values.values():
+            shape = self.d.program.shape(value)
+            yield from (shape.channels, *shape.positions)
+
+    def _shortened(self) -> tuple[tuple[str, str], ...]:
+        return tuple((short, full) for full, short in self.notation.labels.shortened.items())
+
+    def _rows(self, groups: list[list[Step]]) -> Iterable[Row]:
+        """One row for nodes of one step, layer and shape."""
+        for group in groups:
+            parts: dict[tuple[str, str], list[Step]] = {}
+            for step in group:
+                parts.setdefault((described(self._node(step.node)), self._shape(step.node)), []).append(step)
+            for (layer, shape), steps in parts.items():
+                inputs = list(dict.fromkeys(i for s in steps for i in self._node(s.node).inputs))
+                yield Row(NameList(tuple(s.node for s in steps)), layer, NameList(tuple(inputs)), shape,
+                          self._layer_citations(self._node(steps[0].node)))
+
+    def _node(self, value: str) -> Node:
+        node = self.steps.node_of(value)
+        assert node is not None
+        return node
+
+    def _shape(self, value: str) -> str:
+        shape = self.d.program.shape(self.d.program.values[value])
+        return r" \times ".join(printed(s, {}) for s in (*shape.positions, shape.channels))
+
+    def _layer_citations(self, node: Node) -> tuple[Any, ...]:
+        if not isinstance(node.layer, ActivationLayer):
+            return ()
+        name = activation_name(node.layer.function)
+        return self.references.cite(ACTIVATIONS[name].reference) if name else ()
+
+    def _rule(self, node: Node) -> int:
+        if node.op not in self.rules:
+            lemma = INPUT_RULE if isinstance(node.layer, InputNode) else node.layer.lemma
+            self.rules[node.op] = Rule(len(self.rules) + 1, node.op.replace("_", " "), lemma.sentence,
+                                       self.references.cite(lemma.reference))
+        return self.rules[node.op].number
+
+    # -- steps ---------------------------------------------------------------------------------------
+
+    def entry(self, group: list[Step]) -> Entry:
+        """One group of equal steps as a document's step."""
+        first, forward = group[0], group[0].direction == FORWARD
+        node = self._node(first.node)
+        index = numbers_in([s.node for s in group]) if len(group) > 1 else None
+        forms = self._forms(group, index[2]) if index else None
+        readers = [] if forward else [self.steps.nodes[r] for r in dict.fromkeys(node.readers)]
+        equations = tuple(eq for i, line in enumerate(first.lines)
+                          if (eq := self._equation(line, forms, len(group) == 1)) is not None)
+        names = tuple(s.node for s in group)
+        return Entry(
+            NameList(names, tuple(index[2]) if index and forms else ()), described(node),
+            tuple(dict.fromkeys(self._rule(n) for n in ([node] if forward else readers))), equations,
+            first.exactness, first.tier, None if forward else NameList(tuple(n.name for n in readers)),
+            len(group) > 1 and forms is None, tuple(self._remarks(first)))
+
+    def _remarks(self, step: Step) -> Iterable[str]:
+        yield from step.assumptions
+        for line in step.lines:
+            if line.template is None:
+                yield f"{self.notation.text(line.name)} has no formula; its number is computed from a population."
+
+    def _forms(self, group: list[Step], index: Sequence[int]) -> dict[Name, Pattern | str] | None:
+        """The common form of every name of the group's equations; None where one has none."""
+        columns = zip(*(list(self._names(s)) for s in group), strict=True)
+        forms: dict[Name, Pattern | str] = {}
+        for column in columns:
+            form = pattern([n.node for n in column], index)
+            if form is None or forms.get(column[0], form) != form:
+                return None
+            forms[column[0]] = form
+        return forms
+
+    def _names(self, step: Step) -> Iterable[Name]:
+        for line in step.lines:
+            yield line.name
+            for a in map(self.steps.argument, line.args):
+                yield from [a] if isinstance(a, Name) else self._scale_names(a)
+
+    def _scale_names(self, expr: sp.Expr) -> list[Name]:
+        return [n for _, n in sorted(self.steps.scales(expr).items(), key=lambda p: p[0].name)]
+
+    def _equation(self, line: Line, forms: dict[Name, Pattern | str] | None, expand: bool) -> Equation | None:
+        if line.template is None:
+            return None
+        self.kinds.add(line.name.kind)
+        expr, names = self.filled(line, forms)
+        eq = equation(self._latex(line.name, forms), expr, names)
+        whole = self.bounded.of(line.moment) if expand and line.moment is not None else None
+        return eq if whole is None else extended(eq, whole, self._scale_table(whole))
+
+    def filled(self, line: Line, forms: dict[Name, Pattern | str] | None = None
+               ) -> tuple[sp.Expr, dict[sp.Symbol, str]]:
+        """The right side of an equation, and how its symbols are written."""
+        assert line.template is not None
+        table, names = dict[sp.Symbol, sp.Expr](), dict[sp.Symbol, str]()
+        for i, quantity in enumerate(line.args):
+            table[place(i, quantity)] = self._argument(self.steps.argument(quantity), forms, names)
+        bound = any(isinstance(q, Moment) or q.free_symbols for q in line.args)
+        expr = line.template.subs(table, simultaneous=True) if bound and table else line.template.xreplace(table)
+        return expr, names
+
+    def _argument(self, told: Argument, forms: dict[Name, Pattern | str] | None, names: dict[sp.Symbol, str]
+                  ) -> sp.Expr:
+        if not isinstance(told, Name):
+            names |= self._scale_table(told, forms)
+            return told
+        self.kinds.add(told.kind)
+        symbol = self.steps.symbol(told)
+        names[symbol] = self._latex(told, forms)
+        return symbol
+
+    def _scale_table(self, expr: sp.Expr, forms: dict[Name, Pattern | str] | None = None) -> dict[sp.Symbol, str]:
+        scales = self.steps.scales(expr)
+        self.kinds |= {"s"} if scales else set()
+        return {s: self._latex(n, forms) for s, n in scales.items()}
+
+    def _latex(self, name: Name, forms: dict[Name, Pattern | str] | None) -> str:
+        return self.notation.latex(name, (forms or {}).get(name))
+
+    def _assumptions(self, told: dict[str, tuple[Entry, ...]]) -> tuple[str, ...]:
+        found = list(GENERAL)
+        entries = [e for part in told.values() for e in part]
+        if any(e.exactness == "wide" for e in entries):
+            found.append(f"Steps marked as limits of wide layers: {self.d.width_assumption.removeprefix('wide limit: ')}.")
+        return tuple(found)
+
+    # -- results -------------------------------------------------------------------------------------
+
+    def _results(self) -> tuple[Equation, ...]:
+        """Second moments at the outputs and gradients at the inputs, where they are short formulas."""
+        found = []
+        for kind, values in (("q", self._outputs()), ("g", self.d.inputs)):
+            for value in values[:4]:
+                law = self.steps.law(value, FORWARD if kind == "q" else BACKWARD)
+                expr = self.bounded.of(law.second) if law is not None and law.second is not None else None
+                if expr is not None:
+                    left = self._latex(Name(kind, value), None)
+                    eq = Equation(left, (signed(expr, self._scale_table(expr)),))
+                    found.append(eq)
+        return tuple(found)
+
+    def _outputs(self) -> list[str]:
+        wanted = set(self.d.program.outputs)
+        return [v for v in self.steps.values if self.d.program.values[v] in wanted]
+
+    def _weights(self) -> tuple[WeightRow, ...]:
+        parts: dict[tuple[object, ...], list[WeightLaw]] = {}
+        for w in self.d.weights.values():
+            variance = w.variance.xreplace({w.unknown: sp.Symbol("\x00")}) if w.unknown else w.variance
+            parts.setdefault((variance, w.fan_in, w.distribution, w.unknown is None), []).append(w)
+        return tuple(self._weight_row(group) for group in parts.values())
+
+    def _weight_row(self, group: list[WeightLaw]) -> WeightRow:
+        w, names = group[0], [g.name for g in group]
+        table = self._scale_table(w.variance)
+        index = numbers_in(names) if len(names) > 1 else None
+        form = pattern(names, index[2]) if index else None
+        symbol = form.latex if isinstance(form, Pattern) else math_name(self.notation.labels.of(w.name))
+        if index and w.unknown is not None:
+            table = {w.unknown: self.notation.latex(Name("s", w.name), form)}
+        return WeightRow(
+            NameList(tuple(names), tuple(index[2]) if index and form else ()), symbol,
+            *(printed(e, table) for e in (w.variance, w.std, w.init_gain, w.fan_in)),
+            drawn(w, table), w.unknown is None)
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        """Equal conditions are told once."""
+        parts: dict[tuple[object, ...], list[Any]] = {}
+        mark = sp.Symbol("\x00", positive=True)
+        for unknown, condition, answer, closed in self.solution.equations if self.solution else ():
+            key = (condition.lhs.xreplace({unknown: mark}), condition.rhs.xreplace({unknown: mark}), answer)
+            parts.setdefault(key, []).append((unknown, condition, answer, closed))
+        return tuple(self._condition(group) for group in list(parts.values())[:MAX_CONDITIONS])
+
+    def _condition(self, group: list[Any]) -> Condition:
+        unknown, condition, answer, closed = group[0]
+        names = {s: self._unknown(s) for s in {unknown} | condition.free_symbols | answer.free_symbols
+                 if s not in self.d.network.symbols.values()}
+        left = printed(condition.lhs, names)
+        return Condition(NameList(tuple(str(g[0]) for g in group)),
+                         Equation(left, (signed(condition.rhs, names),)),
+                         Equation(self._unknown(unknown), (signed(answer, names),)), closed)
+
+    def _unknown(self, symbol: sp.Symbol) -> str:
+        kind, _, rest = symbol.name.partition("_")
+        self.kinds |= {"s"} if kind == "s" and rest else set()
+        return self.notation.latex(Name(kind, rest)) if kind in "sqmg" and rest else symbol_latex(symbol.name)
+
+
+def drawn(w: WeightLaw, names: dict[sp.Symbol, str]) -> str:
+    """How to draw a weight's entries, as a formula."""
+    std = printed(w.std, names)
+    match w.distribution:
+        case "uniform":
+            edge = printed(sp.sqrt(3 * w.variance), names)
+            return rf"\mathcal{{U}}\left(-{edge},\, {edge}\right)"
+        case "truncated_normal":
+            return rf"\mathcal{{N}}\left(0, \sigma^2\right) \text{{ cut at }} \pm 2\sigma,\ \sigma = {std} / 0.8796"
+        case "orthogonal":
+            return rf"{printed(w.init_gain, names)} \cdot \text{{Haar orthogonal}}"
+        case "rademacher":
+            return rf"\pm {std} \text{{ with equal probability}}"
+        case "constant":
+            return r"\text{constant}"
+    return rf"\mathcal{{N}}\left(0,\, {printed(w.variance, names)}\right)"

@@ -1,0 +1,151 @@
+"""Formulas as LaTeX: symbols by their names, integrals, and lines that fit a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import sympy as sp
+from sympy.printing.latex import LatexPrinter
+
+from varflow.export.names import Labels, math_name, symbol_latex
+from varflow.export.steps import Name
+
+INDEX = r"\ell"
+_NUMBER = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Names that differ in one number: ``before`` + (index + ``offset``) + ``after``."""
+
+    before: str
+    after: str
+    offset: int
+
+    @property
+    def latex(self) -> str:
+        """With the index as a letter."""
+        index = INDEX if not self.offset else f"{INDEX}{self.offset:+d}"
+        if not self.after:
+            return rf"{math_name(self.before)}_{{{index}}}" if self.before else index
+        return f"{math_name(self.before) if self.before else ''}{index}{math_name(self.after)}"
+
+    @property
+    def text(self) -> str:
+        """In running text."""
+        return f"{self.before}{{l{self.offset:+d}}}{self.after}" if self.offset else f"{self.before}{{l}}{self.after}"
+
+
+def numbers_in(names: Sequence[str]) -> tuple[list[str], int, list[int]] | None:
+    """(parts of the first name, place of the one number that differs, its values); None without exactly one."""
+    split = [_NUMBER.split(n) for n in names]
+    first = split[0]
+    if any(len(s) != len(first) or s[::2] != first[::2] for s in split):
+        return None
+    differing = [i for i in range(1, len(first), 2) if len({s[i] for s in split}) > 1]
+    if len(differing) != 1 or any(str(int(s[differing[0]])) != s[differing[0]] for s in split):
+        return None
+    return first, differing[0], [int(s[differing[0]]) for s in split]
+
+
+def pattern(names: Sequence[str], index: Sequence[int]) -> Pattern | str | None:
+    """The common form of ``names`` over the group's index: a name, a pattern, or None."""
+    if len(set(names)) == 1:
+        return names[0]
+    found = numbers_in(names)
+    if found is None:
+        return None
+    parts, at, values = found
+    offsets = {v - i for v, i in zip(values, index, strict=True)}
+    if len(offsets) != 1:
+        return None
+    return Pattern("".join(parts[:at]), "".join(parts[at + 1:]), offsets.pop())
+
+
+class Notation:
+    """How names are written; ``patterns`` gives the common form of a group's names while it is told."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+
+    def latex(self, name: Name, form: Pattern | str | None = None) -> str:
+        """A name as LaTeX."""
+        node = form.latex if isinstance(form, Pattern) else math_name(self.labels.of(name.node))
+        variant = f",{name.variant}" if name.variant > 1 else ""
+        return rf"{name.kind}_{{{node}{variant}}}"
+
+    def text(self, name: Name) -> str:
+        """A name as plain text."""
+        return f"{name.kind}_{name.node}" + (f",{name.variant}" if name.variant > 1 else "")
+
+
+class Formulas(LatexPrinter):  # type: ignore[misc]
+    """sympy's LaTeX with our names; user's symbols are escaped, logarithms and functions in common notation."""
+
+    def __init__(self, names: Mapping[sp.Symbol, str]) -> None:
+        super().__init__({"ln_notation": False, "fold_short_frac": False, "inv_trig_style": "full",
+                          "parenthesize_super": True})
+        self.names = names
+
+    def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
+        return self.names.get(expr) or symbol_latex(expr.name)
+
+    def _print_Float(self, expr: sp.Float) -> str:
+        return super()._print_Float(sp.Float(expr, 10))  # type: ignore[no-any-return]
+
+    def _print_Piecewise(self, expr: sp.Piecewise) -> str:
+        rows = [rf"{self._print(e)} & " + (r"\text{otherwise}" if c == sp.true else rf"\text{{if }} {self._print(c)}")
+                for e, c in expr.args]
+        return r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}"
+
+
+def printed(expr: sp.Expr, names: Mapping[sp.Symbol, str]) -> str:
+    """An expression as LaTeX."""
+    return str(Formulas(names).doprint(expr))
+
+
+# -- widths ----------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[{}^_&]|\s+|.", re.S)
+_SILENT = frozenset((r"\left", r"\right", r"\mathrm", r"\text", r"\mathbb", r"\mathcal", r"\displaystyle",
+                     r"\operatorname", "&", r"\,", r"\limits", r"\begin", r"\end"))
+_WIDE = frozenset("=+-<>") | {r"\cdot", r"\sim", r"\le", r"\ge", r"\to", r"\lt", r"\gt"}
+_WORDS = frozenset((r"\operatorname{asin}", r"\sin", r"\cos", r"\tanh", r"\log", r"\exp", r"\arcsin", r"\arctan",
+                    r"\sinh", r"\cosh", r"\min", r"\max", r"\sqrt"))
+
+
+@lru_cache(maxsize=4096)
+def width(latex: str) -> float:
+    """About how wide a formula is, in letters: the wider part of a fraction counts, scripts count less."""
+    tokens = [t for t in _TOKEN.findall(latex) if not t.isspace()]
+    total, end = _run(tokens, 0)
+    return total
+
+
+def _run(tokens: list[str], i: int) -> tuple[float, int]:
+    total = 0.0
+    while i < len(tokens) and tokens[i] != "}":
+        w, i = _item(tokens, i)
+        total += w
+    return total, i + 1
+
+
+def _item(tokens: list[str], i: int) -> tuple[float, int]:
+    token = tokens[i]
+    if token == "{":
+        return _run(tokens, i + 1)
+    if token in ("^", "_"):
+        w, i = _item(tokens, i + 1) if i + 1 < len(tokens) else (0.0, i + 1)
+        return 0.7 * w, i
+    if token == r"\frac":
+        top, i = _item(tokens, i + 1)
+        bottom, i = _item(tokens, i)
+        return max(top, bottom) + 0.6, i
+    if token in _SILENT:
+        return 0.0, i + 1
+    if token in _WIDE:
+        return 2.6 if token not in "<>" else 2.0, i + 1
+    return (len(token) - 1.0 if token in _WORDS else 1.0), i + 1
