@@ -64,15 +64,17 @@ class SolutionLike(Protocol):
 def assemble(derivation: Derivation, solution: SolutionLike | None = None,
              verification: VerificationLike | None = None) -> Document:
     """The document of a derivation; with a solution also what was solved for, with a verification its table."""
-    return _Assembly(derivation, solution, verification).document()
+    return Assembly(Steps(derivation), solution, verification).document()
 
 
-class _Assembly:
-    def __init__(self, derivation: Derivation, solution: SolutionLike | None,
-                 verification: VerificationLike | None) -> None:
-        self.d, self.solution, self.verification = derivation, solution, verification
-        self.steps = Steps(derivation)
-        names = [*derivation.program.weights, *self.steps.values]
+class Assembly:
+    """Turns steps into entries of a document, collecting the rules, references and symbols they use."""
+
+    def __init__(self, steps: Steps, solution: SolutionLike | None = None,
+                 verification: VerificationLike | None = None) -> None:
+        self.d, self.solution, self.verification = steps.derivation, solution, verification
+        self.steps = steps
+        names = [*self.d.program.weights, *self.steps.values]
         self.notation = Notation(Labels(dict.fromkeys(names)))
         self.references, self.rules = References(), dict[str, Rule]()
         self.bounded = Bounded(120)
@@ -151,14 +153,23 @@ class _Assembly:
         index = numbers_in([s.node for s in group]) if len(group) > 1 else None
         forms = self._forms(group, index[2]) if index else None
         readers = [] if forward else [self.steps.nodes[r] for r in dict.fromkeys(node.readers)]
+        come = None if forward else self._readers(group, index[2] if index and forms else None)
         equations = tuple(eq for i, line in enumerate(first.lines)
                           if (eq := self._equation(line, forms, len(group) == 1)) is not None)
-        names = tuple(s.node for s in group)
+        names = tuple(self.notation.labels.of(s.node) for s in group)
         return Entry(
             NameList(names, tuple(index[2]) if index and forms else ()), described(node),
             tuple(dict.fromkeys(self._rule(n) for n in ([node] if forward else readers))), equations,
-            first.exactness, first.tier, None if forward else NameList(tuple(n.name for n in readers)),
+            first.exactness, first.tier, come,
             len(group) > 1 and forms is None, tuple(self._remarks(first)))
+
+    def _readers(self, group: list[Step], index: Sequence[int] | None) -> tuple[str, ...]:
+        """Where the gradient of a group comes from."""
+        rows = [list(dict.fromkeys(self._node(s.node).readers)) for s in group]
+        if index is None or any(len(r) != len(rows[0]) for r in rows):
+            return tuple(math_name(self.notation.labels.of(n)) for n in rows[0])
+        forms = (pattern(column, index) or column[0] for column in zip(*rows, strict=True))
+        return tuple(f.latex if isinstance(f, Pattern) else math_name(self.notation.labels.of(f)) for f in forms)
 
     def _remarks(self, step: Step) -> Iterable[str]:
         yield from step.assumptions
@@ -192,7 +203,7 @@ class _Assembly:
         self.kinds.add(line.name.kind)
         expr, names = self.filled(line, forms)
         eq = equation(self._latex(line.name, forms), expr, names)
-        whole = self.bounded.of(line.moment) if expand and line.moment is not None else None
+        whole = self.bounded.of(line.moment) if expand and line.main and line.moment is not None else None
         return eq if whole is None else extended(eq, whole, self._scale_table(whole))
 
     def filled(self, line: Line, forms: dict[Name, Pattern | str] | None = None
@@ -228,7 +239,9 @@ class _Assembly:
         found = list(GENERAL)
         entries = [e for part in told.values() for e in part]
         if any(e.exactness == "wide" for e in entries):
-            found.append(f"Steps marked as limits of wide layers: {self.d.width_assumption.removeprefix('wide limit: ')}.")
+            sizes = self.d.width_assumption.removeprefix("wide limit: ").partition(" grow")[0]
+            found.append("Steps marked exact hold at any width. Steps marked as a wide limit hold as the sizes "
+                         f"{sizes} grow without bound; at finite sizes their relative error is O(1/width).")
         return tuple(found)
 
     # -- results -------------------------------------------------------------------------------------
@@ -255,7 +268,9 @@ class _Assembly:
         for w in self.d.weights.values():
             variance = w.variance.xreplace({w.unknown: sp.Symbol("\x00")}) if w.unknown else w.variance
             parts.setdefault((variance, w.fan_in, w.distribution, w.unknown is None), []).append(w)
-        return tuple(self._weight_row(group) for group in parts.values())
+        rows = [self._weight_row(group) for group in parts.values()]
+        self.kinds |= {"s"} if self.d.unknowns() else set()
+        return tuple(rows)
 
     def _weight_row(self, group: list[WeightLaw]) -> WeightRow:
         w, names = group[0], [g.name for g in group]
@@ -263,8 +278,10 @@ class _Assembly:
         index = numbers_in(names) if len(names) > 1 else None
         form = pattern(names, index[2]) if index else None
         symbol = form.latex if isinstance(form, Pattern) else math_name(self.notation.labels.of(w.name))
-        if index and w.unknown is not None:
-            table = {w.unknown: self.notation.latex(Name("s", w.name), form)}
+        if len(names) > 1 and form is None:
+            symbol = "i"
+        if len(names) > 1 and w.unknown is not None and len({g.unknown for g in group}) > 1:
+            table = {w.unknown: f"s_{{{symbol}}}"}
         return WeightRow(
             NameList(tuple(names), tuple(index[2]) if index and form else ()), symbol,
             *(printed(e, table) for e in (w.variance, w.std, w.init_gain, w.fan_in)),

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from varflow.export.references import Citation, Reference
 
 EXACTNESS_TEXT = {
-    "exact": "exact at any width", "wide": "limit of wide layers", "closure": "approximation (closure)",
+    "exact": "exact", "wide": "wide limit", "closure": "approximation (closure)",
     "measured": "measured", "underived": "not derived",
 }
 TIER_TEXT = {
-    "closed": "closed form", "quadrature": "integral, evaluated to 1e-10",
-    "population": "no formula: its number is computed from a population", "measured": "measured",
+    "closed": "closed form", "quadrature": "by quadrature", "population": "number from a population",
+    "measured": "measured",
 }
 
 
@@ -53,7 +53,7 @@ class NameList:
     @property
     def range(self) -> str:
         """The index in words: ``1, …, 39``."""
-        v = self.index
+        v = self.index if self.index[0] < self.index[-1] else self.index[::-1]
         return ", ".join(map(str, v)) if len(v) <= 3 else f"{v[0]}, {v[1]}, …, {v[-1]}"
 
 
@@ -69,7 +69,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Entry:
-    """One step: nodes, what they are, the lemmas used and the equations they give."""
+    """One step: nodes, what they are, the lemmas used and the equations they give. ``readers`` are in LaTeX; None
+    in the forward pass."""
 
     nodes: NameList
     layer: str
@@ -77,7 +78,7 @@ class Entry:
     equations: tuple[Equation, ...]
     exactness: str
     tier: str
-    readers: NameList | None = None
+    readers: tuple[str, ...] | None = None
     likewise: bool = False
     remarks: tuple[str, ...] = ()
 

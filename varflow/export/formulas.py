@@ -9,9 +9,11 @@ from functools import lru_cache
 
 import sympy as sp
 from sympy.printing.latex import LatexPrinter
+from sympy.printing.precedence import PRECEDENCE
 
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.steps import Name
+from varflow.laws.integral import GaussianExpectation
 
 INDEX = r"\ell"
 _NUMBER = re.compile(r"(\d+)")
@@ -92,6 +94,34 @@ class Formulas(LatexPrinter):  # type: ignore[misc]
 
     def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
         return self.names.get(expr) or symbol_latex(expr.name)
+
+    def _print(self, expr: object, **settings: object) -> str:
+        if isinstance(expr, GaussianExpectation):
+            return self._expectation(expr)
+        return str(super()._print(expr, **settings))
+
+    def _expectation(self, expr: GaussianExpectation) -> str:
+        body, shown = expr._shown()
+        c = [self._print(e) for e in expr.covariance]
+        law = c[0] if len(c) == 1 else (rf"\left(\begin{{smallmatrix}}{c[0]}&{c[1]}\\{c[1]}&{c[2]}"
+                                        r"\end{smallmatrix}\right)")
+        letters = ",".join(self._print(s) for s in shown)
+        return rf"\mathbb{{E}}_{{{letters}\sim\mathcal{{N}}(0,{law})}}\left[{self._print(body)}\right]"
+
+    def _print_Mul(self, expr: sp.Mul) -> str:
+        """Square roots that are multiplied stand under one root."""
+        roots = [f for f in expr.args if f.is_Pow and abs(f.exp) == sp.S.Half and f.base.is_positive]
+        if len(roots) < 2:
+            return str(super()._print_Mul(expr))
+        coefficient, _ = expr.as_coeff_Mul()
+        others = [f for f in expr.args if f not in roots and not f.is_Number]
+        above, below = sp.Mul(*(f**2 for f in roots), coefficient**2).as_numer_denom()
+        sign = "- " if coefficient.is_negative else ""
+        rest = sp.Mul(*others)
+        if above == 1:
+            return rf"{sign}\frac{{{self._print(rest)}}}{{\sqrt{{{self._print(below)}}}}}"
+        root = rf"\sqrt{{{self._print(above / below)}}}"
+        return f"{sign}{root}" if rest == 1 else f"{sign}{self.parenthesize(rest, PRECEDENCE['Mul'])} {root}"
 
     def _print_Float(self, expr: sp.Float) -> str:
         return super()._print_Float(sp.Float(expr, 10))  # type: ignore[no-any-return]

@@ -26,6 +26,7 @@ SECONDS = 180
 MATH = (
     (re.compile(r"fan_(in|out)"), r"\\mathrm{fan_{\1}}"),
     (re.compile(r"Var\((\w)_ij\)"), r"\\operatorname{Var}(\1_{ij})"),
+    (re.compile(r"\bf'"), r"f'"),
     (re.compile(r"\b([A-Za-z])\^(\w)"), r"\1^{\2}"),
     (re.compile(r"\b([A-Za-z])_(\w)\b"), r"\1_{\2}"),
 )

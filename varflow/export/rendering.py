@@ -24,13 +24,23 @@ def lines(eq: Equation, room: float = LINE) -> Iterator[tuple[str, str]]:
     """(left side, right side with its relation) line by line; sums break before a sign."""
     left = eq.left
     indent = width(eq.left)
-    for side in eq.sides:
-        for text in _broken(side, room - indent - 3):
-            yield left, text
-            left = ""
+    for text in _joined([text for side in eq.sides for text in _broken(side, room - indent - 3)], room - indent):
+        yield left, text
+        left = ""
     for part in eq.where:
         for k, (a, b) in enumerate(lines(part, room)):
             yield (rf"\text{{with }} {a}" if k == 0 and part is eq.where[0] else a), b
+
+
+def _joined(parts: list[str], room: float) -> list[str]:
+    """Neighbouring sides on one line where they fit."""
+    out = parts[:1]
+    for part in parts[1:]:
+        if part.startswith("=") and not out[-1].startswith(r"\quad") and width(out[-1]) + width(part) < 0.75 * room:
+            out[-1] = f"{out[-1]} {part}"
+        else:
+            out.append(part)
+    return out
 
 
 def _broken(terms: tuple[str, ...], room: float) -> Iterator[str]:

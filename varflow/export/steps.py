@@ -20,6 +20,8 @@ from varflow.export.layout import Node, nodes_of
 from varflow.laws.moments import EXACTNESS, TIERS, Moment, Quantity, place, weakest
 
 FORWARD, BACKWARD = "forward", "backward"
+_RANK = "skcmqgr"
+"""In which order the factors of a product stand."""
 _NUMBER = re.compile(r"\d+")
 OWN = {FORWARD: ("mean", "second"), BACKWARD: ("second",)}
 
@@ -36,7 +38,7 @@ class Name:
     @property
     def key(self) -> str:
         """A unique text, the name of the symbol that stands for it while formulas are built."""
-        return f"{self.kind}\x00{self.node}\x00{self.variant}"
+        return f"~{_RANK.find(self.kind)}{self.node}\x00{self.kind}{self.variant}"
 
 
 Argument = Name | sp.Expr
@@ -304,7 +306,7 @@ class Steps:
         told = self.argument(a)
         if isinstance(told, Name):
             return (told.kind, told.variant, roles.get(told.node, "far"))
-        return told.xreplace({s: _symbol("s", True) for s in self.scales(told)})
+        return told.xreplace({s: _symbol("~s", True) for s in self.scales(told)})
 
 
 def _by_skeleton(group: list[Step]) -> list[list[Step]]:

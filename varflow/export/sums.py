@@ -67,6 +67,6 @@ def abbreviated(expr: sp.Expr) -> tuple[sp.Expr, list[tuple[sp.Symbol, sp.Expr]]
 def extended(eq: Equation, expr: sp.Expr, names: Mapping[sp.Symbol, str], room: float = LINE) -> Equation:
     """The equation with the expanded formula behind it, if that is another one and fits on the page."""
     terms = signed(expr, names)
-    if terms == eq.sides[-1] or any(width(t) > room - 14 for t in terms) or sum(map(width, terms)) > 2 * room:
+    if terms == eq.sides[-1] or sum(map(width, terms)) + 4 * len(terms) > room - width(eq.left) - 8:
         return eq
     return Equation(eq.left, (*eq.sides, terms), eq.where)
