@@ -8,15 +8,33 @@ from typing import Any
 import sympy as sp
 from rich.table import Table
 
-from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, shown_formula, table, text_of
+from varflow.cli_print import (
+    SCHEMA,
+    Cell,
+    emit,
+    emit_json,
+    hint,
+    printable,
+    shown_formula,
+    table,
+    text_of,
+)
 from varflow.cli_subject import Subject, read_values
-from varflow.derive import Derivation, NodeLaw, WeightLaw
+from varflow.derive import Derivation, WeightLaw
+from varflow.export import to_json
+from varflow.export.bounded import Bounded, TooLong
+from varflow.ops.linear import weight_group
 
-LONGEST = 72
-"""Formulas longer than this are shown as the local step in tables; JSON always has the whole."""
+OPERATIONS, LONGEST = 60, 72
+"""Formulas of more operations, or longer as text, are shown as the local step in tables."""
 
 
 # -- derive ------------------------------------------------------------------------------------------
+
+
+def document(subject: Subject, verification: Any = None) -> dict[str, Any]:
+    """The JSON document; with numbers where every symbol has a value."""
+    return to_json(subject.result, None if subject.missing else dict(subject.values), verification)
 
 
 def derivation(subject: Subject, json: bool) -> None:
@@ -24,9 +42,10 @@ def derivation(subject: Subject, json: bool) -> None:
     if json:
         emit_json(document(subject))
         return
-    d, numbers = subject.derivation, _numbers(subject)
+    d = subject.derivation
+    numbers = {} if subject.missing else d.numeric(subject.values)
     columns = ["node", "op", "E[x^2]", "E[(dL/dx)^2]", "exactness", "tier"]
-    rows = [_law_row(d, name, d[name]) for name in d]
+    rows = _law_rows(d)
     if numbers:
         columns[3:3], columns[5:5] = ["="], ["="]
         for row, name in zip(rows, d, strict=True):
@@ -39,18 +58,24 @@ def derivation(subject: Subject, json: bool) -> None:
         hint("numbers: " + " ".join(f"--set {name}=..." for name in subject.missing))
 
 
-def _law_row(d: Derivation, name: str, law: NodeLaw) -> list[Cell]:
-    return [name, op_of(d, name), _formula(law.second_moment, law.equation),
-            _formula(law.grad_second_moment, law.grad_equation), _both(law.exactness, law.grad_exactness), law.tier]
+def _law_rows(d: Derivation) -> list[list[Cell]]:
+    bounded = Bounded(OPERATIONS)
+    rows: list[list[Cell]] = []
+    for name, law in d.items():
+        backward = sp.S.Zero if law.backward is None else law.backward.second
+        rows.append([name, op_of(d, name), _formula(bounded.state(law.forward.second), law.equation),
+                     _formula(bounded.state(backward), law.grad_equation),
+                     _both(law.exactness, law.grad_exactness), law.tier])
+    return rows
 
 
 def _both(forward: str, backward: str) -> str:
     return forward if forward == backward else f"{forward}, {backward}"
 
 
-def _formula(expr: sp.Expr | None, step: sp.Eq | None) -> Cell:
-    text = None if expr is None else shown_formula(expr)
-    if text is None or len(text) <= LONGEST or step is None:
+def _formula(found: sp.Expr | TooLong | None, step: sp.Eq | None) -> Cell:
+    text = None if found is None or isinstance(found, TooLong) else shown_formula(found)
+    if step is None or (text is not None and len(text) <= LONGEST) or found is None:
         return text
     return f"{step.lhs} = {shown_formula(step.rhs)}"
 
@@ -69,10 +94,6 @@ def op_of(d: Derivation, name: str) -> str:
         network, path = network.graph.nodes[base]["body"], rest
 
 
-def _numbers(subject: Subject) -> dict[str, dict[str, Any]]:
-    return {} if subject.missing else subject.derivation.numeric(subject.values)
-
-
 # -- solve -------------------------------------------------------------------------------------------
 
 
@@ -83,7 +104,7 @@ def solution(subject: Subject, json: bool) -> None:
     if json:
         emit_json(document(subject))
         return
-    rows = [_weight_row(name, w, subject.values) for name, w in s.weights.items()]
+    rows = _weight_rows(s.weights, subject.values)
     columns = ["weight", "Var(W_ij)", "std sqrt(fan_in)", "draw", *(["std ="] if subject.values else [])]
     parts: list[Table | str] = [table(columns, rows, f"{s.derivation.network.name}: preserve {s.preserve}")]
     if s.equations:
@@ -93,62 +114,23 @@ def solution(subject: Subject, json: bool) -> None:
     emit(*parts, *map(printable, s.notes))
 
 
-def _equation(condition: sp.Eq) -> str:
-    return f"{text_of(condition.lhs)} = {text_of(condition.rhs)}"
-
-
-def _weight_row(name: str, w: WeightLaw, values: Mapping[str, float]) -> list[Cell]:
-    row: list[Cell] = [name, w.variance, w.init_gain, w.draw]
-    return [*row, _value(w.std, values)] if values else row
+def _weight_rows(weights: Mapping[str, WeightLaw], values: Mapping[str, float]) -> list[list[Cell]]:
+    """One row for each weight; equal weights of a repeated block share one."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, w in weights.items():
+        groups.setdefault((weight_group(name), w.draw), []).append(name)
+    rows: list[list[Cell]] = []
+    for names in groups.values():
+        w = weights[names[0]]
+        shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        row: list[Cell] = [shown, w.variance, w.init_gain, w.draw]
+        rows.append([*row, _value(w.std, values)] if values else row)
+    return rows
 
 
 def _value(expr: sp.Expr, values: Mapping[str, float]) -> float | None:
     number = expr.xreplace({s: sp.Float(values[s.name]) for s in expr.free_symbols if s.name in values})
     return None if number.free_symbols else float(number)
-
-
-# -- documents ---------------------------------------------------------------------------------------
-
-NODE_FIELDS = ("mean", "second_moment", "variance", "gain", "local_gain", "grad_second_moment", "grad_gain",
-               "grad_local_gain")
-WEIGHT_FIELDS = ("variance", "std", "init_gain", "fan_in", "fan_out")
-
-
-def document(subject: Subject) -> dict[str, Any]:
-    """The JSON document of a derivation or a solution."""
-    d, numbers = subject.derivation, _numbers(subject)
-    result: dict[str, Any] = {"schema": SCHEMA, "network": d.network.name, "symbols": dict(subject.values)}
-    result["nodes"] = {name: node_document(d, name) | {"value": numbers.get(name, {})} for name in d}
-    result["weights"] = {n: weight_document(w, subject.values) for n, w in d.weights.items()}
-    if subject.solution is not None:
-        s = subject.solution
-        result["preserve"], result["notes"] = s.preserve, list(s.notes)
-        result["equations"] = [
-            {"unknown": str(u), "condition": _equation(c), "answer": text_of(a), "closed_form": closed}
-            for u, c, a, closed in s.equations]
-    return result
-
-
-def node_document(d: Derivation, name: str) -> dict[str, Any]:
-    """One node: its formulas as text, and how true they are."""
-    law = d[name]
-    fields: dict[str, Any] = {field: text_of(getattr(law, field)) for field in NODE_FIELDS}
-    return fields | {
-        "op": op_of(d, name), "exactness": law.exactness, "grad_exactness": law.grad_exactness, "tier": law.tier,
-        "assumptions": list(law.assumptions), "equation": _step(law.equation),
-        "grad_equation": _step(law.grad_equation),
-    }
-
-
-def _step(equation: sp.Eq | None) -> str | None:
-    return None if equation is None else _equation(equation)
-
-
-def weight_document(w: WeightLaw, values: Mapping[str, float]) -> dict[str, Any]:
-    """One weight: its formulas as text, and numbers where every symbol is set."""
-    numbers = {f: _value(getattr(w, f), values) for f in WEIGHT_FIELDS}
-    return {f: text_of(getattr(w, f)) for f in WEIGHT_FIELDS} | {
-        "distribution": w.distribution, "draw": w.draw, "value": {k: v for k, v in numbers.items() if v is not None}}
 
 
 # -- gain --------------------------------------------------------------------------------------------
