@@ -96,14 +96,14 @@ class Laws:
     """Named moments of variables, computed once each."""
 
     system: MomentSystem = field(default_factory=MomentSystem)
-    _mean: dict[int, Formula] = field(default_factory=dict)
-    _second: dict[int, Formula] = field(default_factory=dict)
+    _mean: dict[Variable, Formula] = field(default_factory=dict)
+    _second: dict[Variable, Formula] = field(default_factory=dict)
     _pair: dict[Any, Formula] = field(default_factory=dict)
     _function: dict[Any, Formula] = field(default_factory=dict)
-    _roots: dict[int, tuple[Instance, ...]] = field(default_factory=dict)
-    _varies: dict[tuple[int, bool], bool] = field(default_factory=dict)
+    _roots: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
+    _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
     _bits: dict[object, int] = field(default_factory=dict)
-    _family_sets: dict[int, int] = field(default_factory=dict)
+    _family_sets: dict[Variable, int] = field(default_factory=dict)
     _work: int = 0
 
     # -- structure -----------------------------------------------------------------------------------
@@ -113,12 +113,12 @@ class Laws:
         own = self._own_roots(x.variable)
         if not x.moves and not x.there:
             return own
-        return tuple(_carried(r, x) for r in own)
+        return tuple(carried(r, x) for r in own)
 
     def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
-        if id(v) not in self._roots:
-            self._roots[id(v)] = tuple(self._find_roots(v))
-        return self._roots[id(v)]
+        if v not in self._roots:
+            self._roots[v] = tuple(self._find_roots(v))
+        return self._roots[v]
 
     def _find_roots(self, v: Variable) -> Iterator[Instance]:
         children: tuple[Instance, ...]
@@ -135,7 +135,7 @@ class Laws:
 
     def varies(self, v: Variable, sample: bool) -> bool:
         """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
-        key = (id(v), sample)
+        key = (v, sample)
         if key not in self._varies:
             self._varies[key] = self._find_varies(v, sample)
         return self._varies[key]
@@ -183,13 +183,13 @@ class Laws:
 
     def _families(self, v: Variable) -> int:
         """A bit for every source or (weight, orientation, direction) that a variable is made of."""
-        if id(v) not in self._family_sets:
+        if v not in self._family_sets:
             inner = _parts(v)
             bits = 0 if inner else 1 << self._bits.setdefault(_family(v), len(self._bits))
             for x in inner:
                 bits |= self._families(x.variable)
-            self._family_sets[id(v)] = bits
-        return self._family_sets[id(v)]
+            self._family_sets[v] = bits
+        return self._family_sets[v]
 
     def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
         u, v = a.variable, b.variable
@@ -226,7 +226,7 @@ class Laws:
             x, y = Instance(u), Instance(v)
         if u.born < v.born:
             x, y, u, v = y, x, v, u
-        key = (id(u), x.moves, id(v), y.moves, view)
+        key = (u, x.moves, v, y.moves, view)
         if key not in self._pair:
             self._pair[key] = self._find_covariance(x, y, view)
         return self._pair[key]
@@ -235,12 +235,12 @@ class Laws:
         for newer, older in ((x, y), (y, x)):
             match newer.variable:
                 case GaussianSum(terms=terms):
-                    parts = [(c, self.covariance(_carried(t, newer), older, view)) for c, t in terms]
+                    parts = [(c, self.covariance(carried(t, newer), older, view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
                 case SampleMean(of=of) if of is not None:
-                    return self.covariance(_carried(of, newer), older, View(view.position, True))
+                    return self.covariance(carried(of, newer), older, View(view.position, True))
                 case PositionAverage(of=of) as z if of is not None:
-                    inner = _carried(of, newer)
+                    inner = carried(of, newer)
                     return self._averaged(z, partial(self.covariance, inner, older), view)
         return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
 
@@ -290,25 +290,25 @@ class Laws:
     def declare(self, v: Variable, mean: Formula | None, second: Formula) -> None:
         """State moments that hold by construction (a normalized value's)."""
         if mean is not None:
-            self._mean[id(v)] = mean
-        self._second[id(v)] = second
-        self._pair[(id(v), (), id(v), (), SAME)] = second
+            self._mean[v] = mean
+        self._second[v] = second
+        self._pair[(v, (), v, (), SAME)] = second
 
     def mean(self, x: Instance) -> Formula:
         """E[x]; raises NoFormula where there is none and no population can supply it."""
         v = x.variable
         if v.gaussian or isinstance(v, SphereEntry):
             return mo.ZERO
-        if id(v) not in self._mean:
-            self._mean[id(v)] = self._named("m", v, "mean", self._find_mean)
-        return self._mean[id(v)]
+        if v not in self._mean:
+            self._mean[v] = self._named("m", v, "mean", self._find_mean)
+        return self._mean[v]
 
     def second(self, x: Instance) -> Formula:
         """E[x^2], named; see :meth:`mean`."""
         v = x.variable
-        if id(v) not in self._second:
-            self._second[id(v)] = self._named("g" if v.backward else "q", v, "second_moment", self._find_second)
-        return self._second[id(v)]
+        if v not in self._second:
+            self._second[v] = self._named("g" if v.backward else "q", v, "second_moment", self._find_second)
+        return self._second[v]
 
     def _named(self, kind: str, v: Variable, measure: str, find: Any) -> Formula:
         work, self._work = self._work, 0
@@ -374,7 +374,7 @@ class Laws:
             return mo.product(self.mean(x), self.mean(y))
         if u.gaussian and v.gaussian:
             return self.covariance(x, y, view)
-        key = (id(u), x.moves, id(v), y.moves, view) if u.born <= v.born else (id(v), y.moves, id(u), x.moves, view)
+        key = (u, x.moves, v, y.moves, view) if u.born <= v.born else (v, y.moves, u, x.moves, view)
         if key not in self._pair:
             found = self._find_pair(x, y, view)
             self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=_born).node,
@@ -476,7 +476,7 @@ class Laws:
         if f == arg(0) ** 2:
             return self.second(x)
         v = x.variable
-        key = (id(v), f, tuple(id(c) if isinstance(c, Moment) else c for c in coefficients))
+        key = (v, f, tuple(id(c) if isinstance(c, Moment) else c for c in coefficients))
         if key not in self._function:
             self._function[key] = self._find_one(f, v, coefficients)
         return self._function[key]
@@ -517,7 +517,7 @@ class Laws:
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
         inner: dict[sp.Symbol, sp.Expr] = {}
         for i, a in enumerate(v.args):
-            moved = self._settled(_carried(a, x), view)
+            moved = self._settled(carried(a, x), view)
             inner[arg(i)] = arg(place.setdefault(moved, len(place)))
         for i in range(len(v.coefficients)):
             inner[coefficient(i)] = coefficient(len(coefficients) + i)
@@ -629,7 +629,7 @@ def _position(given: list[Quantity], quantity: Quantity) -> int:
     return len(given) - 1
 
 
-def _carried(inner: Instance, outer: Instance) -> Instance:
+def carried(inner: Instance, outer: Instance) -> Instance:
     """``inner``, an argument of a variable, at the coordinate and place of the variable's instance."""
     result = inner
     for move in outer.moves:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import sympy as sp
 
@@ -12,7 +13,7 @@ from varflow.calculus import derivative, quotient, rename, times
 from varflow.errors import UnsupportedError
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
-from varflow.laws.joint import Laws, coefficient, refine
+from varflow.laws.joint import Laws, carried, coefficient, refine
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.slopes import has_jump
 from varflow.laws.variables import (
@@ -84,6 +85,7 @@ class Propagation:
         self._mixed: set[str] = set()
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
+        self.bodies: list[Any] = []
         self._choices: dict[object, Instance] = {}
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
@@ -120,11 +122,12 @@ class Propagation:
     def _combination(self, terms: Sequence[tuple[Quantity, Instance]], shift: Formula = mo.ZERO,
                      whole: bool = True) -> Instance | None:
         """sum of coefficient * instance + shift: Gaussian where all parts are."""
+        parts = [(c, *_shifted(x)) for c, x in terms]
+        if any(base is None for _, base, _ in parts):
+            return self._general_combination(terms, shift, whole)
         gaussian: dict[Instance, Formula] = {}
-        for c, x in terms:
-            base, moved = _shifted(x)
-            if base is None:
-                return self._general_combination(terms, shift, whole)
+        for c, base, moved in parts:
+            assert base is not None
             gaussian[base] = mo.total([gaussian.get(base, mo.ZERO), self.laws.formula(c)])
             if moved is not None:
                 shift = mo.total([shift, mo.product(self.laws.formula(c), self.laws.formula(moved))])
@@ -310,9 +313,9 @@ class Propagation:
             return self._make(Composite, False, expr=sp.S.One) if not x.moves else None
         match v:
             case GaussianSum(terms=terms):
-                return self._chain([(c, self._slope(t, g)) for c, t in terms])
+                return self._chain([(c, self._slope(carried(t, x), g)) for c, t in terms])
             case Composite():
-                return self._composite_slope(v, g)
+                return self._composite_slope(v, tuple(carried(a, x) for a in v.args), g)
             case Product() | Noise() | MaskEntry() | BlockChoice():
                 return None
         if any(r.variable is g or self._slope_of_root(r, g) for r in self.laws.roots(x)):
@@ -328,9 +331,9 @@ class Propagation:
         kept = [(c, s) for c, s in terms if s is not None]
         return self._general_combination(kept, mo.ZERO, False) if kept else None
 
-    def _composite_slope(self, v: Composite, g: Product) -> Instance | None:
-        args, expr = list(v.args), sp.S.Zero
-        for i, a in enumerate(v.args):
+    def _composite_slope(self, v: Composite, inputs: tuple[Instance, ...], g: Product) -> Instance | None:
+        args, expr = list(inputs), sp.S.Zero
+        for i, a in enumerate(inputs):
             inner = self._slope(a, g)
             if inner is None:
                 continue
