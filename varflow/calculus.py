@@ -36,16 +36,29 @@ def rename(expr: sp.Expr, pairs: tuple[tuple[sp.Symbol, sp.Expr], ...]) -> sp.Ex
 @lru_cache(maxsize=32768)
 def quotient(a: sp.Expr, b: sp.Expr) -> sp.Expr:
     """a / b in lowest terms."""
-    return sp.cancel(a / b)
+    return tidy(a / b)
 
 
 @lru_cache(maxsize=32768)
 def times(a: sp.Expr, b: sp.Expr) -> sp.Expr:
     """a b in lowest terms."""
-    return sp.cancel(a * b)
+    return tidy(a * b)
 
 
 @lru_cache(maxsize=32768)
 def difference(a: sp.Expr, b: sp.Expr) -> sp.Expr:
     """a - b, expanded."""
     return sp.expand(a - b)
+
+
+def tidy(expr: sp.Expr) -> sp.Expr:
+    """Lowest terms where that is cheap (a small rational function), a number where it is one; else as it is."""
+    if expr.has(sp.Float) and not expr.free_symbols:
+        return sp.Float(expr.evalf(15), 15)
+    small = expr.count_ops() < 120
+    return sp.cancel(expr) if small and expr.is_rational_function() and not expr.has(sp.Float) else expr
+
+
+def over(expr: sp.Expr, divisor: sp.Expr) -> sp.Expr:
+    """expr / divisor, term by term."""
+    return tidy(sp.Add(*(t / divisor for t in sp.Add.make_args(expr))))

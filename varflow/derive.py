@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
-from varflow.calculus import quotient
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws import moments as mo
+from varflow.laws.depth import BlockMap
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import EXACTNESS, TIERS, Evaluation, Expansion, Moment, Quantity, weakest
-from varflow.laws.propagate import Propagation
-from varflow.laws.variables import Block
+from varflow.laws.part import Part
 from varflow.lowering import lower
 from varflow.network import InputNode, Network
-from varflow.program import Input, Program, Weight
-from varflow.rebuild import scaled_variance
+from varflow.program import Input, Primitive, Program, Repeat, RepeatBackward, StandardizeBackward, Weight
+from varflow.symbols import STEP, STREAM
 
-FORWARD, BACKWARD = "forward", "backward"
+if TYPE_CHECKING:
+    from varflow.evaluate import Numbers
+
 FIELDS = ("mean", "second_moment", "variance", "gain", "local_gain", "grad_second_moment", "grad_gain",
           "grad_local_gain")
 
@@ -222,10 +223,12 @@ class Derivation(Mapping[str, NodeLaw]):
     def __init__(self, network: Network) -> None:
         self.network = network
         self.program: Program = lower(network)
-        self._propagation = Propagation(self.program)
-        self.system = self._propagation.laws.system
+        self.main = Part(self.program)
+        self.system = self.main.system
         self.expansion = Expansion()
         self.nodes: dict[str, NodeLaw] = {name: self._node(name) for name in self.program.values}
+        for body in self.main.propagation.maps.values():
+            self.nodes |= self._inner_nodes(body)
         self._named = {}  # type: ignore[var-annotated]
 
     def _node(self, name: str) -> NodeLaw:
@@ -233,19 +236,56 @@ class Derivation(Mapping[str, NodeLaw]):
         gradient = self.program.gradients.get(name)
         return NodeLaw(self, name, forward, None if gradient is None else self._law(gradient, name))
 
+    def _inner_nodes(self, block: BlockMap) -> dict[str, NodeLaw]:
+        """Nodes of a block repeated a symbolic number of times, at repetition ``l``."""
+        where = next(i for i, s in enumerate(self.program) if s.primitive is block.repeat)
+        step = self.program.instructions[where]
+        entering = self.main.second(step.args[0])
+        leaving = self.program.pulled_back.get(where)
+        seeds = (entering, None if leaving is None else self.main.second(leaving))
+        body = block.part
+        return {
+            name: NodeLaw(self, name,
+                          Law(self._lift(block, body.mean(value), seeds), self._lift(block, body.second(value), seeds)),
+                          self._inner_gradient(block, name, seeds))
+            for name, value in body.program.values.items()}
+
+    def _lift(self, block: BlockMap, moment: Quantity | None, seeds: tuple[Quantity | None, Quantity | None],
+              gradient: bool = False) -> Quantity | None:
+        """A moment of the body at repetition l, over the moments at the ends of the whole stack."""
+        laws = self.main.propagation.laws
+        if moment is None or seeds[0] is None or (gradient and seeds[1] is None):
+            return None
+        try:
+            expr = block.formula(moment).subs(STREAM, block.stream(STEP))
+            if gradient:
+                expr *= block.gradient(STEP + 1, block.repeat.count)
+            f = block.lifted(expr, laws.formula(seeds[0]), moment)
+        except NoFormula:
+            return None
+        f = mo.product(f, laws.formula(seeds[1])) if gradient and seeds[1] is not None else f
+        kind, node = ("m", "") if not isinstance(moment, Moment) else (moment.kind, moment.node)
+        return laws.quantity(f, kind, node, gradient)
+
+    def _inner_gradient(self, block: BlockMap, name: str, seeds: tuple[Quantity | None, Quantity | None]
+                        ) -> Law | None:
+        value = block.part.program.gradients.get(name)
+        if value is None or seeds[1] == 0:
+            return None
+        return Law(sp.S.Zero, self._lift(block, block.part.second(value), seeds, gradient=True))
+
     def _law(self, value: int, name: str) -> Law:
-        blocks = self._propagation.values[value]
-        laws, n = self._propagation.laws, sp.Add(*(b.size for b in blocks))
-        backward = self.program.instructions[value].backward
+        return Law(self.main.mean(value, name), self.main.second(value, name))
 
-        def average(of: Any, kind: str) -> Quantity | None:
-            try:
-                parts = [mo.product(mo.constant(quotient(b.size, n)), of(b.law)) for b in blocks if b.law]
-                return laws.quantity(mo.total(parts), kind, name, backward)
-            except NoFormula:
-                return None
+    @property
+    def bodies(self) -> list[Part]:
+        """Bodies of blocks repeated a symbolic number of times."""
+        bodies: list[Part] = self.main.propagation.bodies
+        return bodies
 
-        return Law(average(laws.mean, "m"), average(laws.second, "g" if backward else "q"))
+    def parts(self) -> list[Part]:
+        """The network's program, and the bodies of blocks repeated a symbolic number of times."""
+        return [*self.bodies, self.main]
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -295,7 +335,7 @@ class Derivation(Mapping[str, NodeLaw]):
     @cached_property
     def weights(self) -> dict[str, WeightLaw]:
         """Initialization of every weight by name."""
-        return {n: weight_law(w) for n, w in self.program.weights.items()}
+        return {n: weight_law(w) for n, w in self.all_weights().items()}
 
     @cached_property
     def width_assumption(self) -> str:
@@ -307,17 +347,15 @@ class Derivation(Mapping[str, NodeLaw]):
 
     def free_symbols(self) -> set[str]:
         """Names of all symbols that numbers need a value for."""
-        found: set[sp.Symbol] = set()
-        for w in self.program.weights.values():
-            found |= w.variance.free_symbols | w.keep.free_symbols
-        for s in self.program:
-            found |= _symbols_of(s.primitive) | s.shape.channels.free_symbols
-            found |= set().union(*(p.free_symbols for p in s.shape.positions))
-        return {s.name for s in found}
+        return {s.name for s in _open_symbols(self.program)}
 
     def unknowns(self) -> dict[str, sp.Symbol]:
         """Scales still to be solved for, by weight name."""
-        return {n: w.unknown for n, w in self.program.weights.items() if w.unknown is not None}
+        return {n: w.unknown for n, w in self.all_weights().items() if w.unknown is not None}
+
+    def all_weights(self) -> dict[str, Weight]:
+        """The program's weights and those of repeated bodies."""
+        return {n: w for part in self.parts() for n, w in part.program.weights.items()}
 
     # -- equations -----------------------------------------------------------------------------------
 
@@ -342,6 +380,8 @@ class Derivation(Mapping[str, NodeLaw]):
 
     def numbers(self, values: Mapping[str, Any]) -> Numbers:
         """All numbers at the given values of the symbols."""
+        from varflow.evaluate import Numbers
+
         return Numbers(self, values)
 
     def numeric(self, values: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
@@ -363,94 +403,29 @@ def _cell(expr: sp.Expr | None) -> str:
     return "&mdash;" if expr is None else f"${sp.latex(expr)}$"
 
 
-def _symbols_of(primitive: object) -> set[sp.Symbol]:
-    from varflow.symbols import arg
-
+def _open_symbols(program: Program) -> set[sp.Symbol]:
+    """Every symbol of the network that a program's values depend on."""
     found: set[sp.Symbol] = set()
-    for value in vars(primitive).values():
-        if isinstance(value, sp.Expr):
-            found |= value.free_symbols
-        elif hasattr(value, "eps"):
-            found |= _symbols_of(value)
-    return {s for s in found if s != arg(0) and not s.name.startswith("a_")}
+    for w in program.weights.values():
+        found |= w.variance.free_symbols | w.keep.free_symbols
+    for s in program:
+        found |= _symbols_of(s.primitive) | s.shape.channels.free_symbols
+        found |= set().union(*(p.free_symbols for p in s.shape.positions))
+    return {s for s in found if s != STREAM and not s.name.startswith("a_")}
+
+
+def _symbols_of(primitive: Primitive) -> set[sp.Symbol]:
+    if isinstance(primitive, Repeat):
+        return primitive.count.free_symbols | _open_symbols(primitive.body)
+    if isinstance(primitive, StandardizeBackward | RepeatBackward):
+        return _symbols_of(primitive.forward)
+    values = [v for v in vars(primitive).values() if isinstance(v, sp.Expr)]
+    return set().union(*(v.free_symbols for v in values))
 
 
 def weight_law(w: Weight) -> WeightLaw:
     """The initialization that a program's weight states."""
     return WeightLaw(w.name, w.variance, w.fan_in, w.fan_out, w.distribution, w.unknown)
-
-
-class Numbers:
-    """Moments of one derivation at given values; runs a population where a formula is missing."""
-
-    def __init__(self, derivation: Derivation, values: Mapping[str, Any]) -> None:
-        missing = derivation.free_symbols() - set(values)
-        if missing:
-            raise InputError(
-                f"no value for {', '.join(sorted(missing))}", why="numbers need all symbols",
-                instead="values={" + ", ".join(f"{m!r}: ..." for m in sorted(missing)) + "}"
-                        + (", or solve for the unknown scales first" if derivation.unknowns() else ""))
-        self.derivation, self.values = derivation, dict(values)
-        self._evaluation = Evaluation(self.values, self._measured)
-
-    @cached_property
-    def _population(self) -> Any:
-        from varflow.laws.population import run_population
-
-        for name, value in self.values.items():
-            if getattr(value, "ndim", 0):
-                raise UnsupportedError(f"{name} is an array, and a node here has no formula",
-                                       why="a population is run at one point", instead="one number at a time")
-        program = lower(bound(self.derivation.network, self.values))
-        return run_population(program)
-
-    def _measured(self, m: Moment) -> float:
-        assert m.value is not None
-        return float(getattr(self._population, m.measure)[m.value])
-
-    def of(self, quantity: Quantity | None, value: int, measure: str) -> Any:
-        """A moment's number; from the population where it has no formula."""
-        if quantity is None:
-            return float(getattr(self._population, measure)[value])
-        return self._evaluation.of(quantity)
-
-    def node(self, name: str) -> dict[str, Any]:
-        """All fields of one node."""
-        d = self.derivation
-        law, program = d[name], d.program
-        value = program.values[name]
-        q = self.of(law.forward.second, value, "second_moment")
-        m = self.of(law.forward.mean, value, "mean")
-        result: dict[str, Any] = {"mean": m, "second_moment": q, "variance": q - m * m}
-        result["gain"] = self._over(q, d.inputs[0]) if len(d.inputs) == 1 else None
-        source = d.single_input(name)
-        result["local_gain"] = self._over(q, source) if source else None
-        g = self._gradient(name)
-        result |= {"grad_second_moment": g, "grad_gain": g, "grad_local_gain": None}
-        if source and d.readers(source) == 1 and g != 0:
-            result["grad_local_gain"] = self._gradient(source) / g
-        if law.tier == "population":
-            result["standard_error"] = float(self._population.standard_error_second_moment[value])
-        return result
-
-    def _over(self, q: Any, source: str) -> Any:
-        d = self.derivation
-        return q / self.of(d[source].forward.second, d.program.values[source], "second_moment")
-
-    def _gradient(self, name: str) -> Any:
-        d = self.derivation
-        law = d[name].backward
-        return 0.0 if law is None else self.of(law.second, d.program.gradients[name], "second_moment")
-
-
-def bound(network: Network, values: Mapping[str, Any]) -> Network:
-    """The network with numbers for its symbols and for unknown scales (``s_NAME``)."""
-    from varflow.fields import exact
-
-    scales = {n[2:]: exact(v) for n, v in values.items() if n.startswith("s_") and n not in network.symbols}
-    variances = {n: scaled_variance(v) for n, v in scales.items() if v is not None}
-    table = {s: exact(values[n]) for n, s in network.symbols.items() if n in values}
-    return network.substitute({k: v for k, v in table.items() if v is not None}, variances)
 
 
 def derive(network: Network) -> Derivation:

@@ -9,6 +9,7 @@ from varflow.errors import ErrorList, InputError, ShapeError, VarflowError
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.program import Input, Lowering, Program, Repeat, Shape, transpose
+from varflow.symbols import STREAM
 
 Shapes = dict[str, tuple[Shape, ...]]
 
@@ -185,9 +186,10 @@ def _lower_symbolic(build: Lowering, layer: BlockNode, args: tuple[int, ...], pa
     starts = []
     for name, value in zip(names, args, strict=True):
         inner.node = name
-        starts.append(inner.source(Input(name, sp.S.Zero, sp.S.One), build.shape(value)))
+        starts.append(inner.source(Input(name, sp.S.Zero, STREAM, sp.nan, sp.nan), build.shape(value)))
     body.inputs = starts
     body.outputs = _lower_into(inner, layer.body, dict(zip(names, starts, strict=True)), f"{path}[l].")
+    transpose(body)
     if len(args) != 1:
         raise InputError("a block repeated a symbolic number of times has one input and one output", path,
                          instead="a number of repeats, or one stream")

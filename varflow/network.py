@@ -261,9 +261,13 @@ class Network:
         return [h for n in sinks for h in self._ports(n)]
 
     def bind(self, values: Mapping[str, float | int | sp.Expr]) -> Network:
-        """The network with numbers in place of symbols."""
-        table = {s: exact(values[n]) for n, s in self.symbols.items() if n in values}
-        return self.substitute({k: v for k, v in table.items() if v is not None})
+        """The network with numbers in place of symbols, and of unknown scales (named ``s_WEIGHT``).
+
+        Raises InputError for a name that is neither, or a value that is not a number.
+        """
+        from varflow.rebuild import bound
+
+        return bound(self, values)
 
     def substitute(self, table: Mapping[sp.Symbol, sp.Expr],
                    variances: Mapping[str, sp.Expr] | None = None, prefix: str = "") -> Network:

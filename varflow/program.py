@@ -232,7 +232,8 @@ class Program:
     """Instructions in order; a value is the index of its instruction.
 
     ``values`` and ``gradients`` map node names (``NAME`` or ``NAME:port``) to values; ``weight_gradients``
-    maps a weight to the pairs (row side, column side) whose outer products sum to dL/dW.
+    maps a weight to the pairs (row side, column side) whose outer products sum to dL/dW, ``pulled_back`` a
+    forward value to its gradient, ``names`` what a shared mask or permutation stands for.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -240,6 +241,8 @@ class Program:
     values: dict[str, int] = field(default_factory=dict)
     gradients: dict[str, int] = field(default_factory=dict)
     weight_gradients: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    pulled_back: dict[int, int] = field(default_factory=dict)
+    names: dict[tuple[str, str], object] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     _known: dict[tuple[object, ...], int] = field(default_factory=dict, repr=False)
@@ -293,15 +296,28 @@ class Lowering:
                 "one name is one matrix", "give the second layer another weight name, or widths that agree",
             )
         if weight.unknown is None and weight.variance != first.variance:
-            raise InputError(
-                f"weight {weight.name!r} has variance {first.variance} in its first use and "
-                f"{weight.variance} here", self.node,
-                "one name is one matrix", "state the variance once, at the first use",
-            )
+            raise self._disagreement(weight.name, "variance", first.variance, weight.variance)
+        plain = (weight.distribution, weight.keep, weight.value) == ("normal", 1, 0)
+        for field_name in () if plain else ("distribution", "keep", "value"):
+            one, other = getattr(first, field_name), getattr(weight, field_name)
+            if one != other:
+                raise self._disagreement(weight.name, field_name, one, other)
         return weight.name
+
+    def _disagreement(self, name: str, what: str, first: object, here: object) -> InputError:
+        return InputError(f"{name!r} has {what} {first} in its first use and {here} here", self.node,
+                          "one name is one random object", f"state its {what} once, at the first use")
+
+    def _agree(self, name: str, what: str, value: object) -> None:
+        """Refuse a name that stood for something else before."""
+        first = self.program.names.setdefault((what, name), value)
+        if first != value:
+            raise self._disagreement(name, what, first, value)
 
     def source(self, primitive: Input | Cotangent | Bias | Mask, shape: Shape) -> int:
         """A random value: an input, a bias, a mask."""
+        if isinstance(primitive, Mask):
+            self._agree(primitive.name, "keep probability", primitive.keep)
         return self._emit(primitive, (), shape)
 
     def contract(self, weight: str, x: int, transpose: bool = False) -> int:
@@ -347,6 +363,7 @@ class Lowering:
 
     def permute(self, x: int, name: str, inverse: bool = False) -> int:
         """Channels permuted by the fixed random permutation ``name``."""
+        self._agree(name, "number of permuted channels", self.shape(x).channels)
         return self._emit(Permute(name, inverse), (x,), self.shape(x))
 
     def flatten(self, x: int) -> int:
@@ -371,7 +388,7 @@ def transpose(program: Program, backward_from: list[int] | None = None) -> None:
         build.node = program.instructions[value].node
         source = build.source(Cotangent(f"output {k}"), program.shape(value))
         pending.setdefault(value, []).append(source)
-    gradients: dict[int, int] = {}
+    gradients = program.pulled_back
     for value in reversed(range(forward)):
         if value not in pending:
             continue

@@ -9,15 +9,17 @@ import networkx as nx
 import sympy as sp
 
 from varflow.errors import ErrorList, InputError, VarflowError
-from varflow.fields import make_op
+from varflow.fields import closest, exact, make_op
 from varflow.network import BlockNode, Handle, InputNode, Network
 from varflow.ops.linear import Linear, weight_group
 from varflow.symbols import FAN_IN
 
 
 def substituted(network: Network, table: Mapping[sp.Symbol, sp.Expr], variances: Mapping[str, sp.Expr],
-                prefix: str) -> Network:
-    """A copy of ``network`` with symbols replaced and unknown weights given their variance."""
+                prefix: str, stated: set[str] | None = None) -> Network:
+    """A copy of ``network`` with symbols replaced and unknown weights given their variance, each at its first
+    use (``stated``: those that have it)."""
+    stated = set() if stated is None else stated
     copy = Network(network.name, preserve=network.preserve, source=network.source,
                    symbols={n: s for n, s in network.symbols.items() if s not in table})
     copy.places = dict(network.places)
@@ -26,14 +28,15 @@ def substituted(network: Network, table: Mapping[sp.Symbol, sp.Expr], variances:
         if isinstance(layer, InputNode):
             copy.input(name, **{k: _replace(v, table) for k, v in vars(layer).items()})
         elif isinstance(layer, BlockNode):
-            body = substituted(layer.body, table, variances, f"{prefix}{name}.")
+            body = substituted(layer.body, table, variances, f"{prefix}{name}.", stated)
             copy.block(body, *inputs, repeat=_replace(layer.repeat, table), name=name)
         else:
             fields = {k: _replace(v, table) for k, v in layer.fields().items()}
             if isinstance(layer, Linear) and layer.variance is None:
                 group = weight_group(layer.weight or prefix + name)
-                if group in variances:
+                if group in variances and group not in stated:
                     fields["variance"] = variances[group]
+                    stated.add(group)
             copy._place(name, layer.name, type(layer)(**fields), fields, tuple(inputs))
     copy.declared_outputs = list(network.declared_outputs)
     return copy
@@ -48,6 +51,23 @@ def _replace(value: Any, table: Mapping[sp.Symbol, sp.Expr]) -> Any:
 def scaled_variance(scale: sp.Expr) -> sp.Expr:
     """Var(W_ij) of a weight whose scale s = fan_in Var(W_ij) is known."""
     return scale / FAN_IN
+
+
+def bound(network: Network, values: Mapping[str, Any]) -> Network:
+    """See :meth:`varflow.network.Network.bind`."""
+    table, scales = {}, {}
+    for name, value in values.items():
+        number = exact(value)
+        if number is None:
+            raise InputError(f"value {value!r} of {name!r} is not a number", instead="a finite number")
+        if name in network.symbols:
+            table[network.symbols[name]] = number
+        elif name.startswith("s_"):
+            scales[name[2:]] = scaled_variance(number)
+        else:
+            raise InputError(f"{name!r} is not a symbol of {network.name!r}",
+                             instead=closest(name, network.symbols) if network.symbols else "no values")
+    return network.substitute(table, scales)
 
 
 def from_networkx(graph: nx.DiGraph) -> Network:

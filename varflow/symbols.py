@@ -12,6 +12,10 @@ import sympy as sp
 
 FAN_IN = sp.Symbol("fan_in", positive=True)
 FAN_OUT = sp.Symbol("fan_out", positive=True)
+STREAM = sp.Symbol("q_stream", positive=True)
+"""The second moment that enters a block repeated a symbolic number of times."""
+STEP = sp.Symbol("l", integer=True, nonnegative=True)
+"""Which repetition of a block, from 0."""
 X = sp.Symbol("x", real=True)
 """The argument of a one-variable activation."""
 

@@ -256,6 +256,8 @@ class Laws:
     def _basic_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
         if isinstance(u, Noise) and u is v:
             factor = (u.position if view.position and not view.sample else u.sample) if not view.same else sp.S.One
+            if factor is sp.nan:
+                raise NoFormula("a covariance between places of a repeated block's stream", u.node)
             return mo.constant(u.variance * factor)
         if isinstance(u, Product) and isinstance(v, Product):
             if (u.weight, u.transpose) == (v.weight, v.transpose):

@@ -222,28 +222,32 @@ class Expansion:
     """Formulas over the network's symbols alone, made by substituting equations into each other."""
 
     def __init__(self) -> None:
-        self._known: dict[int, sp.Expr | None] = {}
+        self._known: dict[Moment, sp.Expr | None] = {}
+
+    def seed(self, moment: Moment, expr: sp.Expr) -> None:
+        """Let a moment stand as ``expr`` instead of being expanded."""
+        self._known[moment] = expr
 
     def of(self, quantity: Quantity) -> sp.Expr | None:
         """The expanded expression, or None where a moment on the way has no formula."""
         if not isinstance(quantity, Moment):
             return quantity
-        stack = [quantity]
+        stack = [] if quantity in self._known else [quantity]
         while stack:
             m = stack[-1]
-            missing = [a for a in m.args if isinstance(a, Moment) and a.index not in self._known]
+            missing = [a for a in m.args if isinstance(a, Moment) and a not in self._known]
             if missing and m.template is not None:
                 stack += missing
                 continue
             stack.pop()
-            self._known[m.index] = self._one(m)
-        return self._known[quantity.index]
+            self._known[m] = self._one(m)
+        return self._known[quantity]
 
     def _one(self, m: Moment) -> sp.Expr | None:
-        parts = [self._known[a.index] for a in m.args if isinstance(a, Moment)]
+        parts = [self._known[a] for a in m.args if isinstance(a, Moment)]
         if m.template is None or any(p is None for p in parts):
             return None
-        return fill(m.template, m.args, lambda a: self._known[a.index])  # type: ignore[arg-type,return-value]
+        return fill(m.template, m.args, lambda a: self._known[a])  # type: ignore[arg-type,return-value]
 
 
 class Evaluation:
@@ -254,27 +258,27 @@ class Evaluation:
 
     def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any]) -> None:
         self.values, self.measured = values, measured
-        self._known: dict[int, Any] = {}
+        self._known: dict[Moment, Any] = {}
 
     def of(self, quantity: Quantity) -> Any:
         """The number (or array) of a moment or of an expression of the network's symbols."""
         if not isinstance(quantity, Moment):
             return _evaluate(quantity, (), (), self.values)
-        stack = [quantity]
+        stack = [] if quantity in self._known else [quantity]
         while stack:
             m = stack[-1]
-            missing = [a for a in m.args if isinstance(a, Moment) and a.index not in self._known]
+            missing = [a for a in m.args if isinstance(a, Moment) and a not in self._known]
             if missing:
                 stack += missing
                 continue
             stack.pop()
-            self._known[m.index] = self._one(m)
-        return self._known[quantity.index]
+            self._known[m] = self._one(m)
+        return self._known[quantity]
 
     def _one(self, m: Moment) -> Any:
         if m.template is None:
             return self.measured(m)
-        numbers = tuple(self._known[a.index] if isinstance(a, Moment) else _evaluate(a, (), (), self.values)
+        numbers = tuple(self._known[a] if isinstance(a, Moment) else _evaluate(a, (), (), self.values)
                         for a in m.args)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
         return _evaluate(m.template, places, numbers, self.values)

@@ -49,6 +49,8 @@ from varflow.program import (
     PositionExpand,
     PositionMean,
     Program,
+    Repeat,
+    RepeatBackward,
     Slice,
     Standardize,
     StandardizeBackward,
@@ -86,6 +88,7 @@ class Propagation:
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
         self.bodies: list[Any] = []
+        self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
@@ -180,8 +183,71 @@ class Propagation:
                 return args[0]
             case Concat() | Slice() | Embed() | Permute() | Flatten() | Unflatten():
                 return self._layout(step, args)
+            case Repeat() as repeat:
+                return self._one(self._repeat(repeat, args[0]))
+            case RepeatBackward(forward=repeat):
+                return self._one(self._repeat_backward(repeat, args))
             case other:
                 raise UnsupportedError(f"no law is known for {type(other).__name__}", step.node)
+
+    # -- repeated blocks -----------------------------------------------------------------------------
+
+    def block_map(self, repeat: Repeat) -> Any:
+        """The map of one repetition of a block on its stream."""
+        from varflow.laws.depth import BlockMap
+        from varflow.laws.part import Part
+
+        if repeat.name not in self.maps:
+            self.maps[repeat.name] = BlockMap(repeat, Part(repeat.body))
+            self.bodies.append(self.maps[repeat.name].part)
+        return self.maps[repeat.name]
+
+    def _repeat(self, repeat: Repeat, x: Blocks) -> Instance | None:
+        """The stream behind all repetitions: a new source of the right second moment."""
+        block = self.block_map(repeat)
+        try:
+            second = self._stream(repeat, x)
+        except NoFormula:
+            return self._unknown(*(b.law for b in x))
+        if not block.stays_gaussian:
+            mean = sp.S.Zero if self._mean_free(block) else UNKNOWN
+            roots = tuple(r for b in x if b.law for r in self.laws.roots(b.law))
+            return self._make(Opaque, mean=mean, second=self.laws.quantity(second, "q", self.step.node),
+                              sample=UNKNOWN, position=UNKNOWN, roots=roots)
+        noise = self._make(Noise, False, position=UNKNOWN, sample=UNKNOWN, kind="stream")
+        scale = self.laws.quantity(mo.combine(sp.sqrt(mo.part(0)), [second]), "k", self.step.node)
+        result = self._combination([(scale, noise)])
+        assert result is not None
+        self.laws.declare(result.variable, mo.ZERO, self.laws.formula(self.laws.quantity(second, "q", self.step.node)))
+        return result
+
+    def _stream(self, repeat: Repeat, x: Blocks) -> Formula:
+        block = self.block_map(repeat)
+        law = x[0].law
+        once = sum(self.step.args[0] in s.args and not s.backward for s in self.program) == 1
+        if law is None or len(x) > 1 or not once:
+            raise NoFormula("a stream of several blocks, or one that is read beside the repeated block", repeat.name)
+        if not (block.weights_only or (law.variable.gaussian and block.stays_gaussian)):
+            raise NoFormula("the block's map depends on more than a second moment", repeat.name)
+        return block.lifted(block.stream(repeat.count), self.laws.second(law), None)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _mean_free(block: Any) -> bool:
+        return block.part.mean(block.part.program.outputs[0]) == 0  # type: ignore[no-any-return]
+
+    def _repeat_backward(self, repeat: Repeat, args: list[Blocks]) -> Instance | None:
+        x, d = args
+        if not d or d[0].law is None:
+            return None
+        block = self.block_map(repeat)
+        try:
+            self._stream(repeat, x)
+            factor = block.lifted(block.gradient(sp.S.Zero, repeat.count), self.laws.second(x[0].law), None)
+            second = mo.product(factor, self.laws.second(d[0].law))
+        except NoFormula:
+            return self._unknown(*(b.law for b in (*x, *d)))
+        return self._make(Opaque, mean=sp.S.Zero, second=self.laws.quantity(second, "g", self.step.node, True),
+                          sample=UNKNOWN, position=UNKNOWN, roots=self.laws.roots(d[0].law))
 
     def _one(self, law: Instance | None) -> Blocks:
         return (Block(self.step.shape.channels, law),)
@@ -251,7 +317,7 @@ class Propagation:
         try:
             return self._corrected(w, fresh, opposite, x, len(mine))
         except NoFormula:
-            return self._one(self._unknown(Instance(fresh), *(b.law for b in x)))
+            return self._one(self._unknown(Instance(fresh), *(b.law for earlier, _ in opposite for b in earlier)))
 
     def _product(self, w: Weight, transpose: bool, x: Blocks, mine: list[tuple[Blocks, Product]]) -> Product:
         primitive = self.step.primitive

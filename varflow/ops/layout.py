@@ -10,6 +10,7 @@ import sympy as sp
 from varflow.errors import ShapeError
 from varflow.ops.base import Channels, Lemma, Op, Sizes, Text
 from varflow.program import Lowering, Shape
+from varflow.symbols import arg
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Reshape(Op):
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
         x = args[0]
         if b.shape(x).positions == self.positions:
-            return (x,)
+            return (b.pointwise(arg(0), x),)
         if b.shape(x).positions:
             x = b.flatten(x)
         return (b.unflatten(x, self.channels, self.positions) if self.positions else x,)

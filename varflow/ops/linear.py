@@ -61,19 +61,20 @@ class Linear(Op):
         return (Shape(self.out_channels, shapes[0].positions),)
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
-        weight = self.matrix(b.shape(args[0]).channels, b.node)
+        first = b.program.weights.get(self.weight or b.node)
+        weight = self.matrix(b.shape(args[0]).channels, b.node, first and first.transposed_first)
         y = b.contract(b.declare(weight), args[0], self.transpose)
         return (y if self.bias is None else add_bias(b, y, self._in_fans(self.bias, weight)),)
 
-    def matrix(self, in_channels: sp.Expr, node: str) -> Weight:
-        """The matrix this layer uses, in the orientation it is named in."""
+    def matrix(self, in_channels: sp.Expr, node: str, transposed_first: bool | None = None) -> Weight:
+        """The matrix this layer uses; fan_in counts in the orientation of its first use."""
         name = self.weight or node
         rows, columns = self.out_channels, in_channels
         if self.transpose:
             rows, columns = columns, rows
         unknown = scale_of(weight_group(name)) if self.variance is None else None
         bare = Weight(name, rows, columns, sp.S.Zero, self.distribution, self.keep, self.value, unknown,
-                      self.transpose)
+                      self.transpose if transposed_first is None else transposed_first)
         return self._with_variance(bare)
 
     def _with_variance(self, w: Weight) -> Weight:

@@ -1,0 +1,94 @@
+"""Numbers for a derivation: compiled formulas, and a population where a formula is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from varflow.derive import Derivation, derive
+from varflow.errors import InputError, UnsupportedError
+from varflow.laws.moments import Evaluation, Moment, Quantity
+from varflow.laws.population import Population, run_population
+from varflow.lowering import lower
+from varflow.symbols import STEP
+
+
+class Numbers:
+    """Moments of one derivation at given values of its symbols; inside a block repeated L times, at repetition
+    ``l`` (0 unless given)."""
+
+    def __init__(self, derivation: Derivation, values: Mapping[str, Any]) -> None:
+        missing = derivation.free_symbols() - set(values)
+        if missing:
+            listed = ", ".join(f"{m!r}: ..." for m in sorted(missing))
+            hint = ", or solve for the unknown scales first" if derivation.unknowns() else ""
+            raise InputError(f"no value for {', '.join(sorted(missing))}", why="numbers need all symbols",
+                             instead=f"values={{{listed}}}{hint}")
+        self.derivation = derivation
+        self.values = {STEP.name: 0, **values}
+        self._given = dict(values)
+        self._evaluation = Evaluation(self.values, self._measured)
+
+    def _refuse_arrays(self) -> None:
+        for name, value in self.values.items():
+            if getattr(value, "ndim", 0):
+                raise UnsupportedError(f"{name} is an array, and a node here has no formula",
+                                       why="a population is run at one point", instead="one number at a time")
+
+    @cached_property
+    def _population(self) -> Population:
+        self._refuse_arrays()
+        return run_population(lower(self.derivation.network.bind(self._given)))
+
+    @cached_property
+    def _unrolled(self) -> Numbers:
+        """The same numbers from the network with its repeats unrolled."""
+        self._refuse_arrays()
+        values = {k: v for k, v in self._given.items() if k != STEP.name}
+        return Numbers(derive(self.derivation.network.bind(values)), {})
+
+    def _measured(self, m: Moment) -> float:
+        assert m.value is not None
+        if self.derivation.bodies:
+            node = self._unrolled.node(m.node)
+            return float(node["grad_second_moment" if m.backward else m.measure])
+        return float(getattr(self._population, m.measure)[m.value])
+
+    def of(self, name: str, quantity: Quantity | None, field: str, gradient: bool = False) -> Any:
+        """A moment of a node; from the population (or the unrolled network) where it has no formula."""
+        if quantity is not None:
+            return self._evaluation.of(quantity)
+        if self.derivation.bodies:
+            plain = name.replace("[l]", f"[{int(self.values[STEP.name])}]")
+            return self._unrolled.node(plain)["grad_second_moment" if gradient else field]
+        program = self.derivation.program
+        value = (program.gradients if gradient else program.values)[name]
+        return float(getattr(self._population, field)[value])
+
+    def second(self, name: str) -> Any:
+        """E[x^2] of a node."""
+        return self.of(name, self.derivation[name].forward.second, "second_moment")
+
+    def gradient(self, name: str) -> Any:
+        """E[(dL/dx)^2] of a node; zero where no gradient arrives."""
+        law = self.derivation[name].backward
+        return 0.0 if law is None else self.of(name, law.second, "second_moment", gradient=True)
+
+    def node(self, name: str) -> dict[str, Any]:
+        """All fields of one node."""
+        d = self.derivation
+        law, q, g = d[name], self.second(name), self.gradient(name)
+        m = self.of(name, law.forward.mean, "mean")
+        source = d.single_input(name)
+        result: dict[str, Any] = {
+            "mean": m, "second_moment": q, "variance": q - m * m,
+            "gain": q / self.second(d.inputs[0]) if len(d.inputs) == 1 else None,
+            "local_gain": q / self.second(source) if source else None,
+            "grad_second_moment": g, "grad_gain": g, "grad_local_gain": None,
+        }
+        if source and d.readers(source) == 1:
+            result["grad_local_gain"] = self.gradient(source) / g
+        if law.tier == "population" and not d.bodies:
+            result["standard_error"] = self._population.standard_error_second_moment[d.program.values[name]]
+        return result

@@ -1,0 +1,84 @@
+"""A program and its laws: moments of any of its values, also those that no node names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+
+from varflow.calculus import derivative, quotient, rename, times
+from varflow.laws import moments as mo
+from varflow.laws.distributions import NoFormula
+from varflow.laws.moments import MomentSystem, Quantity
+from varflow.laws.propagate import Propagation
+from varflow.policy import Segment
+from varflow.program import Contract, Pointwise, Program
+from varflow.symbols import arg
+
+
+class Part:
+    """The whole network's program, or the body of a block repeated a symbolic number of times."""
+
+    def __init__(self, program: Program, propagation: Propagation | None = None) -> None:
+        self.program = program
+        self.propagation = propagation or Propagation(program)
+
+    @property
+    def system(self) -> MomentSystem:
+        """The named moments."""
+        return self.propagation.laws.system
+
+    def second(self, value: int, node: str = "") -> Quantity | None:
+        """E[x^2] of a value averaged over channels; None where there is no formula."""
+        backward = self.program.instructions[value].backward
+        return self._average(value, self.propagation.laws.second, "g" if backward else "q", node)
+
+    def mean(self, value: int, node: str = "") -> Quantity | None:
+        """E[x] of a value averaged over channels; None where there is no formula."""
+        return self._average(value, self.propagation.laws.mean, "m", node)
+
+    def _average(self, value: int, of: Any, kind: str, node: str) -> Quantity | None:
+        step, blocks = self.program.instructions[value], self.propagation.values[value]
+        laws, n = self.propagation.laws, sp.Add(*(b.size for b in blocks))
+        try:
+            parts = [mo.product(mo.constant(quotient(b.size, n)), of(b.law)) for b in blocks if b.law]
+            return laws.quantity(mo.total(parts), kind, node or step.node, step.backward)
+        except NoFormula:
+            return None
+
+    def gradient_ends(self, s: Segment) -> tuple[Quantity | None, Quantity | None] | None:
+        """Gradient second moments at a segment's end and behind its weight; None where no gradient arrives."""
+        at_product, at_end = (self.program.pulled_back.get(v) for v in (s.product, s.end))
+        if at_product is None or at_end is None:
+            return None
+        primitive = self.program.instructions[s.product].primitive
+        assert isinstance(primitive, Contract)
+        back = Contract(s.weight, not primitive.transpose)
+        through = next(i for i, step in enumerate(self.program)
+                       if step.backward and step.primitive == back and step.args == (at_product,))
+        return self.second(at_end), self.second(through)
+
+    def back_factor(self, s: Segment) -> sp.Expr:
+        """fan_out Var(W_ij) of a segment's weight: what it multiplies gradient second moments by."""
+        primitive, w = self.program.instructions[s.product].primitive, self.program.weights[s.weight]
+        assert isinstance(primitive, Contract)
+        return times(w.entry_variance, w.columns if primitive.transpose else w.rows)
+
+    def activation(self, s: Segment) -> sp.Expr | None:
+        """The function of arg(0) between a segment's product and its end, where nothing random joins; else None."""
+        path, expr = s.end, arg(0)
+        while path != s.product:
+            step = self.program.instructions[path]
+            if not isinstance(step.primitive, Pointwise) or len(step.args) != 1:
+                return None
+            expr = rename(expr, ((arg(0), step.primitive.expr),))
+            path = step.args[0]
+        return expr
+
+    def slope_at_zero(self, s: Segment) -> sp.Expr | None:
+        """f'(0) of a segment's activation f where f(0) = 0; else None."""
+        expr = self.activation(s)
+        if expr is None or expr.subs(arg(0), 0) != 0:
+            return None
+        slope = derivative(expr, arg(0)).subs(arg(0), 0)
+        return slope if slope.is_finite else None

@@ -1,0 +1,104 @@
+"""Named conditions on a weight: what it means that a layer preserves the signal.
+
+A weight is judged on its *segment*: from the value it multiplies, through the coordinate-wise layers behind it
+(activation, bias, dropout), to the next weight, merge, normalization or output; a constant factor at its end
+(a branch scale) is left to act. ``forward`` asks that the second
+moment is the same at both ends (He et al. 2015), ``backward`` the same of the gradient (Glorot and Bengio
+2010), ``harmonic`` and ``geometric`` take that mean of the two variances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy as sp
+
+from varflow.calculus import tidy
+from varflow.errors import InputError
+from varflow.program import Bias, Contract, Mask, Pointwise, Program
+from varflow.symbols import arg
+
+POLICIES = ("forward", "backward", "harmonic", "geometric")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """From ``start`` through the weight (``product`` = W start) to ``end``; values of the program.
+
+    ``merged`` says whether the end is read by a layer that joins several values.
+    """
+
+    weight: str
+    start: int
+    product: int
+    end: int
+    merged: bool
+
+
+def check_policy(name: str) -> str:
+    """The policy's name; raises InputError for an unknown one."""
+    if name not in POLICIES:
+        raise InputError(f"no policy is called {name!r}", instead="one of " + ", ".join(POLICIES))
+    return name
+
+
+def compromise(policy: str, forward: sp.Expr | None, backward: sp.Expr | None) -> sp.Expr | None:
+    """The scale that a policy takes from the forward and the backward answer; None where it needs one that is
+    missing."""
+    if policy == "forward":
+        return forward
+    if policy == "backward":
+        return backward
+    if forward is None or backward is None:
+        return None
+    if policy == "geometric":
+        return sp.sqrt(forward * backward)
+    return tidy(2 / (1 / forward + 1 / backward))
+
+
+def segments(program: Program) -> list[Segment]:
+    """The segment of every use of a weight in the forward pass, in program order."""
+    readers: dict[int, list[int]] = {}
+    for i, step in enumerate(program):
+        if not step.backward:
+            for a in set(step.args):
+                readers.setdefault(a, []).append(i)
+    return [_segment(program, readers, i) for i, step in enumerate(program)
+            if isinstance(step.primitive, Contract) and not step.backward]
+
+
+def _segment(program: Program, readers: dict[int, list[int]], product: int) -> Segment:
+    end = here = product
+    while (step := _only_coordinatewise(program, readers.get(here, []), here)) is not None:
+        here = step
+        end = end if _is_scale(program, here) else here
+    primitive = program.instructions[product].primitive
+    assert isinstance(primitive, Contract)
+    merged = any(_joins(program, i) for i in readers.get(here, []))
+    return Segment(primitive.weight, program.instructions[product].args[0], product, end, merged)
+
+
+def _sources(program: Program, index: int) -> list[int]:
+    """Arguments that carry signal: all but biases and masks."""
+    return [a for a in program.instructions[index].args
+            if not isinstance(program.instructions[a].primitive, Bias | Mask)]
+
+
+def _only_coordinatewise(program: Program, readers: list[int], value: int) -> int | None:
+    if len(readers) != 1 or value in program.outputs:
+        return None
+    step = program.instructions[readers[0]]
+    alone = isinstance(step.primitive, Pointwise) and _sources(program, readers[0]) == [value]
+    return readers[0] if alone else None
+
+
+def _is_scale(program: Program, index: int) -> bool:
+    """Whether a step only multiplies by a constant: that is meant, and not undone where it ends a segment."""
+    step = program.instructions[index]
+    assert isinstance(step.primitive, Pointwise)
+    factor = step.primitive.expr / arg(0)
+    return len(step.args) == 1 and factor != 1 and not factor.has(arg(0))
+
+
+def _joins(program: Program, index: int) -> bool:
+    return isinstance(program.instructions[index].primitive, Pointwise) and len(_sources(program, index)) > 1

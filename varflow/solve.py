@@ -1,0 +1,395 @@
+"""solve: the initialization that preserves the signal, as formulas where they exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import sympy as sp
+
+from varflow.calculus import derivative, over, tidy
+from varflow.derive import Derivation, WeightLaw, derive
+from varflow.errors import InputError, SolveError
+from varflow.fields import closest
+from varflow.laws.expectation import GaussianExpectation, Normal, compile_formula, expect
+from varflow.laws.moments import Expansion, Moment, Quantity
+from varflow.laws.part import Part
+from varflow.network import Network
+from varflow.ops.linear import weight_group
+from varflow.policy import Segment, check_policy, compromise, segments
+from varflow.rebuild import scaled_variance
+from varflow.roots import Root, solve_for, solve_system
+from varflow.symbols import arg
+
+GRADIENT = sp.Symbol("g", positive=True)
+VARIANCE = sp.Symbol("v", positive=True)
+BUDGET = sp.Symbol("beta", positive=True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one unknown was determined: the condition, its answer, and whether that is a formula."""
+
+    unknown: sp.Symbol
+    condition: sp.Eq
+    value: sp.Expr
+    closed_form: bool
+    note: str = ""
+
+
+class Solution(Mapping[str, WeightLaw]):
+    """Solved weights: ``s["fc1"].variance``; ``derivation`` is that of the solved network.
+
+    ``answers`` say how each unknown was determined, ``notes`` what a reader must know: compromises,
+    approximations, other solutions.
+    """
+
+    def __init__(self, network: Network, preserve: str, answers: Sequence[Answer]) -> None:
+        self.network, self.preserve, self.answers = network, preserve, tuple(answers)
+        self.derivation = derive(network)
+        self.notes = tuple(dict.fromkeys(a.note for a in answers if a.note))
+
+    @property
+    def weights(self) -> dict[str, WeightLaw]:
+        """All weights by name."""
+        return self.derivation.weights
+
+    @property
+    def equations(self) -> tuple[tuple[sp.Symbol, sp.Eq, sp.Expr, bool], ...]:
+        """(unknown, condition, answer, whether a formula) of everything solved for."""
+        return tuple((a.unknown, a.condition, a.value, a.closed_form) for a in self.answers)
+
+    def __getitem__(self, name: str) -> WeightLaw:
+        for key, weight in self.weights.items():
+            if name in (key, weight_group(key)):
+                return weight
+        raise InputError(f"no weight is called {name!r}", instead=closest(name, self.weights))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td>{escape(n)}</td><td>${sp.latex(w.variance)}$</td><td>${sp.latex(w.init_gain)}$</td></tr>"
+                       for n, w in self.weights.items())
+        return f"<table><tr><th>weight</th><th>Var(W)</th><th>gain</th></tr>{rows}</table>"
+
+
+class Solved(Expansion):
+    """Expansion into formulas with the unknowns found so far put in."""
+
+    def __init__(self, table: dict[sp.Symbol, sp.Expr]) -> None:
+        super().__init__()
+        self.table = table
+        self._open: dict[sp.Basic, list[Moment]] = {}
+
+    def settle(self, unknown: sp.Symbol) -> None:
+        """Forget what was expanded while the unknown was open."""
+        for m in self._open.pop(unknown, []):
+            self._known.pop(m, None)
+
+    def _one(self, m: Moment) -> sp.Expr | None:
+        expr = super()._one(m)
+        if expr is None:
+            return None
+        expr = expr.subs(self.table) if expr.free_symbols & self.table.keys() else expr
+        if not expr.free_symbols and expr.has(GaussianExpectation, sp.Float):
+            return sp.Float(float(compile_formula(expr, ())()), 15)
+        for symbol in expr.free_symbols:
+            self._open.setdefault(symbol, []).append(m)
+        return tidy(expr)
+
+
+class _Solver:
+    """Goes through the weights in program order, each with its segment's condition."""
+
+    def __init__(self, derivation: Derivation, policy: str, budgets: Mapping[str, sp.Expr], skip: set[sp.Symbol],
+                 merged_budget: sp.Expr | None) -> None:
+        self.d, self.policy, self.budgets, self.skip = derivation, policy, budgets, skip
+        self.merged_budget = merged_budget
+        self.table: dict[sp.Symbol, sp.Expr] = {}
+        self.expansion = Solved(self.table)
+        self.answers: list[Answer] = []
+
+    def run(self) -> None:
+        """Answer every unknown that is not left to the user's equations."""
+        by_unknown: dict[sp.Symbol, list[Segment]] = {}
+        for part in self.d.parts():
+            for s in segments(part.program):
+                unknown = part.program.weights[s.weight].unknown
+                if unknown is not None and unknown not in self.skip:
+                    by_unknown.setdefault(unknown, []).append(s)
+            for unknown, uses in by_unknown.items():
+                if unknown not in self.table:
+                    self._solve(part, unknown, uses)
+
+    def _solve(self, part: Part, unknown: sp.Symbol, uses: list[Segment]) -> None:
+        budget = self._budget(unknown, uses)
+        forward = backward = None
+        if self.policy != "backward":
+            forward = self._forward(part, unknown, uses, budget)
+        if self.policy != "forward":
+            backward = self._backward(part, unknown, uses, budget)
+        value = compromise(self.policy, forward and forward.value, backward and backward.value)
+        main = forward or backward
+        if value is None or main is None:
+            raise SolveError(f"no condition determines {unknown}", why="its gradient does not reach a cotangent",
+                             instead="state its variance, or an equation")
+        note = " ".join(a.note for a in (forward, backward) if a and a.note)
+        if self.policy in ("harmonic", "geometric"):
+            note = f"{note} {unknown}: the {self.policy} mean of the forward and the backward answer.".strip()
+        self.table[unknown] = value
+        self.expansion.settle(unknown)
+        closed = all(a.closed_form for a in (forward, backward) if a)
+        self.answers.append(Answer(unknown, main.condition, value, closed, note))
+
+    def _budget(self, unknown: sp.Symbol, uses: list[Segment]) -> sp.Expr:
+        if unknown.name[2:] in self.budgets:
+            return self.budgets[unknown.name[2:]]
+        if self.merged_budget is not None and uses[-1].merged:
+            return self.merged_budget
+        return sp.S.One
+
+    # -- forward -------------------------------------------------------------------------------------
+
+    def _second(self, part: Part, value: int) -> sp.Expr | None:
+        return self._expand(part, part.second(value))
+
+    def _expand(self, part: Part, quantity: Quantity | None) -> sp.Expr | None:
+        if quantity is None:
+            return None
+        expr = self.expansion.of(quantity)
+        return None if expr is None else expr.subs(self.table)
+
+    def _forward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer:
+        first, last = uses[0], uses[-1] if self._chained(part, uses) else uses[0]
+        start, end = self._second(part, first.start), self._second(part, last.end)
+        if start is not None and end is not None and not self._saturates(part, first, budget):
+            if not end.is_rational_function(unknown) and (start.free_symbols | end.free_symbols) - {unknown}:
+                return self._forward_at_unit_signal(part, unknown, first, budget)
+            root = solve_for(end, budget * start, unknown)
+            if root.value is not None:
+                return _answer(unknown, sp.Eq(end, budget * start, evaluate=False), root)
+        return self._saturating(part, unknown, first, budget, start)
+
+    def _forward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
+        """The forward condition for an input of unit second moment, where the true one has open symbols."""
+        f = part.activation(s)
+        if f is None:
+            raise SolveError(f"the forward condition for {unknown} has no closed solution",
+                             instead="numbers for the symbols (network.bind), or its variance")
+        second = _gaussian_mean(f**2).subs(VARIANCE, unknown)
+        root = solve_for(second, budget, unknown)
+        if root.value is None:
+            raise SolveError(f"no value of {unknown} preserves the second moment", why=root.reason)
+        note = f"{unknown}: solved for an input of unit second moment, since the true one depends on open symbols."
+        return _answer(unknown, sp.Eq(second, budget, evaluate=False), root, note)
+
+    @staticmethod
+    def _saturates(part: Part, s: Segment, budget: sp.Expr) -> bool:
+        """Whether no Gaussian pre-activation gives the activation a unit second moment (tanh, sigmoid, sin)."""
+        f = part.activation(s)
+        if f is None or f.is_polynomial(arg(0)):
+            return False
+        return solve_for(_gaussian_mean(f**2), sp.S.One, VARIANCE).value is None
+
+    @staticmethod
+    def _chained(part: Part, uses: list[Segment]) -> bool:
+        """Whether the last use of a shared weight lies behind its first on one path without merges."""
+        return len({(u.start, u.product) for u in uses}) > 1 and not any(u.merged for u in uses)
+
+    def _saturating(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
+                    start: sp.Expr | None) -> Answer:
+        """No scale preserves q through the activation: preserve small signals, else the pre-activation."""
+        slope = part.slope_at_zero(s)
+        if slope is not None and slope != 0:
+            value = budget / slope**2
+            note = (f"{unknown}: no scale preserves the second moment through the activation (it saturates); the answer "
+                    "preserves small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010).")
+            return Answer(unknown, sp.Eq(unknown * slope**2, budget, evaluate=False), value, True, note)
+        product = self._second(part, s.product)
+        if start is None or product is None:
+            raise SolveError(f"{unknown} cannot be solved for: its input's second moment has no formula",
+                             instead=f"state the variance of {unknown.name[2:]!r}, or give an equation")
+        root = solve_for(product, budget, unknown)
+        if root.value is None:
+            raise SolveError(f"no value of {unknown} gives its output second moment {budget}", why=root.reason,
+                             instead=f"state the variance of {unknown.name[2:]!r}")
+        note = (f"{unknown}: no scale preserves the second moment through the activation; the answer gives its "
+                "pre-activation the second moment of a unit input (He et al. 2015, eq. 10).")
+        return _answer(unknown, sp.Eq(product, budget, evaluate=False), root, note)
+
+    # -- backward ------------------------------------------------------------------------------------
+
+    def _backward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer | None:
+        s = uses[0]
+        ratio = self._gradient_ratio(part, s)
+        if ratio is None:
+            return None
+        slope = part.slope_at_zero(s)
+        if slope and self._saturates(part, s, budget):
+            ratio = tidy(part.back_factor(s) * slope**2)
+            note = f"{unknown}: small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010)."
+            return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), solve_for(ratio, budget, unknown), note)
+        root = solve_for(ratio, budget, unknown)
+        if root.value is not None:
+            return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), root)
+        return self._backward_at_unit_signal(part, unknown, s, budget)
+
+    def _backward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
+        """The backward condition with E[f'^2] taken where the layer preserves a unit second moment."""
+        f = part.activation(s)
+        if f is None:
+            raise SolveError(f"the backward condition for {unknown} has no closed solution",
+                             instead="preserve=\"forward\", or numbers for the symbols (network.bind)")
+        scale = solve_for(_gaussian_mean(f**2), sp.S.One, VARIANCE).value or sp.S.One
+        slope = _gaussian_mean(derivative(f, arg(0)) ** 2).subs(VARIANCE, scale)
+        chi = sp.Float(float(compile_formula(slope, ())()), 15)
+        condition = part.back_factor(s) * chi
+        note = (f"{unknown}: E[f'^2] = {sp.N(chi, 8)} is taken at pre-activation second moment "
+                f"{sp.N(scale, 8)}, where the layer keeps a unit second moment (1 where none does).")
+        return Answer(unknown, sp.Eq(condition, budget, evaluate=False), unknown * budget / condition, False, note)
+
+    def _gradient_ratio(self, part: Part, s: Segment) -> sp.Expr | None:
+        """Gradient second moment behind the weight over that at the segment's end."""
+        ends = part.gradient_ends(s)
+        if ends is None:
+            return None
+        at_end, through = ends
+        expansion = Solved(self.table)
+        if isinstance(at_end, Moment):
+            expansion.seed(at_end, GRADIENT)
+        end = GRADIENT if isinstance(at_end, Moment) else at_end
+        reached = expansion.of(through) if through is not None else None
+        if reached is None or end is None or end == 0:
+            return None
+        return over(reached.subs(self.table), end)
+
+
+@lru_cache(maxsize=256)
+def _gaussian_mean(expr: sp.Expr) -> sp.Expr:
+    """E[expr(z)], z ~ N(0, v)."""
+    return expect(expr, {arg(0): Normal()}, lambda *_: VARIANCE)
+
+
+def _answer(unknown: sp.Symbol, condition: sp.Eq, root: Root, note: str = "") -> Answer:
+    assert root.value is not None
+    others = f"{unknown}: the equation has other positive solutions, {', '.join(map(str, root.others))}; the smallest " \
+             "is taken." if root.others else ""
+    number = "" if root.closed_form else f"{unknown} = {sp.N(root.value, 10)}: a number, found from its equation."
+    return Answer(unknown, condition, root.value, root.closed_form, " ".join(filter(None, (note, others, number))))
+
+
+def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets: Mapping[str, object] | None = None,
+          growth: object = None, equations: Sequence[str | sp.Eq] = (), unknowns: Sequence[str] = ()) -> Solution:
+    """The initialization of every weight whose variance was not given.
+
+    ``preserve``: forward, backward, harmonic or geometric (see :mod:`varflow.policy`; default: the network's
+    own). ``budgets`` maps a weight to the share of its input's second moment that its segment passes on (default
+    1; 1/k for k summed branches). ``growth`` bounds the gain of the whole network: the weights that end branches
+    get one common share, so that output over input is this. ``equations`` are conditions of the user's own, over the
+    scales ``s_NAME``, other symbols, and ``q_NODE``, ``m_NODE``, ``g_NODE`` (second moment, mean, gradient second
+    moment); they determine ``unknowns`` (default: the unknown scales they contain).
+    Raises SolveError, with the reason, where conditions have no solution.
+    """
+    d = subject if isinstance(subject, Derivation) else derive(subject)
+    network = d.network
+    policy = check_policy(preserve or network.preserve)
+    shares = {n: network.scalar(v) for n, v in (budgets or {}).items()}  # type: ignore[arg-type]
+    extra = [_as_equation(d, e) for e in equations]
+    targets = _targets(d, extra, unknowns)
+    solver = _Solver(d, policy, shares, set(targets), BUDGET if growth is not None else None)
+    solver.run()
+    if growth is not None:
+        _bound_growth(solver, network.scalar(growth))  # type: ignore[arg-type]
+    if extra:
+        solver.answers += _solve_equations(d, extra, targets, solver.table)
+    return Solution(_solved_network(network, solver.answers), policy, solver.answers)
+
+
+def _solved_network(network: Network, answers: Sequence[Answer]) -> Network:
+    variances = {a.unknown.name[2:]: scaled_variance(a.value) for a in answers if a.unknown.name.startswith("s_")}
+    table = {a.unknown: a.value for a in answers if a.unknown in network.symbols.values()}
+    return network.substitute(table, variances)
+
+
+def _bound_growth(solver: _Solver, growth: sp.Expr) -> None:
+    """Determine the common share of branch ends so that the whole network's gain is ``growth``."""
+    d = solver.d
+    out = d.program.outputs[-1]
+    total, first = (solver._second(d.main, v) for v in (out, d.program.inputs[0]))
+    if total is None or first is None or not total.has(BUDGET):
+        raise SolveError("the gain of the network does not depend on a branch that ends in an unknown weight",
+                         why="growth sets the share of summed branches", instead="equations=[...] for other conditions")
+    root = solve_for(total, growth * first, BUDGET)
+    if root.value is None:
+        raise SolveError(f"no share of the branches gives a total growth of {growth}", why=root.reason)
+    condition = sp.Eq(total / first, growth, evaluate=False)
+    note = f"each branch passes on the share beta = {root.value} of its input, so that the whole grows by {growth}."
+    solver.answers[:] = [
+        Answer(a.unknown, a.condition, a.value.subs(BUDGET, root.value), a.closed_form and root.closed_form, a.note)
+        for a in solver.answers]
+    solver.answers.append(Answer(BUDGET, condition, root.value, root.closed_form, note))
+    for unknown in solver.table:
+        solver.table[unknown] = solver.table[unknown].subs(BUDGET, root.value)
+
+
+def _as_equation(d: Derivation, equation: str | sp.Eq) -> sp.Eq:
+    if isinstance(equation, sp.Eq):
+        return equation
+    from varflow.expressions import parse_equation
+
+    return parse_equation(equation, lambda name: _resolve(d, name), where="equation")
+
+
+def _resolve(d: Derivation, name: str) -> sp.Symbol | None:
+    unknown = {s.name: s for s in d.unknowns().values()}
+    if name in unknown:
+        return unknown[name]
+    if name in d.network.symbols:
+        return d.network.symbols[name]
+    kind, _, node = name.partition("_")
+    return sp.Symbol(name, real=True) if kind in "qmg" and node in d else None
+
+
+def _targets(d: Derivation, equations: Sequence[sp.Eq], unknowns: Sequence[str]) -> list[sp.Symbol]:
+    if not equations:
+        return []
+    known = {s.name: s for s in d.unknowns().values()} | d.network.symbols
+    if unknowns:
+        return [known[n] if n in known else sp.Symbol(n, positive=True) for n in unknowns]
+    scales = set(d.unknowns().values())
+    named = set().union(*(_with_formulas(d, e).free_symbols for e in equations)) & scales
+    direct = set().union(*(e.free_symbols for e in equations)) & scales
+    found = sorted(direct or named, key=str)
+    if len(found) != len(equations):
+        raise SolveError(f"{len(equations)} equation(s) for the unknowns {', '.join(map(str, found)) or 'none'}",
+                         instead="unknowns=[...], as many as equations")
+    return found
+
+
+def _with_formulas(d: Derivation, equation: sp.Eq) -> sp.Eq:
+    """q_NODE, m_NODE, g_NODE replaced by their formulas."""
+    table = {}
+    for s in equation.free_symbols:
+        kind, _, node = s.name.partition("_")
+        if kind in "qmg" and node in d and s not in d.network.symbols.values():
+            field = {"q": "second_moment", "m": "mean", "g": "grad_second_moment"}[kind]
+            formula = getattr(d[node], field)
+            if formula is None:
+                raise SolveError(f"{s} has no formula", instead="a condition on another node")
+            table[s] = formula
+    return sp.Eq(equation.lhs.subs(table), equation.rhs.subs(table), evaluate=False)
+
+
+def _solve_equations(d: Derivation, equations: Sequence[sp.Eq], targets: list[sp.Symbol],
+                     table: dict[sp.Symbol, sp.Expr]) -> list[Answer]:
+    conditions = [_with_formulas(d, e) for e in equations]
+    conditions = [sp.Eq(e.lhs.subs(table), e.rhs.subs(table), evaluate=False) for e in conditions]
+    roots = solve_system(conditions, targets)
+    return [_answer(u, e, r) for u, e, r in zip(targets, equations, roots, strict=True)]
