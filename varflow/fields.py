@@ -53,14 +53,16 @@ def read_scalar(value: object, resolve: Resolve, where: str = "") -> sp.Expr:
     number = exact(value)
     if number is None:
         raise InputError(f"{shown(value)} is not a number or an expression", where,
-                         instead="a finite number, or an expression as text")
+                         "a formula is made of numbers and symbols",
+                         "a finite number, or an expression as text")
     return number
 
 
 def _read_size(value: object, resolve: Resolve, where: str) -> sp.Expr:
     size = read_scalar(value, resolve, where)
     if size.is_number and not (size.is_integer and size.is_positive):
-        raise InputError(f"size {shown(value)} is not a positive whole number", where, instead="1, 2, 3, ...")
+        raise InputError(f"size {shown(value)} is not a positive whole number", where,
+                         "it counts channels or positions", "1, 2, 3, ...")
     return size
 
 
@@ -74,7 +76,8 @@ def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
     if isinstance(value, sp.Expr):
         return _one_variable(value, where)
     if not isinstance(value, str):
-        raise InputError(f"{shown(value)} is not an activation", where, instead="a name, or an expression of x")
+        raise InputError(f"{shown(value)} is not an activation", where,
+                         "an activation is written as text", "a name, or an expression of x")
     known = {n: s for n in _names(value) if (s := resolve(n)) is not None}
     return parse_activation(value, known, where=where)
 
@@ -95,13 +98,13 @@ def _one_variable(value: sp.Expr, where: str) -> sp.Expr:
 
 def _read_text(value: object, resolve: Resolve, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InputError(f"{shown(value)} is not a name", where, instead="a text that is not empty")
+        raise InputError(f"{shown(value)} is not a name", where, "a name is a text", "a text that is not empty")
     return value
 
 
 def _read_flag(value: object, resolve: Resolve, where: str) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{shown(value)} is neither true nor false", where, instead="true or false")
+        raise InputError(f"{shown(value)} is neither true nor false", where, "it is a switch", "true or false")
     return value
 
 
@@ -134,9 +137,11 @@ def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "
         raise InputError(f"no layer is called {shown(op)}", places.get("op", where), instead=closest(op, OPS))
     declared = {f.name: f for f in dataclasses.fields(OPS[op])}
     errors: list[VarflowError] = [
-        InputError(f"layer {op!r} has no field {shown(name)}", places.get(name, where), instead=closest(name, declared))
+        InputError(f"layer {op!r} has no field {shown(name)}", places.get(name, where),
+                   f"its fields are {', '.join(declared)}" if declared else "it has no fields",
+                   closest(name, declared) if declared else "the layer without fields")
         for name in fields if name not in declared]
-    errors += [InputError(f"layer {op!r} needs the field {name!r}", where, instead=f"{name}: ...")
+    errors += [InputError(f"layer {op!r} needs the field {name!r}", where, "it has no default", f"{name}: ...")
                for name, f in declared.items() if f.default is dataclasses.MISSING and name not in fields]
     read: dict[str, Any] = {}
     for name in [n for n in fields if n in declared]:

@@ -66,7 +66,7 @@ def node_shapes(network: Network, name: str, shapes: Shapes, given: dict[str, Sh
     least, most = layer.arity
     if len(args) < least or (most is not None and len(args) > most):
         raise ShapeError(f"layer {layer.name!r} takes {_count(least, most)}, and has {len(args)}",
-                         instead="connect as many inputs as it takes")
+                         why="this is how many it is defined for", instead="connect as many inputs as it takes")
     try:
         outputs = layer.infer(*args)
     except ShapeError as error:
@@ -77,7 +77,7 @@ def node_shapes(network: Network, name: str, shapes: Shapes, given: dict[str, Sh
     for size in (s for shape in outputs for s in (shape.channels, *shape.positions)):
         if size.is_number and not (size.is_integer and size.is_positive):
             raise ShapeError(f"layer {layer.name!r} has an output of size {size}",
-                             why="a size is a positive whole number")
+                             why="a size is a positive whole number", instead="sizes that its input can give")
     return outputs
 
 

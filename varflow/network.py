@@ -149,7 +149,7 @@ class Network:
         for size in (layer.channels, *layer.positions):
             if size.is_number and not (size.is_integer and size.is_positive):
                 raise InputError(f"input {name!r}: size {size} is not a positive whole number", self.where(name),
-                                 instead="1, 2, 3, ...")
+                                 "it counts channels or positions", "1, 2, 3, ...")
         variance = layer.second_moment - layer.mean**2
         if variance.is_negative:
             raise InputError(f"input {name!r}: second moment {layer.second_moment} is below its squared mean",
@@ -157,7 +157,8 @@ class Network:
         for field in ("position_correlation", "sample_correlation"):
             c = getattr(layer, field)
             if c.is_number and not -1 <= c <= 1:
-                raise InputError(f"input {name!r}: {field} {c} is outside [-1, 1]", self.where(name))
+                raise InputError(f"input {name!r}: {field} {c} is outside [-1, 1]", self.where(name),
+                                 "no correlation is", "a number from -1 to 1")
 
     def apply(self, op: str | Op, *inputs: Handle, name: str | None = None, **fields: Any) -> Any:
         """A layer by its registered name and fields (or as an object); returns its output handle, or a tuple
@@ -189,7 +190,8 @@ class Network:
         name = self._fresh("block", name)
         count = self.scalar(repeat)
         if count.is_number and not (count.is_integer and count.is_positive):
-            raise InputError(f"repeat {repeat!r} is not a positive whole number", self.where(name))
+            raise InputError(f"repeat {repeat!r} is not a positive whole number", self.where(name),
+                             "a block is applied once or more", "1, 2, 3, ... or a symbol")
         for key, symbol in body.symbols.items():
             self.symbols.setdefault(key, symbol)
         layer = BlockNode(body, count)

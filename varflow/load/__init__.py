@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from varflow.errors import ErrorList, InputError
-from varflow.load.build import build
+from varflow.load.build import build, complete
 from varflow.load.shipped import SUFFIXES, decode, find, graph_names, read_text
 from varflow.load.write import network_text
 from varflow.load.yaml import read_tree
@@ -45,12 +45,13 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
 def from_text(text: str | bytes, file: str = "<text>") -> Network:
     """The network that the text of a graph file describes; ``file`` names it in errors. Raises ErrorList."""
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     try:
-        return build(read_tree(decode(text if isinstance(text, bytes) else text.encode(), file), file))
+        return build(read_tree(decode(data, file), file))
     except ErrorList:
         raise
     except InputError as error:
-        raise ErrorList([error]) from None
+        raise ErrorList([complete(error)]) from None
 
 
 def to_text(network: Network) -> str:

@@ -25,7 +25,8 @@ def check_name(name: str, where: str = "") -> None:
         raise InputError(f"{name!r} cannot be a symbol's name", where, "in an expression it already has a meaning",
                          "another name")
     if not name or "`" in name or not name.isprintable():
-        raise InputError(f"{shown(name)} cannot be a symbol's name", where, instead="a word such as n or d_k")
+        raise InputError(f"{shown(name)} cannot be a symbol's name", where, "an expression could not say it",
+                         "a word such as n or d_k")
 
 
 def read_symbol(name: str, value: Any, where: str) -> sp.Symbol:
@@ -34,18 +35,21 @@ def read_symbol(name: str, value: Any, where: str) -> sp.Symbol:
     if value is POISON or value is None:
         value = {}
     if not isinstance(value, dict):
-        raise InputError(f"the assumptions of {name!r} are {shown(value)}", where, instead="{integer: true}, or {}")
+        raise InputError(f"the assumptions of {name!r} are {shown(value)}", where,
+                         "a symbol is declared, not given a value", "{integer: true}, or {}")
     for key, truth in value.items():
         if key not in NEUTRAL + SIGNS:
-            raise InputError(f"{shown(key)} is not an assumption", where, instead=closest(key, [*NEUTRAL, *SIGNS]))
+            raise InputError(f"{shown(key)} is not an assumption", where, "assumptions are those of sympy",
+                             closest(key, [*NEUTRAL, *SIGNS[:7]]))
         if not isinstance(truth, bool) and truth is not POISON:
-            raise InputError(f"{key}: {shown(truth)} of symbol {name!r}", where, instead="true or false")
+            raise InputError(f"{key}: {shown(truth)} of symbol {name!r}", where,
+                             "an assumption holds or does not", "true or false")
     assumed = {k: v for k, v in value.items() if v is not POISON}
     try:
         return sp.Symbol(name, **(assumed if set(assumed) & set(SIGNS) else {"positive": True, **assumed}))
     except (ValueError, TypeError) as error:
         raise InputError(f"the assumptions of {name!r} contradict each other", where,
-                         "" if set(assumed) & set(SIGNS) else "a symbol is positive unless a sign is said",
+                         "no number is all of " + ", ".join(assumed) + "; a symbol is positive unless a sign is said",
                          "assumptions that one number can fulfil") from error
 
 

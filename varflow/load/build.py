@@ -15,7 +15,7 @@ from typing import Any
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
-from varflow.errors import ErrorList, InputError, VarflowError
+from varflow.errors import ErrorList, ExpressionError, InputError, VarflowError
 from varflow.fields import closest, make_op, read_scalar
 from varflow.load.assumptions import read_symbol
 from varflow.load.schema import Block, Body, Document, Input, Layer, read_part
@@ -33,42 +33,55 @@ Shapes = tuple[Shape, ...]
 
 
 class Scope(dict[str, sp.Symbol]):
-    """The symbols an expression may use; called with a name, the symbol or None."""
+    """The symbols an expression may use; called with a name, the symbol or None.
+
+    An ``open`` one makes up the symbols it lacks: their declaration is damaged, and that is reported already.
+    """
+
+    open = False
 
     def __call__(self, name: str) -> sp.Symbol | None:
         return self.get(name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The symbol of a name."""
+        return sp.Symbol(name, positive=True) if self.open and name not in self else super().get(name, default)
+
+    def within(self, **more: sp.Symbol) -> Scope:
+        """A copy with more symbols."""
+        copy = Scope({**self, **more})
+        copy.open = self.open
+        return copy
+
 
 def build(tree: Tree) -> Network:
     """The network that a file describes. Raises ErrorList with every error of the file."""
-    document = read_part(tree, Document, (), tree.value)
-    network = None
+    document, wrong = read_part(tree, Document, (), tree.value)
+    network = Network(strict=True)
     if document is not None:
         network = Network(document.name, preserve=document.preserve, source=document.source, strict=True)
-        _Builder(tree, network, Scope(), Program(), ()).fill(document, None)
-    elif isinstance(tree.value, dict):
-        _without_frame(tree)
-    if tree.errors or network is None:
-        raise ErrorList(_in_order(tree.errors))
+        _Builder(tree, network, Scope(), Program(), ()).fill(document, None, wrong)
+    if tree.errors:
+        raise ErrorList(in_order(tree.errors))
     return network
 
 
-def _without_frame(tree: Tree) -> None:
-    """Errors of the parts of a file whose frame cannot be read."""
-    parts = {k: v for k, v in tree.value.items() if k in Body.model_fields and isinstance(v, dict | list)}
-    found = list(tree.errors)
-    body = read_part(tree, Body, (), {"inputs": {}, **parts})
-    tree.errors = found
-    if body is not None:
-        _Builder(tree, Network(strict=True), Scope(), Program(), ()).fill(body, None, framed=False)
+def in_order(errors: Iterable[VarflowError]) -> list[VarflowError]:
+    """Errors by line and column, each once and with all four parts."""
+    flat = [complete(e) for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))]
+    return sorted({e.message(): e for e in flat}.values(), key=_line)
 
 
-def _in_order(errors: Iterable[VarflowError]) -> list[VarflowError]:
-    flat = [e for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))]
-    return sorted({e.message(): e for e in flat}.values(), key=_place)
+def complete(error: VarflowError) -> VarflowError:
+    """The error, with a reason and a remedy where it came without."""
+    why, instead = ("an expression is made of numbers, declared symbols, + - * / ^ and known functions",
+                    "an expression such as 2/fan_in, 1/sqrt(2) or n + 1")
+    if not isinstance(error, ExpressionError):
+        why, instead = "the value is outside what this field can be", "a value that fits, as docs/graph_files.md says"
+    return type(error)(error.what, error.where, error.why or why, error.instead or instead)
 
 
-def _place(error: VarflowError) -> tuple[int, int]:
+def _line(error: VarflowError) -> tuple[int, int]:
     found = re.search(r":(\d+):(\d+)", error.where)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -80,16 +93,36 @@ class _Builder:
         self.tree, self.network, self.scope, self.lowered, self.path = tree, network, scope, lowered, path
         self.shapes: dict[str, Shapes] = {}
         self.broken: set[str] = set()
-        self.unrolled = 0
         self.later: set[str] = set()
+        self.lenient = False
+        self.unrolled = 0
 
     # -- reporting -----------------------------------------------------------------------------------
 
-    def report(self, what: str, path: Path, why: str = "", instead: str = "", key: bool = False) -> None:
-        self.tree.errors.append(InputError(what, self.tree.where(path, key), why, instead))
+    def report(self, what: str, path: Path, why: str, instead: str, key: bool = False) -> None:
+        self.tree.errors.append(InputError(what, self.place(path, key), why, instead))
 
-    def place(self, name: str, path: Path) -> str:
-        return f"{self.tree.where(path)}, node {shown(name)}"
+    def place(self, path: Path, key: bool = False) -> str:
+        """``file:line:col``, and which node and which of its inputs or fields it is."""
+        where, rest = self.tree.where(path, key), path[len(self.path):]
+        if rest[:1] == ("inputs",) and len(rest) > 1:
+            return ", ".join([where, f"input {shown(rest[1])}", *(str(r) for r in rest[2:3])])
+        if rest[:1] != ("nodes",) or len(rest) < 2:
+            return where
+        node = self.value(path[: len(self.path) + 2])
+        name = node.get("name") if isinstance(node, dict) else None
+        parts = [where] + ([f"node {shown(name)}"] if isinstance(name, str) else [])
+        if rest[2:3] == ("in",):
+            parts.append(f"input {rest[3] if len(rest) > 3 else 0}")
+        elif rest[2:3] not in ((), ("name",), ("op",)):
+            parts.append(str(rest[2]))
+        return ", ".join(parts)
+
+    def value(self, path: Path) -> Any:
+        value = self.tree.value
+        for part in path:
+            value = value[part]
+        return value
 
     def caught(self, error: VarflowError, where: str) -> None:
         for e in error.errors if isinstance(error, ErrorList) else (error,):
@@ -97,10 +130,14 @@ class _Builder:
 
     # -- the parts -----------------------------------------------------------------------------------
 
-    def fill(self, body: Body, given: list[Shape | None] | None, framed: bool = True) -> None:
-        """Read symbols, inputs, nodes and outputs; ``given`` are the shapes that a block's inputs get."""
+    def fill(self, body: Body, given: list[Shape | None] | None, wrong: set[str]) -> None:
+        """Read symbols, inputs, nodes and outputs; ``given`` are the shapes that a block's inputs get, ``wrong``
+        the parts that do not fit."""
+        damaged = self.tree.damaged
+        self.scope.open |= "symbols" in wrong or (*self.path, "symbols") in damaged
+        self.lenient = bool(wrong & {"inputs", "nodes"}) or (*self.path, "inputs") in damaged
         self.declare(body.symbols)
-        self.inputs(body.inputs, given, framed)
+        self.inputs(body.inputs, given)
         self.later = {n["name"] for n in body.nodes if isinstance(n, dict) and isinstance(n.get("name"), str)}
         for k, node in enumerate(body.nodes):
             self.node((*self.path, "nodes", k), node)
@@ -116,25 +153,25 @@ class _Builder:
                 symbol = sp.Symbol(name, positive=True)
             self.scope[name] = self.network.symbols[name] = symbol
 
-    def inputs(self, inputs: Mapping[str, Any], given: list[Shape | None] | None, framed: bool) -> None:
-        if not inputs and framed:
-            self.report("there is no input", (*self.path, "inputs"), instead="inputs: {x: {channels: n}}", key=True)
+    def inputs(self, inputs: Mapping[str, Any], given: list[Shape | None] | None) -> None:
+        if not inputs and not self.lenient:
+            self.report("there is no input", (*self.path, "inputs"), "a network is a function of its inputs",
+                        "inputs: {x: {channels: n}}", key=True)
         for k, (name, value) in enumerate(inputs.items()):
             shape = given[k] if given is not None and k < len(given) else None
             self.input(name, (*self.path, "inputs", name), {} if value is None else value, given is not None, shape)
 
     def input(self, name: str, path: Path, value: Any, inner: bool, shape: Shape | None) -> None:
-        where = self.tree.where(path, key=True)
-        spec = read_part(self.tree, Input, path, value)
-        fields = None if spec is None else self.input_fields(spec, path, value, inner, shape)
+        spec, wrong = read_part(self.tree, Input, path, value)
+        fields = None if spec is None else self.input_fields(spec, path, value, wrong, inner, shape)
         if not self.named(name, path) or fields is None:
             self.broken.add(name)
             return
-        self.network.places[name] = where
+        self.network.places[name] = self.tree.where(path, key=True)
         try:
             self.network.input(name, **fields)
         except VarflowError as error:
-            self.caught(error, where)
+            self.caught(error, self.place(path, key=True))
             self.broken.add(name)
             return
         layer = self.network.node(name)
@@ -142,30 +179,32 @@ class _Builder:
         own = Shape(layer.channels, layer.positions)
         if shape is not None and own != shape:
             self.report(f"the block's input {name!r} is declared with shape {own} and gets {shape}", path,
-                        instead="the shape it gets, or none: {}", key=True)
+                        "a declared shape is a promise", "the shape it gets, or none: {}", key=True)
         self.shapes[name] = (own,)
 
-    def input_fields(self, spec: Input, path: Path, value: Mapping[str, Any], inner: bool,
+    def input_fields(self, spec: Input, path: Path, value: Mapping[str, Any], wrong: set[str], inner: bool,
                      shape: Shape | None) -> dict[str, Any] | None:
+        """Fields of an input; None where one of them is not right."""
         count = len(self.tree.errors)
-        read = {f: self.expression(getattr(spec, f), (*path, f))
-                for f in Input.model_fields if f in value and f != "positions"}
-        if "positions" in value:
+        stated = [f for f in Input.model_fields if f in value and f not in wrong]
+        read = {f: self.expression(getattr(spec, f), (*path, f)) for f in stated if f != "positions"}
+        if "positions" in stated:
             read["positions"] = tuple(self.expression(p, (*path, "positions", k)) for k, p in enumerate(spec.positions))
         if shape is not None:
             read = {"channels": shape.channels, "positions": shape.positions, **read}
-        if "channels" not in read and not inner:
-            self.report(f"input {shown(path[-1])} needs its channels", path, instead="{channels: n}", key=True)
-        good = "channels" in read and len(self.tree.errors) == count
+        if "channels" not in read and not inner and "channels" not in wrong and path not in self.tree.damaged:
+            self.report("an input needs its channels", path, "every width follows from those of the inputs",
+                        "{channels: n}", key=True)
+        good = "channels" in read and len(self.tree.errors) == count and not wrong
         return read if good else None
 
     def expression(self, value: Any, path: Path) -> sp.Expr | None:
         if value is POISON:
             return None
         try:
-            return _bounded(read_scalar(plain(value), self.scope, self.tree.where(path)), self.tree.where(path))
+            return _bounded(read_scalar(plain(value), self.scope, self.place(path)), self.place(path))
         except VarflowError as error:
-            self.caught(error, self.tree.where(path))
+            self.caught(error, self.place(path))
             return None
 
     def named(self, name: str, path: Path) -> bool:
@@ -183,52 +222,51 @@ class _Builder:
     # -- nodes ---------------------------------------------------------------------------------------
 
     def node(self, path: Path, value: Any) -> None:
-        kind = value.get("op") if isinstance(value, dict) else None
-        if kind == "input":
-            self.late_input(path, value)
-            return
-        block = read_part(self.tree, Block, path, value) if kind == "block" else None
-        layer = read_part(self.tree, Layer, path, value) if kind != "block" else None
         name = value.get("name") if isinstance(value, dict) else None
         sound = isinstance(name, str) and self.named(name, (*path, "name"))
+        kind = value.get("op") if isinstance(value, dict) else None
+        if kind == "input":
+            self.late_input(path, value, sound)
+        elif kind == "block":
+            self.block(path, value, sound)
+        else:
+            self.layer(path, value, sound)
         if isinstance(name, str):
             self.later.discard(name)
-        if block is not None:
-            self.block(path, block, sound)
-        elif layer is not None:
-            self.layer(path, layer, sound)
-        if isinstance(name, str) and name not in self.shapes:
-            self.broken.add(name)
+            if name not in self.shapes:
+                self.broken.add(name)
 
-    def late_input(self, path: Path, value: dict[str, Any]) -> None:
+    def late_input(self, path: Path, value: dict[str, Any], sound: bool) -> None:
         """An input that stands among the nodes."""
-        name = value.get("name")
-        if not isinstance(name, str):
-            self.report("'name' is missing", path, instead="- {name: x, op: input, channels: n}")
-            return
-        self.input(name, path, {k: v for k, v in value.items() if k not in ("name", "op")}, False, None)
-        self.later.discard(name)
+        if sound:
+            self.input(value["name"], path, {k: v for k, v in value.items() if k not in ("name", "op")}, False, None)
+        elif not isinstance(value.get("name"), str):
+            self.report("an input has no name", path, "other nodes refer to a node by its name",
+                        "- {name: x, op: input, channels: n}")
 
-    def layer(self, path: Path, spec: Layer, sound: bool) -> None:
-        where = self.place(spec.name, path)
+    def layer(self, path: Path, value: Any, sound: bool) -> None:
+        spec, wrong = read_part(self.tree, Layer, path, value)
+        if spec is None:
+            return
         fields = {k: plain(v) for k, v in (spec.model_extra or {}).items()}
-        handles = self.handles(spec.inputs, path)
-        op = None if _poisoned(fields) else self.op(spec.op, fields, path, where)
+        handles = None if "in" in wrong else self.handles(spec.inputs, path)
+        good = not _poisoned(fields) and path not in self.tree.damaged and not wrong - {"in"}
+        op = self.op(spec.op, fields, path) if good else None
         if op is None or handles is None or not sound:
             return
         self.network.places[spec.name] = self.tree.where(path)
-        self.settle(spec.name, op, handles, where)
+        self.settle(spec.name, op, handles, self.place(path))
 
-    def op(self, op: str, fields: dict[str, Any], path: Path, where: str) -> Op | None:
-        places = {k: self.tree.where((*path, k)) + f", node {shown(self.name_at(path))}" for k in (*fields, "op")}
-        scope = Scope({**self.scope, "fan_in": FAN_IN, "fan_out": FAN_OUT})
+    def op(self, op: str, fields: dict[str, Any], path: Path) -> Op | None:
+        where = self.place(path)
+        places = {k: self.tree.where((*path, k)) + where[len(self.tree.where(path)):] for k in (*fields, "op")}
+        scope = self.scope.within(fan_in=FAN_IN, fan_out=FAN_OUT)
         try:
             if op in ACTIVATIONS and op not in OPS:
-                function = _function(op, fields, scope, where, places)
-                return make_op("activation", {"function": function}, scope, where)
+                return make_op("activation", {"function": _function(op, fields, scope, places)}, scope, where)
             if op not in OPS:
                 raise InputError(f"no layer is called {shown(op)}", places["op"],
-                                 instead=closest(op, [*OPS, *ACTIVATIONS, "block", "input"]))
+                                 "it is neither a layer nor an activation", closest(op, [*OPS, *ACTIVATIONS, "block", "input"]))
             layer = make_op(op, fields, scope, where, places)
             for field, value in layer.fields().items():
                 for expr in value if isinstance(value, tuple) else (value,):
@@ -238,12 +276,6 @@ class _Builder:
         except VarflowError as error:
             self.caught(error, where)
             return None
-
-    def name_at(self, path: Path) -> Any:
-        value = self.tree.value
-        for part in path:
-            value = value[part]
-        return value.get("name")
 
     def settle(self, name: str, op: Op, handles: tuple[Handle, ...], where: str) -> None:
         """Add a layer to the network; check its shapes and its weights against what stands before it."""
@@ -263,22 +295,19 @@ class _Builder:
             primitive = InputPrimitive(f"{build.node} {k}", sp.S.Zero, sp.S.One)
             args.append(build.source(primitive, shape))
         start = len(self.lowered)
-        op.lower(build, *args)
+        try:
+            op.lower(build, *args)
+        except VarflowError as error:
+            raise type(error)(error.what, where, error.why, error.instead) from None
         if any(_uses_fans(step) for step in self.lowered.instructions[start:]):
             raise InputError("fan_in and fan_out mean nothing here", where, "only a weight has a fan",
                              "the number of channels")
 
     def handles(self, names: tuple[str, ...], path: Path) -> tuple[Handle, ...] | None:
         """What a node reads; None where one of it is missing or broken."""
-        listed = isinstance(self.name_in(path), list)
+        listed = isinstance(self.value(path).get("in"), list)
         found = [self.handle(n, (*path, "in", k) if listed else (*path, "in")) for k, n in enumerate(names)]
         return None if None in found else tuple(h for h in found if h)
-
-    def name_in(self, path: Path) -> Any:
-        value = self.tree.value
-        for part in path:
-            value = value[part]
-        return value.get("in")
 
     def handle(self, text: Any, path: Path) -> Handle | None:
         if text is POISON:
@@ -286,14 +315,15 @@ class _Builder:
         name, colon, port = text.partition(":")
         if name in self.shapes:
             return self.port(name, port if colon else None, text, path)
-        if name in self.broken:
+        if name in self.broken or (self.lenient and name not in self.later):
             return None
         if name in self.later:
             self.report(f"{shown(name)} is read before it is made", path, "a node stands below what it reads",
                         f"the node {shown(name)} further up; a network has no cycle")
         else:
             known = [*self.shapes, *self.broken]
-            self.report(f"there is no node {shown(name)}", path, instead=closest(name, known) if known else "")
+            self.report(f"there is no node {shown(name)}", path, "a node reads nodes and inputs of its own network",
+                        closest(name, known) if known else "an input or a node above")
         return None
 
     def port(self, name: str, port: str | None, text: str, path: Path) -> Handle | None:
@@ -309,31 +339,35 @@ class _Builder:
 
     # -- blocks --------------------------------------------------------------------------------------
 
-    def block(self, path: Path, spec: Block, sound: bool) -> None:
-        handles = self.handles(spec.arguments, path)
-        repeat = self.expression(spec.repeat, (*path, "repeat"))
-        given: list[Shape | None] = [None] * len(spec.arguments)
+    def block(self, path: Path, value: Any, sound: bool) -> None:
+        spec, wrong = read_part(self.tree, Block, path, value)
+        if spec is None:
+            return
+        handles = None if "in" in wrong else self.handles(spec.arguments, path)
+        repeat = None if "repeat" in wrong else self.expression(spec.repeat, (*path, "repeat"))
+        if not wrong & {"in", "inputs"} and len(spec.arguments) != len(spec.inputs):
+            self.report(f"the block has {len(spec.inputs)} input(s) and gets {len(spec.arguments)}", path,
+                        "every input of a block stands for one value", "as many names under `in` as under `inputs`")
+            handles = None
+        given: list[Shape | None] = [None] * len(spec.inputs)
         if handles is not None:
             given = [self.shapes[h.node][int(h.port or 0)] for h in handles]
-        inner = self.body(path, spec, given)
-        if inner is None or handles is None or repeat is None or not sound:
+        inner = self.body(path, spec, given, wrong)
+        if inner is None or handles is None or repeat is None or not sound or wrong:
             return
         self.network.places[spec.name] = self.tree.where(path)
         self.connect(path, spec, inner, handles, repeat)
 
-    def body(self, path: Path, spec: Block, given: list[Shape | None]) -> _Builder | None:
+    def body(self, path: Path, spec: Block, given: list[Shape | None], wrong: set[str]) -> _Builder | None:
         """The block's network, filled; None where it has errors of its own."""
         count = len(self.tree.errors)
-        if len(given) != len(spec.inputs):
-            self.report(f"the block has {len(spec.inputs)} inputs and gets {len(given)}", path,
-                        instead="as many names under `in` as under `inputs`")
         network = Network(spec.body_name or spec.name, preserve=spec.preserve, source=spec.source, strict=True)
-        inner = _Builder(self.tree, network, Scope(self.scope), self.lowered, path)
-        inner.fill(spec, given)
+        inner = _Builder(self.tree, network, self.scope.within(), self.lowered, path)
+        inner.fill(spec, given, wrong)
         return inner if len(self.tree.errors) == count and not inner.broken else None
 
     def connect(self, path: Path, spec: Block, inner: _Builder, handles: tuple[Handle, ...], repeat: sp.Expr) -> None:
-        where = self.place(spec.name, path)
+        where = self.place(path)
         try:
             self.network.block(inner.network, *handles, repeat=repeat, name=spec.name)
             self.shapes[spec.name] = node_shapes(self.network, spec.name, self.shapes, {})
@@ -344,7 +378,7 @@ class _Builder:
         self.unrolled += times * (inner.unrolled + len(inner.shapes))
         if self.unrolled > MAX_UNROLLED:
             self.report(f"the repeats unroll to more than {MAX_UNROLLED} nodes", (*path, "repeat"),
-                        instead="a symbol as the repeat count")
+                        "a number of repeats is written out", "a symbol as the repeat count")
             self.unrolled = 0
 
     # -- outputs -------------------------------------------------------------------------------------
@@ -371,13 +405,13 @@ def _poisoned(value: Any) -> bool:
     return any(_poisoned(v) for v in value) if isinstance(value, tuple | list) else value is POISON
 
 
-def _function(op: str, fields: Mapping[str, Any], scope: Scope, where: str, places: Mapping[str, str]) -> str:
+def _function(op: str, fields: Mapping[str, Any], scope: Scope, places: Mapping[str, str]) -> str:
     """The text of a named activation with its parameters."""
     known = [n for n, _ in ACTIVATIONS[op].parameters]
     for name in fields:
         if name not in known:
-            instead = closest(name, known) if known else f"no field: {op} has no parameter"
-            raise InputError(f"{op} has no field {shown(name)}", places[name], instead=instead)
+            instead = closest(name, known) if known else f"{{op: {op}}} without it"
+            raise InputError(f"{op} has no field {shown(name)}", places[name], "its fields are its parameters", instead)
     texts = [f"{n}={to_text(read_scalar(v, scope, places[n]))}" for n, v in fields.items()]
     return f"{op}({', '.join(texts)})" if texts else op
 
@@ -385,7 +419,8 @@ def _function(op: str, fields: Mapping[str, Any], scope: Scope, where: str, plac
 def _bounded(expr: sp.Expr, where: str) -> sp.Expr:
     """The expression, if multiplying it out stays small."""
     if _terms(expr) > MAX_TERMS:
-        raise InputError(f"multiplied out, this has more than {MAX_TERMS} terms", where, instead="a shorter expression")
+        raise InputError(f"multiplied out, this has more than {MAX_TERMS} terms", where,
+                         "widths and factors are multiplied out", "a shorter expression")
     return expr
 
 

@@ -100,8 +100,13 @@ _HINTS: Mapping[tuple[type, str], str] = {
     (Block, "inputs"): "inputs: {x: {}}: the block's own names for what it reads",
     (Layer, "name"): "- {name: fc1, op: linear, in: x, out_channels: n}",
     (Layer, "op"): "op: linear, or another layer or activation",
+    (Layer, ""): "{name: fc1, op: linear, in: x, out_channels: n}",
+    (Input, ""): "{channels: n}",
+    (Document, ""): "name: ..., inputs: ..., nodes: ...",
     (Block, "name"): "- {name: b, op: block, in: x, inputs: {x: {}}, nodes: [...]}",
 }
+_WHY_MISSING = {"inputs": "a network is a function of its inputs", "name": "other nodes refer to a node by its name",
+                "op": "it says which layer the node is"}
 _KINDS = {
     "string_type": ("a text", "a text, in quotes if it looks like a number"),
     "list_type": ("a list", "[...], or lines that begin with -"),
@@ -113,21 +118,24 @@ _KINDS = {
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_part(tree: Tree, kind: type[Model], path: Path, value: Any) -> Model | None:
-    """One part of a document; None, and every error reported, where it does not fit the schema.
+def read_part(tree: Tree, kind: type[Model], path: Path, value: Any) -> tuple[Model | None, set[str]]:
+    """One part of a document and the keys of it that do not fit, every error reported.
 
-    Keys that do not fit are left out where the rest can still be read.
+    The part is read without those keys; it is None where it cannot be.
     """
     if not isinstance(value, dict):
         if value is not POISON:
-            tree.errors.append(InputError(f"{shown(value)} is not a mapping", tree.where(path), instead="{key: value}"))
-        return None
+            tree.errors.append(InputError(f"{shown(value)} is not a mapping", tree.where(path),
+                                          "its parts have names", _HINTS.get((kind, ""), "{key: value}")))
+        return None, set()
     wrong = _wrong_keys(tree, kind, path, value)
     rest = {k: v for k, v in value.items() if k not in wrong}
+    if issubclass(kind, Body) and "inputs" not in rest:
+        rest["inputs"] = {}
     try:
-        return kind.model_validate(rest) if wrong else kind.model_validate(value)
+        return kind.model_validate(rest), wrong
     except ValidationError:
-        return None
+        return None, wrong
 
 
 def _wrong_keys(tree: Tree, kind: type[BaseModel], path: Path, value: dict[str, Any]) -> set[str]:
@@ -145,22 +153,28 @@ def _explained(tree: Tree, kind: type[BaseModel], path: Path, detail: ErrorDetai
     if detail["input"] is POISON:
         return None
     at: Path = (*path, *detail["loc"])
-    key, value, why = str(at[-1]), shown(detail["input"]), detail["type"]
-    if why == "missing":
-        return InputError(f"{key!r} is missing", tree.where(path), instead=_HINTS.get((kind, key), f"{key}: ..."))
-    if why == "extra_forbidden":
-        return InputError(f"unknown key {shown(key)}", tree.where(at, key=True), instead=closest(key, _keys(kind)))
-    if why == "literal_error":
-        return InputError(f"{key} {value} is not known", tree.where(at), instead="one of " + ", ".join(POLICIES))
-    if why == "expression":
+    key, value, kind_of = str(at[-1]), shown(detail["input"]), detail["type"]
+    if isinstance(at[-1], int):
+        key = f"{at[-2]} {key}"
+    if kind_of == "missing":
+        return InputError(f"{key!r} is missing", tree.where(path), _WHY_MISSING.get(key, "it has no default"),
+                          _HINTS.get((kind, key), f"{key}: ..."))
+    if kind_of == "extra_forbidden":
+        known = _keys(kind)
+        return InputError(f"unknown key {shown(key)}", tree.where(at, key=True),
+                          f"the keys here are {', '.join(known)}", closest(key, known))
+    if kind_of == "literal_error":
+        return InputError(f"{key} {value} is not known", tree.where(at), "it names what the initialization preserves",
+                          "one of " + ", ".join(POLICIES))
+    if kind_of == "expression":
         return InputError(f"{key}: {value} is not a number or an expression", tree.where(at),
-                          instead="a number, or an expression as text")
-    if why == "string_too_short":
-        return InputError(f"{key} is empty", tree.where(at), instead="a name")
-    if why == "string_too_long":
-        return InputError(f"{key} {value} is too long", tree.where(at), instead="at most 1000 characters")
-    wanted, instead = _KINDS.get(why, (detail["msg"], ""))
-    return InputError(f"{key}: {value} is not {wanted}", tree.where(at), instead=instead)
+                          "a formula is made of numbers and symbols", "a number, or an expression as text")
+    if kind_of == "string_too_short":
+        return InputError(f"{key} is empty", tree.where(at), "others refer to it by name", "a name")
+    if kind_of == "string_too_long":
+        return InputError(f"{key} {value} is too long", tree.where(at), "names are printed", "at most 1000 characters")
+    wanted, instead = _KINDS.get(kind_of, (detail["msg"], "what the page on graph files describes"))
+    return InputError(f"{key}: {value} is not {wanted}", tree.where(at), f"{key} is {wanted}", instead)
 
 
 def _keys(kind: type[BaseModel]) -> list[str]:

@@ -39,6 +39,8 @@ class Tree:
     places: dict[Path, tuple[int, int]] = field(default_factory=dict)
     keys: dict[Path, tuple[int, int]] = field(default_factory=dict)
     errors: list[VarflowError] = field(default_factory=list)
+    damaged: set[Path] = field(default_factory=set)
+    """Mappings of which a key could not be read."""
 
     def where(self, path: Path, key: bool = False) -> str:
         """``file:line:col`` of the value (its key) at a path, or of the nearest one around it."""
@@ -57,23 +59,29 @@ def read_tree(text: str, file: str) -> Tree:
     try:
         composer.read(YAML(typ="safe", pure=True).parse(text))
     except YAMLError as error:
-        raise _syntax_error(error, file) from None
+        raise _syntax_error(error, file, text) from None
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError, AssertionError) as error:
-        raise InputError("this is not YAML", file, f"the reader stopped with {type(error).__name__}",
-                         "a YAML 1.2 document") from None
+        line, column = max(composer.tree.places.values(), default=(1, 1))
+        where = f"{file}:{line}:{column}"
+        why = f"{type(error).__name__}: {error}"[:120]
+        raise InputError("this is not YAML: what follows cannot be read", where, why, "a YAML 1.2 document") from None
     return composer.tree
 
 
-def _syntax_error(error: Any, file: str) -> InputError:
+def _syntax_error(error: Any, file: str, text: str) -> InputError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-    if mark is None and isinstance(getattr(error, "position", None), int):
-        return InputError(f"character {error.position} is one that YAML does not allow", file,
-                          "control characters are not text", "printable characters, or an escape in double quotes")
+    if mark is None:
+        at = next((k for k, c in enumerate(text) if not (c.isprintable() or c in "\n\r\t\x85\u2028\u2029")), 0)
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        return InputError(f"the character {text[at : at + 1]!r} is one that YAML does not allow",
+                          f"{file}:{line}:{column}", "control characters are not text",
+                          "printable characters, or an escape in double quotes")
+    where = f"{file}:{mark.line + 1}:{mark.column + 1}"
     problem = str(getattr(error, "problem", "") or "it cannot be read")
     hint = "spaces for indentation, not tabs" if "\\t" in problem else (
-        "quotes around a text that has one of : # , [ ] { } & * ! | > % @ in it, and closed brackets")
-    return InputError(f"this is not YAML: {problem[:120]}", where, str(getattr(error, "context", "") or ""), hint)
+        "closed brackets and quotes, and quotes around a text with one of : # , [ ] { } & * ! | > % @ in it")
+    why = str(getattr(error, "context", "") or "found while reading")
+    return InputError(f"this is not YAML: {problem[:120]}", where, why, hint)
 
 
 _NULL, _TRUE, _FALSE = ("", "~", "null", "Null", "NULL"), ("true", "True", "TRUE"), ("false", "False", "FALSE")
@@ -99,7 +107,8 @@ class _Composer:
         self.kind(next(events))
         start = next(events)
         if self.kind(start) == "StreamEnd":
-            raise InputError("the file is empty", f"{self.tree.file}:1:1", instead="name: ..., inputs: ..., nodes: ...")
+            raise InputError("the file is empty", f"{self.tree.file}:1:1", "a network has inputs and nodes",
+                             "name: ..., inputs: ..., nodes: ...")
         self.directives(start)
         self.tree.value = self.compose(next(events), ())
         self.kind(next(events))
@@ -139,10 +148,11 @@ class _Composer:
         self.count += 1
         where = f"{self.tree.file}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         if len(path) >= MAX_LEVELS:
-            raise InputError(f"nested deeper than {MAX_LEVELS} levels", where, instead="flatter blocks")
+            raise InputError(f"nested deeper than {MAX_LEVELS} levels", where, "this is the limit of a graph file",
+                             "flatter blocks")
         if self.count > MAX_VALUES:
-            raise InputError(f"more than {MAX_VALUES} values in one file", where,
-                             instead="blocks with repeat, or a network built in Python")
+            raise InputError(f"more than {MAX_VALUES} values in one file", where, "this is the limit of a graph file",
+                             "blocks with repeat, or a network built in Python")
 
     def decoration(self, event: Any) -> None:
         if event.anchor:
@@ -162,6 +172,7 @@ class _Composer:
         while self.kind(event := next(self.events)) != "MappingEnd":
             name = self.key(event, path)
             if name is None or name in values:
+                self.tree.damaged.add(path)
                 self.compose(next(self.events), (*path, f"\0{self.count}"))
                 continue
             self.tree.keys[*path, name] = (event.start_mark.line + 1, event.start_mark.column + 1)
@@ -189,7 +200,8 @@ class _Composer:
         if text in _TRUE or text in _FALSE:
             return text in _TRUE
         if _INFINITE.fullmatch(text):
-            self.report(event, f"{text} is not a finite number", instead="a finite number or an expression")
+            self.report(event, f"{text} is not a finite number", "a law has finite moments",
+                        "a finite number or an expression")
             return POISON
         return self.number(event, text)
 
