@@ -26,7 +26,7 @@ FLOORS = (
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),
     ("laws",),
-    ("derive", "gain"),
+    ("derive", "evaluate", "gain"),
     ("simulate",),
     ("roots", "solve"),
     ("verify",),

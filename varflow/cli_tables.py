@@ -120,7 +120,7 @@ def ops_page() -> str:
 
 def replaced(text: str, name: str, content: str) -> str:
     """A Markdown text with the part between ``<!-- NAME -->`` and ``<!-- end NAME -->`` renewed."""
-    pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
+    pattern = rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end {name} -->)"
     return re.sub(pattern, lambda m: f"{m[1]}{content}{m[2]}", text, flags=re.DOTALL)
 
 

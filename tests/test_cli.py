@@ -1,0 +1,208 @@
+"""The command line: what it prints where, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from varflow import cli
+
+BLOCK = """
+name: block
+symbols: {n: {integer: true}}
+inputs: {x: {channels: n}}
+nodes:
+  - {name: fc1, op: linear, in: x, out_channels: n}
+  - {name: h, op: relu, in: fc1}
+  - {name: fc2, op: linear, in: h, out_channels: n}
+  - {name: y, op: add, in: [x, fc2]}
+"""
+WRONG = BLOCK.replace("in: x, out_channels: n}", "in: x, out_channels: n, variance: 2/fan_in}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["varflow", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Answer(end.value.code, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> str:
+    path = tmp_path / "block.yaml"
+    path.write_text(BLOCK)
+    return str(path)
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "varflow.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_is_fast() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        answer = shell("--help")
+        times.append(time.perf_counter() - start)
+        assert answer.returncode == 0
+    assert min(times) < 0.6
+    for command in ("derive", "solve", "verify", "export", "draw", "gain", "list", "demo", "doctor"):
+        assert command in answer.stdout
+
+
+def test_version(run: Run) -> None:
+    from varflow import __version__
+
+    assert run("--version").out == f"varflow {__version__}\n"
+
+
+def test_derive(run: Run, block: str) -> None:
+    answer = run("derive", block)
+    assert answer.status == 0
+    assert "s_fc1*s_fc2/2 + 1" in answer.out
+    assert "\x1b" not in answer.out
+    assert "--preserve" in answer.err
+
+
+def test_derive_json(run: Run, block: str) -> None:
+    document = run("derive", block, "--json").document
+    assert document["schema"] == 1
+    assert document["network"] == "block"
+    assert document["nodes"]["y"]["second_moment"] == "s_fc1*s_fc2/2 + 1"
+    assert document["nodes"]["x"]["grad_gain"] == "s_fc1*s_fc2/2 + 1"
+    assert document["weights"]["fc1"]["fan_in"] == "n"
+
+
+def test_numbers_at_values(run: Run, block: str) -> None:
+    answer = run("derive", block, "--json", "--set", "n=64", "--set", "s_fc1=2", "--set", "s_fc2=1/2")
+    assert answer.document["nodes"]["y"]["value"]["second_moment"] == pytest.approx(1.5)
+
+
+def test_solve(run: Run, block: str) -> None:
+    answer = run("solve", block, "--json")
+    assert answer.status == 0
+    assert answer.document["weights"]["fc1"]["variance"] == "2/n"
+    assert answer.document["preserve"] == "forward"
+    assert "solved for s_fc1, s_fc2: preserve forward" in answer.err
+
+
+def test_solve_as_asked(run: Run, block: str) -> None:
+    assert run("solve", block, "--json", "--preserve", "backward").document["preserve"] == "backward"
+    growth = run("derive", block, "--json", "--growth", "3/2").document
+    assert growth["nodes"]["y"]["second_moment"] == "3/2"
+    own = run("solve", block, "--json", "--equation", "q_y = 5", "--unknown", "s_fc2").document
+    assert own["weights"]["fc2"]["variance"] == "4/n"
+
+
+def test_gain(run: Run) -> None:
+    document = run("gain", "relu", "--json").document
+    assert document["init_gain"] == "sqrt(2)"
+    assert document["value"]["variance"] == pytest.approx(0.3408450569)
+    assert document["closed_form"]["init_gain"] is True
+    assert "1.41421" in run("gain", "relu").out
+    assert run("gain", "x*tanh(x)", "--q", "2").status == 0
+    assert run("gain", "x^2", "--q", "q", "--set", "q=2", "--json").document["value"]["second_moment"] == 12
+
+
+def test_list(run: Run) -> None:
+    assert "mlp_relu" in run("list").out
+    graphs = run("list", "--json").document["graphs"]
+    assert all(g["source"] for g in graphs)
+    ops = run("list", "--ops", "--json").document
+    assert ops["activations"]["gelu"]["value"]["init_gain"] == pytest.approx(1.5335304)
+    assert ops["layers"]["linear"]["lemma"]
+
+
+def test_doctor(run: Run) -> None:
+    parts = run("doctor", "--json").document["parts"]
+    assert parts["numpy"]["found"]
+    assert {"LaTeX", "CUDA", "kernel cache", "threads"} <= set(parts)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["derive", "nothing.yaml"], "nothing.yaml"),
+    (["derive", "mlp_rel"], "mlp_relu"),
+    (["derive", "mlp_relu", "--set", "n"], "--set n=512"),
+    (["derive", "mlp_relu", "--set", "n=1", "--set", "n=2"], "twice"),
+    (["derive", "mlp_relu", "--set", "k=1"], "no such symbol"),
+    (["derive", "mlp_relu", "--set", "n=oo"], "--set n"),
+    (["solve", "mlp_relu", "--preserve", "sideways"], "forward, backward"),
+    (["verify", "mlp_relu"], "--set n=NUMBER"),
+    (["gain", "rel"], "rel"),
+    (["gain", "__import__('os')"], "column"),
+    (["draw", "mlp_relu"], "not part of this version"),
+    (["export", "residual_block", "-o", "x.html"], "HTML"),
+    (["export", "residual_block", "-o", "x.doc"], ".tex"),
+    (["derive"], "GRAPH"),
+    (["frobnicate"], "frobnicate"),
+])
+def test_bad_input(run: Run, arguments: list[str], words: str) -> None:
+    answer = run(*arguments)
+    assert answer.status == 2
+    assert answer.out == ""
+    assert words in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_internal_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from varflow import cli_doctor
+
+    def fails(json: bool) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(cli_doctor, "run", fails)
+    answer = run("doctor")
+    assert answer.status == 70
+    assert "--debug" in answer.err
+    assert "Traceback" not in answer.err
+    assert "Traceback" in run("doctor", "--debug").err
+
+
+def test_names_cannot_command_the_terminal(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(BLOCK.replace("name: block", 'name: "[red]\\e[2Jx"'))
+    answer = run("derive", str(path))
+    assert "\x1b" not in answer.out + answer.err
+    assert answer.status == 2 or "[red]" in answer.out
+
+
+def test_closed_pipe(block: str) -> None:
+    command = f"{sys.executable} -m varflow.cli derive {block} --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0
+    assert answer.stderr.count("\n") <= 1
