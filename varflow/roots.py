@@ -112,7 +112,7 @@ def _bracketed(f: Callable[[Any], Any]) -> list[float]:
     values = np.broadcast_to(np.asarray(f(grid), dtype=float), grid.shape)
     found = [float(x) for x in grid[values == 0.0]]
     for a, b, fa, fb in zip(grid, grid[1:], values, values[1:], strict=False):
-        if np.isfinite(fa) and np.isfinite(fb) and fa * fb < 0:
+        if np.isfinite(fa) and np.isfinite(fb) and np.sign(fa) * np.sign(fb) < 0:
             found.append(float(brentq(lambda x: float(f(x)), a, b, xtol=1e-300, rtol=1e-14)))
     return sorted(found)
 
@@ -122,6 +122,9 @@ def solve_system(equations: Sequence[sp.Eq], unknowns: Sequence[sp.Symbol]) -> l
 
     Raises SolveError where there is none.
     """
+    if len(equations) != len(unknowns):
+        raise SolveError(f"{len(equations)} equation(s) for {len(unknowns)} unknown(s)",
+                         instead="as many equations as unknowns")
     if len(unknowns) == 1:
         root = solve_for(equations[0].lhs, equations[0].rhs, unknowns[0])
         if root.value is None:

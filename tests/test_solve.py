@@ -1,0 +1,212 @@
+"""Solved initializations: textbook answers, merges, ties, depth, equations, and refusals."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import sympy as sp
+
+import varflow as vf
+from varflow.errors import SolveError, VarflowError
+from varflow.roots import solve_for, solve_system
+
+
+def chain(function: str, depth: int = 2, symbolic: bool = True) -> vf.Network:
+    net = vf.Network("chain")
+    widths = ["d", *["n"] * depth, "k"] if symbolic else [48, *[96] * depth, 32]
+    x = net.input("x", channels=widths[0])
+    for i in range(depth):
+        x = net.activation(net.linear(x, widths[i + 1], name=f"l{i}"), function, name=f"h{i}")
+    net.linear(x, widths[-1], name="out")
+    return net
+
+
+def variance(solution: vf.Solution, name: str) -> sp.Expr:
+    d = {s.name: s for s in solution[name].variance.free_symbols}
+    return sp.nsimplify(solution[name].variance.subs({s: sp.Symbol(n) for n, s in d.items()}))
+
+
+n, d, k = sp.symbols("n d k")
+
+
+@pytest.mark.parametrize(("function", "gain"), [
+    ("identity", 1), ("relu", 2), ("leaky_relu(0.2)", sp.Rational(25, 13)), ("abs", 1), ("tanh", 1), ("sin", 1)])
+def test_forward_scale_of_known_activations(function: str, gain: sp.Expr) -> None:
+    s = vf.solve(chain(function), preserve="forward")
+    assert sp.cancel(variance(s, "l0") - gain / d) == 0
+    assert sp.cancel(variance(s, "l1") - gain / n) == 0
+
+
+@pytest.mark.parametrize("function", ["identity", "tanh"])
+def test_glorot(function: str) -> None:
+    assert variance(vf.solve(chain(function), preserve="forward"), "l0") == 1 / d
+    assert variance(vf.solve(chain(function), preserve="backward"), "l0") == 1 / n
+    assert sp.cancel(variance(vf.solve(chain(function), preserve="harmonic"), "l0") - 2 / (d + n)) == 0
+    geometric = vf.solve(chain(function), preserve="geometric")["l0"].variance ** 2
+    assert sp.cancel(geometric * sp.prod(geometric.free_symbols)) == 1
+
+
+def test_saturating_answer_says_that_it_is_approximate() -> None:
+    assert any("small signals" in note for note in vf.solve(chain("tanh")).notes)
+    assert vf.solve(chain("relu")).notes == ()
+
+
+def test_gelu_against_mpmath() -> None:
+    s = float(vf.solve(chain("gelu", symbolic=False))["l0"].init_gain) ** 2
+    f = lambda z: z * mpmath.ncdf(z)  # noqa: E731
+    moment = mpmath.quad(lambda z: f(mpmath.sqrt(s) * z) ** 2 * mpmath.npdf(z), [-12, 0, 12])
+    assert abs(float(moment) - 1) < 1e-8
+
+
+def test_backward_gelu_keeps_the_gradient() -> None:
+    net = chain("gelu", depth=1, symbolic=False)
+    solved = vf.solve(net, preserve="backward").derivation
+    assert solved["x"].numeric()["grad_second_moment"] == pytest.approx(1, rel=1e-8)
+
+
+def test_solved_chain_preserves() -> None:
+    forward = vf.solve(chain("relu", 6)).derivation
+    assert {forward[f"h{i}"].second_moment for i in range(6)} == {1}
+    backward = vf.solve(chain("relu", 6), preserve="backward").derivation
+    assert {backward[f"h{i}"].grad_second_moment for i in range(6)} == {1}
+
+
+def residual(scale: str | None = None, repeat: str | int = "L", norm: bool = False) -> vf.Network:
+    block = vf.Network("block")
+    x = block.input("x", channels="n")
+    h = block.layer_norm(x, name="ln") if norm else x
+    h = block.linear(block.relu(block.linear(h, "n", name="fc1")), "n", name="fc2")
+    block.add(x, block.scale(h, scale) if scale else h, name="y")
+    net = vf.Network("residual")
+    net.block(block, net.input("x", channels="n"), repeat=repeat, name="blk")
+    return net
+
+
+def test_branch_end_gets_unit_gain_and_the_stream_doubles() -> None:
+    d = vf.solve(residual()).derivation
+    depth = d.network.symbols["L"]
+    assert sp.simplify(d["blk"].second_moment / 2**depth) == 1
+    assert sp.simplify(d["x"].grad_second_moment / 2**depth) == 1
+
+
+def test_scale_on_a_branch_is_left_to_act() -> None:
+    d = vf.solve(residual("1/sqrt(L)")).derivation
+    depth = d.network.symbols["L"]
+    assert sp.limit(d["blk"].second_moment, depth, sp.oo) == sp.E
+    assert vf.solve(residual("1/sqrt(L)"))["blk.fc2"].init_gain == 1
+
+
+def test_growth_over_symbolic_depth() -> None:
+    s = vf.solve(residual(), growth="E")
+    depth = s.network.symbols["L"]
+    assert sp.simplify(s["blk.fc2"].init_gain ** 2 - (sp.exp(1 / depth) - 1)) == 0
+    assert sp.simplify(s.derivation["blk"].second_moment) == sp.E
+
+
+def test_growth_over_a_number_of_blocks() -> None:
+    s = vf.solve(residual(repeat=5), growth=3)
+    assert s.derivation["blk"].numeric({"n": 64})["second_moment"] == pytest.approx(3, rel=1e-10)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_symbolic_depth_equals_unrolled(norm: bool) -> None:
+    symbolic = vf.solve(residual(norm=norm)).derivation
+    numbers = symbolic.numeric({"n": 64, "L": 7})
+    unrolled = vf.derive(symbolic.network.bind({"n": 64, "L": 7}))
+    for i in (0, 3, 6):
+        at = symbolic.numeric({"n": 64, "L": 7, "l": i})
+        for name in ("fc1", "fc2", "y"):
+            mine, other = at[f"blk[l].{name}"], unrolled[f"blk[{i}].{name}"].numeric()
+            for field in ("second_moment", "grad_second_moment"):
+                assert mine[field] == pytest.approx(other[field], rel=1e-10)
+    assert numbers["x"]["grad_second_moment"] == pytest.approx(unrolled["x"].numeric()["grad_second_moment"])
+
+
+def test_map_without_closed_form_is_null_and_still_has_numbers() -> None:
+    block = vf.Network("block")
+    block.gelu(block.linear(block.input("x", channels="n"), "n", name="fc", variance="2/fan_in"))
+    net = vf.Network("net")
+    net.block(block, net.input("x", channels="n"), repeat="L", name="blk")
+    d = vf.derive(net)
+    assert d["blk"].second_moment is None
+    unrolled = vf.derive(net.bind({"n": 64, "L": 4}))
+    assert d["blk"].numeric({"n": 64, "L": 4})["second_moment"] == unrolled["blk"].numeric()["second_moment"]
+
+
+def test_budgets_share_a_sum() -> None:
+    net = vf.Network("branches")
+    x = net.input("x", channels="n")
+    net.add(*(net.linear(net.relu(net.linear(x, "n", name=f"a{i}")), "n", name=f"b{i}") for i in range(3)), name="y")
+    s = vf.solve(net, budgets={f"b{i}": "1/3" for i in range(3)})
+    assert s.derivation["y"].second_moment == 1
+    assert vf.solve(net).derivation["y"].second_moment == 3
+
+
+def test_tied_weight_has_one_condition_for_the_whole_path() -> None:
+    net = vf.Network("tied")
+    h = net.relu(net.linear(net.input("x", channels="n"), "n", weight="W"))
+    net.linear(h, "n", weight="W", transpose=True, name="y")
+    s = vf.solve(net)
+    assert sp.simplify(s["W"].init_gain ** 2 - 2 / sp.sqrt(3)) == 0
+    assert sp.simplify(s.derivation["y"].second_moment) == 1
+
+
+def test_rectangular_tied_weight_solves_and_lowers_again() -> None:
+    net = vf.Network("tied")
+    h = net.relu(net.linear(net.input("x", channels=32), 96, weight="W"))
+    net.linear(h, 32, weight="W", transpose=True, name="y")
+    assert vf.solve(net).derivation["y"].numeric()["second_moment"] == pytest.approx(1)
+
+
+def test_dropout_and_sparsity_are_compensated() -> None:
+    net = vf.Network("d")
+    net.dropout(net.relu(net.linear(net.input("x", channels="n"), "m", keep="1/4", name="a")), "p")
+    s = vf.solve(net)
+    p, width = s.network.symbols["p"], s.network.symbols["n"]
+    assert sp.simplify(s["a"].variance - 8 * (1 - p) / width) == 0
+
+
+def test_equations_of_the_users_own() -> None:
+    net = chain("relu", 1)
+    s = vf.solve(net, equations=["q_out = 3"], unknowns=["s_out"])
+    assert s["out"].init_gain == sp.sqrt(3)
+    two = vf.solve(net, equations=["q_h0 = 1/2", "q_out = 2"], unknowns=["s_l0", "s_out"])
+    assert (two["l0"].init_gain ** 2, two["out"].init_gain ** 2) == (1, 4)
+
+
+def test_conditions_without_solution_say_why() -> None:
+    with pytest.raises(SolveError):
+        vf.solve(chain("relu", 1), equations=["q_out = -1"], unknowns=["s_out"])
+    with pytest.raises(VarflowError):
+        vf.solve(chain("relu", 1), preserve="sideways")
+    with pytest.raises(SolveError, match="equation"):
+        vf.solve(chain("relu", 1), equations=["q_out = s_l0"], unknowns=["s_out", "s_l0"])
+
+
+def test_two_positive_solutions_are_both_named() -> None:
+    v = sp.Symbol("v", positive=True)
+    root = solve_for(v**2 + 2, 3 * v, v)
+    assert (root.value, root.others) == (1, (2,))
+
+
+def test_answers_are_checked_by_substitution() -> None:
+    v = sp.Symbol("v", positive=True)
+    assert solve_for(v + 1, sp.S.Zero, v).value is None
+    assert abs(float(solve_for(sp.exp(v) * v, sp.S(2), v).value) - 0.8526055020137254) < 1e-12
+
+
+def test_coupled_equations_are_solved_together() -> None:
+    a, b = sp.symbols("a b", positive=True)
+    x, y = solve_system([sp.Eq(a * b, 6), sp.Eq(a + b, 5)], [a, b])
+    assert sorted([float(x.value), float(y.value)]) == pytest.approx([2, 3], rel=1e-8)
+
+
+def test_uniform_and_truncated_say_how_to_draw() -> None:
+    net = vf.Network("draws")
+    x = net.input("x", channels="n")
+    x = net.linear(x, "m", name="u", distribution="uniform")
+    net.linear(x, "k", name="t", distribution="truncated_normal")
+    s = vf.solve(net, preserve="harmonic")
+    assert s["u"].draw == "uniform on (-a, a), a = sqrt(6)/sqrt(m + n)"
+    drawn = float(str(s["t"].draw).split("std ")[1].split("*")[0])
+    assert drawn == pytest.approx(1 / 0.87962566103423978, rel=1e-12)
