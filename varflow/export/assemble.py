@@ -36,6 +36,7 @@ MEANINGS = {
     "s": r"scale of weight $i$: $\mathrm{fan_{in}} \operatorname{Var}(W_{ij})$",
 }
 """Kinds of symbols, in words and formulas that LaTeX and Markdown both read."""
+MEAN_LABEL = {"wide": "a wide limit", "closure": "an approximation"}
 GENERAL = (
     "Weights are independent of each other and of the inputs; the entries of one weight are independent with mean "
     "zero, unless it is stated to be orthogonal or constant.",
@@ -174,6 +175,8 @@ class Assembly:
     def _remarks(self, step: Step) -> Iterable[str]:
         yield from step.assumptions
         for line in step.lines:
+            if line.main and line.exactness != step.exactness:
+                yield f"The mean is {MEAN_LABEL.get(line.exactness, line.exactness)}."
             if line.template is None:
                 yield f"{self.notation.text(line.name)} has no formula; its number is computed from a population."
 

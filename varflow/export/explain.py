@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from varflow.errors import InputError
 from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT
 from varflow.export.steps import BACKWARD, FORWARD, Step, Steps
+from varflow.export.assemble import Assembly
+from varflow.export.markdown import cited, display, inline, names, prose
+from varflow.export.names import markdown_code, markdown_text
 from varflow.fields import closest
 from varflow.laws.moments import Moment
 
@@ -39,22 +43,18 @@ def explain(subject: Any, node: str) -> Explanation:
 
 class _Chain:
     def __init__(self, steps: Steps, node: str) -> None:
-        from varflow.export.assemble import Assembly
-
         self.steps, self.node = steps, node
         self.assembly = Assembly(steps)
 
     def text(self) -> str:
         """All of it."""
-        from varflow.export.names import markdown_code
-
         parts = [f"# The chain of steps behind {markdown_code(self.node)}"]
         seen: set[tuple[str, str]] = set()
         for direction in (FORWARD, BACKWARD):
             needed = self._needed(direction) - seen
             seen |= needed
             parts += self._pass(direction, needed)
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join([*parts, *self._references()]) + "\n"
 
     def _needed(self, direction: str) -> set[tuple[str, str]]:
         """(value, direction) of every step that the node's own moments rest on."""
@@ -70,17 +70,21 @@ class _Chain:
             for line in step.lines if step else ():
                 moments = [self.steps.canonical(a).index for a in line.args if isinstance(a, Moment)]
                 pending += [owner[i] for i in moments if i in owner]
+            pending += [(v, at[1]) for v in self.steps.neighbours(*at) if self._constant(v, at[1])]
             pending += [(line.shared.node, at[1]) for line in (step.lines if step else ()) if line.shared]
         return found
 
-    @property
+    def _constant(self, value: str, direction: str) -> bool:
+        """Whether a neighbour's moment is an expression that equations contain without naming it."""
+        law = self.steps.law(value, direction)
+        return law is not None and law.second is not None and not isinstance(law.second, Moment)
+
+    @cached_property
     def _owners(self) -> dict[int, tuple[str, str]]:
-        if not hasattr(self, "_owned"):
-            self._owned = {line.moment.index: (value, direction) for direction in (FORWARD, BACKWARD)
-                           for value in self.steps.ordered(direction)
-                           if (step := self.steps.step(value, direction)) is not None
-                           for line in step.lines if line.moment is not None and line.shared is None}
-        return self._owned
+        return {line.moment.index: (value, direction) for direction in (FORWARD, BACKWARD)
+                for value in self.steps.ordered(direction)
+                if (step := self.steps.step(value, direction)) is not None
+                for line in step.lines if line.moment is not None and line.shared is None}
 
     def _pass(self, direction: str, needed: set[tuple[str, str]]) -> list[str]:
         told = [(way, [s for s in group if (s.node, way) in needed])
@@ -95,8 +99,6 @@ class _Chain:
         return [f"## {direction.capitalize()}", *texts]
 
     def _step(self, group: list[Step]) -> str:
-        from varflow.export.markdown import cited, display, inline, names, prose
-
         entry = self.assembly.entry(group)
         rules = [r for r in self.assembly.rules.values() if r.number in entry.rules]
         times = f" ({entry.nodes.count} times)" if entry.nodes.count > 1 else ""
@@ -106,7 +108,9 @@ class _Chain:
         head = f"**{names(entry.nodes)}**{times}{index}: {prose(entry.layer)}{from_}"
         label = f"{EXACTNESS_TEXT[entry.exactness]}, {TIER_TEXT[entry.tier]}"
         why = " ".join(f"{prose(r.sentence)}{cited(r.citations)}" for r in rules)
-        sources = "; ".join(dict.fromkeys(self.assembly.references.entries[c.number - 1].text
-                                          for r in rules for c in r.citations))
-        parts = [f"{head} ({label}). {why}", display(entry.equations)]
-        return "\n\n".join(p for p in (*parts, f"<sub>{prose(sources)}</sub>" if sources else "") if p.strip())
+        return "\n\n".join(p for p in (f"{head} ({label}). {why}".strip(), display(entry.equations).strip()) if p)
+
+    def _references(self) -> list[str]:
+        entries = self.assembly.references.entries
+        listed = "\n".join(f"{i}. {markdown_text(r.text)}" for i, r in enumerate(entries, start=1))
+        return ["## References", listed] if entries else []

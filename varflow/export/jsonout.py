@@ -70,7 +70,7 @@ class _Writer:
 
     @property
     def steps(self) -> Steps:
-        """Names of all moments; made when a formula is too long to be written out."""
+        """Names of all moments."""
         if self._steps is None:
             self._steps = Steps(self.derivation)
         return self._steps
@@ -81,8 +81,8 @@ class _Writer:
         fields: dict[str, Any] = {f: text_of(formulas[f]) for f in FIELDS}
         fields |= {
             "exactness": law.exactness, "grad_exactness": law.grad_exactness, "tier": law.tier,
-            "assumptions": list(law.assumptions), "equation": text_of(law.equation),
-            "grad_equation": text_of(law.grad_equation), "value": None if numbers is None else numbers[law.name]}
+            "assumptions": list(law.assumptions), "equation": self.equation(law.name, FORWARD),
+            "grad_equation": self.equation(law.name, BACKWARD), "value": None if numbers is None else numbers[law.name]}
         return fields
 
     def formulas(self, law: NodeLaw) -> dict[str, sp.Expr | None]:
@@ -129,6 +129,15 @@ class _Writer:
             told = self.steps.argument(a)
             table[place(i, a)] = sp.Symbol(readable(told)) if isinstance(told, Name) else told
         return text_of(template.subs(table, simultaneous=True))
+
+    def equation(self, value: str, direction: str) -> str | None:
+        """The local step: this second moment over the moments it is made of."""
+        step = self.steps.step(value, direction) if self.steps.node_of(value) else None
+        if step is None:
+            return None
+        line = step.main
+        side = self._side(line.template, line.args)
+        return None if side is None else f"{readable(line.name)} == {side}"
 
     def _over(self, q: sp.Expr | None, source: str) -> sp.Expr | None:
         below = self.told(self.derivation[source].forward.second, source, "q")

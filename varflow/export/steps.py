@@ -100,6 +100,7 @@ class Steps:
         self._known: dict[object, Moment] = {}
         self._variants: dict[tuple[str, str], int] = defaultdict(int)
         self._scales = {s: Name("s", s.name[2:]) for s in derivation.unknowns().values()}
+        self._groups: dict[str, list[list[Step]]] = {}
         self._own_names()
         self._auxiliary: dict[tuple[str, str], list[Moment]] = defaultdict(list)
         self._place_auxiliary()
@@ -246,13 +247,14 @@ class Steps:
         """The equation with sums that a neighbour's moment already names replaced by it."""
         template, args = m.template, m.args
         assert template is not None
-        for other in self._neighbours(value, direction):
+        for other in self.neighbours(value, direction):
             for kind, quantity in self.own(other, direction):
                 if isinstance(quantity, Moment) and kind == self.names[m.index].kind:
                     template, args = _telescoped(template, args, self.canonical(quantity), m)
         return template, args
 
-    def _neighbours(self, value: str, direction: str) -> tuple[str, ...]:
+    def neighbours(self, value: str, direction: str) -> tuple[str, ...]:
+        """The values a step follows from: inputs forward, readers' outputs backward."""
         node = self.node_of(value)
         assert node is not None
         if direction == FORWARD:
@@ -272,6 +274,11 @@ class Steps:
 
     def groups(self, direction: str) -> list[list[Step]]:
         """Steps of one pass, equal ones together, in the order of the first of each."""
+        if direction not in self._groups:
+            self._groups[direction] = self._grouped(direction)
+        return self._groups[direction]
+
+    def _grouped(self, direction: str) -> list[list[Step]]:
         found: dict[object, list[Step]] = {}
         for value in self.ordered(direction):
             step = self.step(value, direction)
