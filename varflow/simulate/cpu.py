@@ -1,0 +1,288 @@
+"""The program on the processor: each draw's weights, inputs and masks, forward and backward, with kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varflow.errors import InputError, UnsupportedError
+from varflow.program import (
+    Bias,
+    Concat,
+    Contract,
+    Cotangent,
+    Embed,
+    Flatten,
+    Input,
+    Mask,
+    Permute,
+    Pointwise,
+    PositionExpand,
+    PositionMean,
+    Program,
+    Slice,
+    Standardize,
+    StandardizeBackward,
+    Unflatten,
+)
+from varflow.simulate import kernels
+from varflow.simulate.jit import get_threads, set_threads
+from varflow.simulate.kernels_pointwise import pointwise
+from varflow.simulate.kernels_standardize import standardize, standardize_backward
+from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, number, samples_of
+from varflow.simulate.rng import sample
+from varflow.simulate.statistics import BLOCK, Rows, Statistics
+from varflow.symbols import arg
+
+Value = NDArray[np.float32]
+
+MEMORY = 256 * 2**20
+"""Bytes that the values of one chunk of draws may occupy."""
+MOST_DRAWS = 1024
+METHODS = ("sampled", "auto")
+
+
+class Chunk:
+    """Consecutive draws carried through the program together; values are (draws, samples x positions, channels)."""
+
+    def __init__(self, plan: Plan, seed: int, first_draw: int, draws: int) -> None:
+        self.plan, self.draws = plan, draws
+        self.place: dict[str, Any] = {"seed": seed, "first_draw": first_draw}
+        self.values: dict[int, Value] = {}
+        self.stored: dict[str, Value] = {}
+
+    def rows(self) -> Rows:
+        """Moments of every measured value, draw by draw."""
+        plan = self.plan
+        rows = np.zeros((self.draws, plan.column_count, 3))
+        for step in plan.steps:
+            value = self._value(step, [self.values[a] for a in step.instruction.args])
+            self.values[step.value] = value
+            if step.column is not None:
+                rows[:, step.column] = kernels.moments(value)
+            for name in step.gradients:
+                rows[:, plan.columns["weight", name], 1] = self._weight_gradient(name)
+            for dead in step.free:
+                del self.values[dead]
+        return rows
+
+    def _shape(self, step: Step) -> tuple[int, int, int]:
+        return self.draws, self.plan.samples * step.positions, step.channels
+
+    def _full(self, value: Value, channels: int, places: int) -> Value:
+        return np.ascontiguousarray(np.broadcast_to(value, (self.draws, places, channels)))
+
+    def _weight_gradient(self, name: str) -> NDArray[np.float64]:
+        pairs = self.plan.program.weight_gradients[name]
+        uses = [(self.values[row], self.values[column]) for row, column in pairs]
+        return kernels.weight_gradient_moment(uses)
+
+    def _value(self, step: Step, args: list[Value]) -> Value:
+        match step.instruction.primitive:
+            case Input() | Cotangent() | Bias() | Mask() as source:
+                return self._source(source, step)
+            case Contract(weight=name, transpose=transpose):
+                return self._contract(name, transpose, args[0])
+            case Pointwise(expr=expr):
+                symbols = [arg(i) for i in range(len(args))]
+                return pointwise(expr, symbols, *args, shape=self._shape(step))
+            case Standardize() as norm:
+                return standardize(args[0], **self._norm(norm))
+            case StandardizeBackward(forward=norm):
+                return standardize_backward(args[0], args[1], **self._norm(norm))
+            case Concat():
+                return np.concatenate(args, axis=2)
+            case _:
+                return self._moved(step, args[0])
+
+    @staticmethod
+    def _norm(norm: Standardize) -> dict[str, Any]:
+        options = {"center": norm.center, "eps": number(norm.eps, "eps")}
+        if norm.axis == "channel":
+            return options | {"axis": "channel", "groups": int(norm.groups)}
+        return options | {"axis": "batch"}
+
+    # -- sources -------------------------------------------------------------------------------------
+
+    def _sample(self, kind: str, source: Any, size: int, distribution: str = "normal", **options: float) -> Value:
+        tensor = self.plan.tensors.of(kind, source.name)
+        return sample(distribution, (self.draws, size), tensor=tensor, **self.place, **options)
+
+    def _source(self, source: Input | Cotangent | Bias | Mask, step: Step) -> Value:
+        draws, places, channels = shape = self._shape(step)
+        match source:
+            case Input():
+                return self._input(source, step)
+            case Bias(variance=variance, distribution=distribution):
+                std = math.sqrt(number(variance, f"the variance of {source.name!r}"))
+                return self._sample("Bias", source, channels, distribution, scale=std).reshape(draws, 1, channels)
+            case Mask(keep=keep, per_sample=per_sample):
+                p = number(keep, f"the share that {source.name!r} keeps")
+                size = self.plan.samples if per_sample else places * channels
+                mask = self._sample("Mask", source, size, "bernoulli", parameter=p)
+                if per_sample:
+                    return np.repeat(mask.reshape(draws, size, 1), step.positions, axis=1)
+                return mask.reshape(shape)
+        return self._sample("Cotangent", source, places * channels).reshape(shape)
+
+    def _input(self, law: Input, step: Step) -> Value:
+        mean = number(law.mean, f"the mean of {law.name!r}")
+        variance = number(law.second_moment - law.mean**2, f"the variance of {law.name!r}")
+        shape = self._shape(step)
+        z = self._sample("Input", law, shape[1] * shape[2], scale=math.sqrt(variance)).reshape(shape)
+        z = _correlated(z, law, self.plan.samples, step.positions)
+        if mean:
+            z += np.float32(mean)
+        return z
+
+    # -- weights -------------------------------------------------------------------------------------
+
+    def _contract(self, name: str, transpose: bool, x: Value) -> Value:
+        matrix = self.plan.matrices[name]
+        if isinstance(matrix, Orthogonal):
+            if name not in self.stored:
+                self.stored[name] = self._haar(matrix)
+            return kernels.multiply(x, self.stored[name], transpose=transpose)
+        return kernels.contract(x, matrix, transpose=transpose, **self.place)
+
+    def _haar(self, m: Orthogonal) -> Value:
+        q = kernels.haar(m.rows, m.columns, tensor=m.tensor, draws=self.draws, scale=m.scale, **self.place)
+        if m.keep < 1:
+            size = (self.draws, m.rows * m.columns)
+            mask = sample("bernoulli", size, tensor=m.mask_tensor, parameter=m.keep, **self.place)
+            q *= mask.reshape(q.shape)
+        return q
+
+    # -- moving coordinates --------------------------------------------------------------------------
+
+    def _moved(self, step: Step, x: Value) -> Value:
+        draws, places, channels = self._shape(step)
+        match step.instruction.primitive:
+            case PositionMean():
+                return kernels.position_mean(x, x.shape[1] // self.plan.samples)
+            case PositionExpand():
+                return kernels.position_expand(x, step.positions)
+            case Slice(start=start):
+                return np.ascontiguousarray(x[:, :, int(start) : int(start) + channels])
+            case Embed(start=start):
+                out = np.zeros((draws, places, channels), np.float32)
+                out[:, :, int(start) : int(start) + x.shape[2]] = x
+                return out
+            case Permute(name=name, inverse=inverse):
+                order = self._order(name, channels)
+                order = np.argsort(order, axis=1) if inverse else order
+                return np.take_along_axis(x, order[:, None, :], axis=2)
+            case Flatten():
+                parts = x.reshape(draws, self.plan.samples, -1, x.shape[2])
+                return np.ascontiguousarray(parts.swapaxes(2, 3)).reshape(draws, places, channels)
+            case Unflatten():
+                parts = x.reshape(draws, self.plan.samples, channels, step.positions)
+                return np.ascontiguousarray(parts.swapaxes(2, 3)).reshape(draws, places, channels)
+            case other:
+                raise UnsupportedError(f"the simulator knows no {type(other).__name__}")
+
+    def _order(self, name: str, channels: int) -> NDArray[np.int64]:
+        """The permutation of this name, one for each draw."""
+        tensor = self.plan.tensors.of("Permute", name)
+        keys = sample("uniform", (self.draws, channels), tensor=tensor, **self.place)
+        return np.argsort(keys, axis=1, kind="stable")
+
+
+def _correlated(z: Value, law: Input, samples: int, positions: int) -> Value:
+    """Independent entries made correlated between positions and between samples: the covariance's three
+    eigenspaces (differences of positions, of samples, and the mean) are scaled by the roots of its eigenvalues.
+
+    Raises InputError for correlations that are no covariance.
+    """
+    within = number(law.position_correlation, "position_correlation") if positions > 1 else 1.0
+    across = number(law.sample_correlation, "sample_correlation") if samples > 1 else within
+    if (positions == 1 or within == 0.0) and (samples == 1 or across == 0.0):
+        return z
+    apart = 1 - within
+    between = apart + positions * (within - across)
+    together = apart + positions * within + positions * (samples - 1) * across
+    if samples == 1:
+        between, together = 0.0, apart + positions * within
+    if min(apart, between, together) < -1e-12:
+        raise InputError(
+            f"input {law.name!r}: correlations {law.position_correlation} between positions and "
+            f"{law.sample_correlation} between samples are no covariance", instead="larger correlations",
+        )  # fmt: skip
+    parts = z.reshape(z.shape[0], samples, positions, -1).astype(np.float64)
+    by_sample = parts.mean(axis=2, keepdims=True)
+    overall = by_sample.mean(axis=1, keepdims=True)
+    roots = [math.sqrt(max(e, 0.0)) for e in (apart, between, together)]
+    mixed = roots[0] * (parts - by_sample) + roots[1] * (by_sample - overall) + roots[2] * overall
+    return np.ascontiguousarray(mixed.reshape(z.shape), np.float32)
+
+
+class Simulator:
+    """A program ready to be drawn from; see `simulate`."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        seed: int = 0,
+        samples: int | None = None,
+        nodes: Collection[str] | None = None,
+        weights: bool = False,
+        method: str = "auto",
+        threads: int | None = None,
+        large_batch: int = LARGE_BATCH,
+        memory: int = MEMORY,
+    ) -> None:
+        if method not in METHODS:
+            raise UnsupportedError(f"method {method!r} is not in this version", instead=" or ".join(METHODS))
+        self.seed, self.threads = seed, threads
+        batch = samples_of(program, large_batch)
+        if batch is not None and samples not in (None, batch):
+            raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
+        self.plan = make_plan(program, batch or samples or 1, nodes, weights)
+        self.chunk = max(1, min(MOST_DRAWS, memory // max(self.plan.bytes_per_draw, 1)))
+
+    def run(
+        self, draws: int, first_draw: int = 0, after_chunk: Callable[[Statistics], None] | None = None
+    ) -> Statistics:
+        """Draws ``first_draw`` to ``first_draw + draws``."""
+        result = Statistics(self.plan.columns)
+        before = get_threads()
+        set_threads(self.threads or before)
+        try:
+            for start in range(first_draw, first_draw + draws, self.chunk):
+                count = min(self.chunk, first_draw + draws - start)
+                with np.errstate(all="ignore"):
+                    result.add(Chunk(self.plan, self.seed, start, count).rows(), start)
+                if after_chunk is not None:
+                    after_chunk(result)
+        finally:
+            set_threads(before)
+        return result
+
+
+def simulate(
+    program: Program, draws: int, *, seed: int = 0, first_draw: int = 0, threads: int | None = None,
+    method: str = "auto", samples: int | None = None, values: Collection[str] | None = None, weights: bool = False,
+    large_batch: int = LARGE_BATCH, memory: int = MEMORY,
+) -> Statistics:  # fmt: skip
+    """Moments of nodes' values and gradients over independent draws of weights, inputs, masks and cotangents.
+
+    A draw carries ``samples`` inputs (1 unless said; the batch size where there is a batch norm, ``large_batch``
+    where that states none) through one network. ``values`` names the nodes to measure (None: all); ``weights``
+    adds the gradients of weights. Random numbers depend on (seed, draw, name of the tensor, element) alone:
+    ``threads`` and ``memory`` (bytes for the values of a chunk of draws) change no bit, and statistics of disjoint
+    ranges of draws merge to those of the whole.
+    Raises InputError for symbols without numbers, UnsupportedError for what cannot be drawn.
+    """
+    simulator = Simulator(
+        program, seed=seed, samples=samples, nodes=values, weights=weights, method=method, threads=threads,
+        large_batch=large_batch, memory=memory,
+    )  # fmt: skip
+    return simulator.run(draws, first_draw)
+
+
+__all__ = ["BLOCK", "Simulator", "Statistics", "simulate"]
