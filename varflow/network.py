@@ -73,6 +73,7 @@ class Network:
         self.places: dict[str, str] = {}
         self.declared_outputs: list[Handle] = []
         self._nodes: dict[str, Op | InputNode | BlockNode] = {}
+        self._counts: dict[str, int] = {}
 
     # -- names and symbols ---------------------------------------------------------------------------
 
@@ -172,10 +173,21 @@ class Network:
         return Handle(name) if outputs is None else self._ports(name)
 
     def _ports(self, name: str) -> tuple[Handle, ...]:
+        count = self._output_count(name)
+        return (Handle(name),) if count == 1 else tuple(Handle(name, str(i)) for i in range(count))
+
+    def _output_count(self, name: str) -> int:
+        """Number of outputs of a node; shapes are inferred only where it depends on them, and once."""
         from varflow.lowering import infer_shapes
 
-        count = len(infer_shapes(self)[name])
-        return (Handle(name),) if count == 1 else tuple(Handle(name, str(i)) for i in range(count))
+        layer = self._nodes[name]
+        if isinstance(layer, BlockNode):
+            return len(layer.body.outputs())
+        if self.graph.nodes[name]["op"] != "split":
+            return 1
+        if name not in self._counts:
+            self._counts[name] = len(infer_shapes(self)[name])
+        return self._counts[name]
 
     def _adopt_symbols(self, layer: Op) -> None:
         for value in layer.fields().values():

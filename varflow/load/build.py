@@ -28,7 +28,7 @@ from varflow.program import Input as InputPrimitive
 from varflow.program import Instruction, Lowering, Program, Shape
 from varflow.symbols import FAN_IN, FAN_OUT
 
-MAX_TERMS, MAX_UNROLLED = 1000, 100_000
+MAX_TERMS, MAX_UNROLLED, MAX_NAMES, MAX_ERRORS = 1000, 100_000, 200, 200
 Shapes = tuple[Shape, ...]
 
 
@@ -132,7 +132,7 @@ class _Builder:
 
     def fill(self, body: Body, given: list[Shape | None] | None, wrong: set[str]) -> None:
         """Read symbols, inputs, nodes and outputs; ``given`` are the shapes that a block's inputs get, ``wrong``
-        the parts that do not fit."""
+        the parts that do not fit. After MAX_ERRORS the rest is not read."""
         damaged = self.tree.damaged
         self.scope.open |= "symbols" in wrong or (*self.path, "symbols") in damaged
         self.lenient = bool(wrong & {"inputs", "nodes"}) or (*self.path, "inputs") in damaged
@@ -140,6 +140,8 @@ class _Builder:
         self.inputs(body.inputs, given)
         self.later = {n["name"] for n in body.nodes if isinstance(n, dict) and isinstance(n.get("name"), str)}
         for k, node in enumerate(body.nodes):
+            if len(self.tree.errors) > MAX_ERRORS:
+                raise ErrorList(in_order(self.tree.errors))
             self.node((*self.path, "nodes", k), node)
         self.outputs(body.outputs)
 
@@ -265,8 +267,9 @@ class _Builder:
             if op in ACTIVATIONS and op not in OPS:
                 return make_op("activation", {"function": _function(op, fields, scope, places)}, scope, where)
             if op not in OPS:
+                known = [*OPS, *ACTIVATIONS, "block", "input"]
                 raise InputError(f"no layer is called {shown(op)}", places["op"],
-                                 "it is neither a layer nor an activation", closest(op, [*OPS, *ACTIVATIONS, "block", "input"]))
+                                 "it is neither a layer nor an activation", closest(op, known))
             layer = make_op(op, fields, scope, where, places)
             for field, value in layer.fields().items():
                 for expr in value if isinstance(value, tuple) else (value,):
@@ -321,7 +324,7 @@ class _Builder:
             self.report(f"{shown(name)} is read before it is made", path, "a node stands below what it reads",
                         f"the node {shown(name)} further up; a network has no cycle")
         else:
-            known = [*self.shapes, *self.broken]
+            known = [*self.shapes, *self.broken][-MAX_NAMES:]
             self.report(f"there is no node {shown(name)}", path, "a node reads nodes and inputs of its own network",
                         closest(name, known) if known else "an input or a node above")
         return None

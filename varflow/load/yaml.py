@@ -193,6 +193,10 @@ class _Composer:
 
     def scalar(self, event: Any) -> Any:
         text: str = event.value
+        if any(0xD800 <= ord(c) < 0xE000 for c in text):
+            self.report(event, f"{shown(text)} has half a character in it", "a surrogate alone is not text",
+                        "the whole character, or \\U and its eight digits")
+            return POISON
         if event.style or is_text(text):
             return text
         if text in _NULL:
