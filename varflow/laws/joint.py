@@ -19,6 +19,7 @@ from varflow.laws import moments as mo
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.split import Term, split
+from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
     SAME,
     Block,
@@ -535,12 +536,12 @@ class Laws:
 
     def _basic(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
-        """The Gaussian expectation of basic variables; cached by structure in :func:`_template`."""
+        """The Gaussian expectation of basic variables; cached by structure in :mod:`~varflow.laws.templates`."""
         given: list[Quantity] = []
         table: dict[sp.Symbol, sp.Expr] = {}
         kinds = []
         for new, i in enumerate(indices):
-            table[arg(i)] = sp.Symbol(f"z_{new}", real=True)
+            table[arg(i)] = variable(new)
             kinds.append(self._kind(args[i], given))
         matrix = tuple(
             tuple(self._entry(args[i], args[j], view, given) for j in indices) for i in indices
@@ -549,8 +550,8 @@ class Laws:
         for i, c in enumerate(coefficients):
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(_position(given, c), c)
-        template = _template(rename(expr, tuple(table.items())), tuple(kinds), matrix)
-        return Formula(template, tuple(given), self._exactness(expr, indices, args))
+        found = template(rename(expr, tuple(table.items())), tuple(kinds), matrix)
+        return Formula(found, tuple(given), self._exactness(expr, indices, args))
 
     def _kind(self, x: Instance, given: list[Quantity]) -> Distribution:
         v = x.variable
@@ -647,13 +648,3 @@ def _coefficient_formula(expr: sp.Expr, coefficients: tuple[Quantity, ...]) -> F
     table = {coefficient(i): mo.place(_position(given, c), c) for i, c in enumerate(coefficients)
              if coefficient(i) in expr.free_symbols}
     return Formula(expr.xreplace(table), tuple(given))
-
-
-@lru_cache(maxsize=65536)
-def _template(expr: sp.Expr, kinds: tuple[Distribution, ...], matrix: tuple[tuple[sp.Expr, ...], ...]) -> sp.Expr:
-    """E[expr(z_0, z_1, ...)] over placeholders for the covariances."""
-    from varflow.laws.expectation import expect
-
-    symbols = [sp.Symbol(f"z_{i}", real=True) for i in range(len(kinds))]
-    index = {s: i for i, s in enumerate(symbols)}
-    return expect(expr, dict(zip(symbols, kinds, strict=True)), lambda u, v: matrix[index[u]][index[v]])

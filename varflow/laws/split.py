@@ -32,10 +32,23 @@ def split(expr: sp.Expr, arguments: frozenset[sp.Symbol]) -> tuple[Term, ...]:
     if isinstance(expr, sp.Add):
         return tuple(t for a in expr.args for t in split(a, arguments))
     if isinstance(expr, sp.Mul):
+        if _tied(expr, frozenset(used)):
+            return (Term(sp.S.One, (), (expr,)),)
         return _multiply(*(split(a, arguments) for a in _by_argument(expr, arguments)))
     if isinstance(expr, sp.Pow) and expr.exp.is_Integer and 0 < int(expr.exp) <= 8:
         return _multiply(*(split(expr.base, arguments),) * int(expr.exp))
     return (Term(sp.S.One, (), (expr,)),)
+
+
+def _tied(expr: sp.Mul, used: frozenset[sp.Symbol]) -> bool:
+    """Whether one factor ties all arguments together: then no factor of the product is independent of another."""
+    return any(a.free_symbols >= used and not _opens(a) for a in expr.args)
+
+
+def _opens(factor: sp.Expr) -> bool:
+    """Whether a factor is multiplied out."""
+    return isinstance(factor, sp.Add | sp.Mul) or (
+        isinstance(factor, sp.Pow) and bool(factor.exp.is_Integer) and 0 < int(factor.exp) <= 8)
 
 
 def _by_argument(expr: sp.Mul, arguments: frozenset[sp.Symbol]) -> list[sp.Expr]:

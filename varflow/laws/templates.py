@@ -1,0 +1,77 @@
+"""Gaussian expectations of basic variables, cached by structure; hopeless closed forms are not attempted."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import sympy as sp
+from sympy.core.relational import Relational
+
+from varflow.laws.algebra import rational
+from varflow.laws.distributions import Distribution, NoFormula, Normal
+from varflow.laws.engine import Law, degenerate, integral, make_law
+from varflow.laws.expectation import expect
+
+SIZE_LIMIT = 1500
+"""Operations of an integrand beyond which it is left to the population."""
+
+
+@lru_cache(maxsize=64)
+def variable(i: int) -> sp.Symbol:
+    """The i-th random variable of a template."""
+    return sp.Symbol(f"z_{i}", real=True)
+
+
+@lru_cache(maxsize=65536)
+def template(expr: sp.Expr, kinds: tuple[Distribution, ...], matrix: tuple[tuple[sp.Expr, ...], ...]) -> sp.Expr:
+    """E[expr(z_0, z_1, ...)] over placeholders for the covariances. Raises NoFormula.
+
+    A function of a nonlinear function has no closed form: it is one integral, not expanded into many.
+    """
+    symbols = [variable(i) for i in range(len(kinds))]
+    index = {s: i for i, s in enumerate(symbols)}
+
+    def covariance(u: sp.Symbol, v: sp.Symbol) -> sp.Expr:
+        return matrix[index[u]][index[v]]
+
+    variables = dict(zip(symbols, kinds, strict=True))
+    if nesting(expr, frozenset(symbols)) > 1 and all(isinstance(k, Normal) for k in kinds):
+        return _integral(expr, make_law(symbols, variables, covariance))
+    return expect(expr, variables, covariance)
+
+
+def _integral(expr: sp.Expr, law: Law) -> sp.Expr:
+    """The integral of an expression over one or two linear forms, as it stands."""
+    if expr.count_ops() > SIZE_LIMIT:
+        raise NoFormula("an integrand of too many operations")
+    expr = degenerate(rational(expr), law)
+    names = frozenset(expr.free_symbols & law.distributions.keys())
+    return integral(expr, names, law, 0) if names else expr
+
+
+@lru_cache(maxsize=32768)
+def nesting(expr: sp.Basic, variables: frozenset[sp.Symbol]) -> int:
+    """How many functions stand within each other at most; 0 for an affine expression.
+
+    Polynomials count as functions inside others; 1/(1 + exp(z)) and its like are one function.
+    """
+    if expr.free_symbols.isdisjoint(variables) or expr in variables:
+        return 0
+    inside = max(nesting(a, variables) for a in expr.args)
+    if isinstance(expr, sp.Add | sp.Piecewise | sp.logic.boolalg.BooleanFunction | Relational | sp.Tuple):
+        return inside + (isinstance(expr, Relational) and inside > 0)
+    if isinstance(expr, sp.Mul):
+        return max(inside, int(sum(not a.free_symbols.isdisjoint(variables) for a in expr.args) > 1))
+    if isinstance(expr, sp.Pow) and expr.exp.is_Integer and expr.exp.is_positive:
+        return max(inside, 1)
+    if isinstance(expr, sp.exp) and expr.args[0].is_polynomial(*variables) and sp.Poly(
+            expr.args[0], *variables).total_degree() <= 2:
+        return 1
+    logistic = isinstance(expr, sp.Pow | sp.log) and inside == 1 and _exponential(expr.args[0], variables)
+    return inside if logistic else inside + 1
+
+
+def _exponential(expr: sp.Expr, variables: frozenset[sp.Symbol]) -> bool:
+    """Whether it is a sum of exponentials and constants."""
+    terms = [t for t in sp.Add.make_args(expr) if not t.free_symbols.isdisjoint(variables)]
+    return all(isinstance(t.as_independent(*variables)[1], sp.exp) for t in terms)
