@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, 
 from varflow.export.sums import equation, extended, signed
 from varflow.export.bounded import Bounded
 from varflow.activations import ACTIVATIONS
-from varflow.laws.moments import Moment, place
+from varflow.laws.moments import fill
 from varflow.network import InputNode
 from varflow.ops.base import Lemma
 from varflow.ops.pointwise import ActivationLayer
@@ -36,6 +37,7 @@ MEANINGS = {
     "s": r"scale of weight $i$: $\mathrm{fan_{in}} \operatorname{Var}(W_{ij})$",
 }
 """Kinds of symbols, in words and formulas that LaTeX and Markdown both read."""
+_UNKNOWN = re.compile(r"s_[^\s:]+")
 MEAN_LABEL = {"wide": "a wide limit", "closure": "an approximation"}
 GENERAL = (
     "Weights are independent of each other and of the inputs; the entries of one weight are independent with mean "
@@ -93,7 +95,7 @@ class Assembly:
         return Document(
             self.d.network.name, citations, self._notation(), self._shortened(), network, self._assumptions(told),
             tuple(self.rules.values()), told[FORWARD], told[BACKWARD], results, weights, conditions,
-            tuple(self.solution.notes) if self.solution else (), self.solution.preserve if self.solution else "",
+            self._notes(), self.solution.preserve if self.solution else "",
             checked, tuple(self.references.entries))
 
     # -- notation and network ------------------------------------------------------------------------
@@ -213,22 +215,18 @@ class Assembly:
                ) -> tuple[sp.Expr, dict[sp.Symbol, str]]:
         """The right side of an equation, and how its symbols are written."""
         assert line.template is not None
-        table, names = dict[sp.Symbol, sp.Expr](), dict[sp.Symbol, str]()
-        for i, quantity in enumerate(line.args):
-            table[place(i, quantity)] = self._argument(self.steps.argument(quantity), forms, names)
-        bound = any(isinstance(q, Moment) or q.free_symbols for q in line.args)
-        expr = line.template.subs(table, simultaneous=True) if bound and table else line.template.xreplace(table)
-        return expr, names
+        names: dict[sp.Symbol, str] = {}
+        for quantity in line.args:
+            self._argument(self.steps.argument(quantity), forms, names)
+        return fill(line.template, line.args, lambda m: self.steps.symbol(self.steps.name(m))), names
 
     def _argument(self, told: Argument, forms: dict[Name, Pattern | str] | None, names: dict[sp.Symbol, str]
-                  ) -> sp.Expr:
-        if not isinstance(told, Name):
+                  ) -> None:
+        if isinstance(told, Name):
+            self.kinds.add(told.kind)
+            names[self.steps.symbol(told)] = self._latex(told, forms)
+        else:
             names |= self._scale_table(told, forms)
-            return told
-        self.kinds.add(told.kind)
-        symbol = self.steps.symbol(told)
-        names[symbol] = self._latex(told, forms)
-        return symbol
 
     def _scale_table(self, expr: sp.Expr, forms: dict[Name, Pattern | str] | None = None) -> dict[sp.Symbol, str]:
         scales = self.steps.scales(expr)
@@ -308,10 +306,24 @@ class Assembly:
                          Equation(left, (signed(condition.rhs, names),)),
                          Equation(self._unknown(unknown), (signed(answer, names),)), closed)
 
+    def _notes(self) -> tuple[str, ...]:
+        """Notes that differ in the unknown's name only are told once."""
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for note in self.solution.notes if self.solution else ():
+            name = _UNKNOWN.match(note)
+            parts.setdefault(note.replace(name[0], "s_") if name else note, []).append((name[0] if name else "", note))
+        return tuple(_likewise(group) for group in parts.values())
+
     def _unknown(self, symbol: sp.Symbol) -> str:
         kind, _, rest = symbol.name.partition("_")
         self.kinds |= {"s"} if kind == "s" and rest else set()
         return self.notation.latex(Name(kind, rest)) if kind in "sqmg" and rest else symbol_latex(symbol.name)
+
+
+def _likewise(group: list[tuple[str, str]]) -> str:
+    others = [name for name, _ in group[1:] if name]
+    shown = ", ".join(others if len(others) <= 3 else [others[0], "…", others[-1]])
+    return f"{group[0][1]} Likewise {shown}." if others else group[0][1]
 
 
 def drawn(w: WeightLaw, names: dict[sp.Symbol, str]) -> str:

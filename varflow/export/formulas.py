@@ -124,7 +124,8 @@ class Formulas(LatexPrinter):  # type: ignore[misc]
         return f"{sign}{root}" if rest == 1 else f"{sign}{self.parenthesize(rest, PRECEDENCE['Mul'])} {root}"
 
     def _print_Float(self, expr: sp.Float) -> str:
-        return super()._print_Float(sp.Float(expr, 10))  # type: ignore[no-any-return]
+        short = sp.Float(expr, 10)
+        return str(int(short)) if short == int(short) and abs(short) < 1e9 else str(super()._print_Float(short))
 
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
         rows = [rf"{self._print(e)} & " + (r"\text{otherwise}" if c == sp.true else rf"\text{{if }} {self._print(c)}")

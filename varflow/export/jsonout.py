@@ -12,11 +12,11 @@ from varflow.derive import FIELDS, Derivation, NodeLaw, WeightLaw
 from varflow.errors import ExpressionError, InputError, UnsupportedError
 from varflow.export.bounded import TOO_LONG, Bounded
 from varflow.export.steps import BACKWARD, FORWARD, Name, Steps
-from varflow.laws.moments import Quantity, place
+from varflow.laws.moments import Quantity, fill
 from varflow.printing import to_text
 
 SCHEMA = 1
-LIMIT = 400
+LIMIT = 120
 """Operations of a formula that is written out; a longer one is given over the moments it is made of."""
 
 
@@ -24,7 +24,7 @@ def to_json(subject: Any, values: Mapping[str, Any] | None = None, verification:
     """The document of a Derivation, a Solution or a Network.
 
     ``{"schema", "network", "nodes": {NAME: {FIELD: text or None, "value": {FIELD: number}}}, "weights": ...}``.
-    A formula that does not exist is None. One of more than 400 operations is given over named moments (q_NODE,
+    A formula that does not exist is None. One of more than 120 operations is given over named moments (q_NODE,
     m_NODE, g_NODE, ...), whose equations then stand under "moments". Numbers are given where ``values`` (or a
     network without open symbols) allow them. ``verification`` adds predicted, estimate, ci and verdict to each
     node and direction, and the overall verdict, delta and power.
@@ -63,7 +63,7 @@ class _Writer:
     """Formulas of nodes; collects the equations of the moments that long formulas are given over."""
 
     def __init__(self, derivation: Derivation) -> None:
-        self.derivation = derivation
+        self.derivation, self.inputs = derivation, derivation.inputs
         self.bounded = Bounded(LIMIT)
         self.moments: dict[str, str | None] = {}
         self._steps: Steps | None = None
@@ -94,7 +94,7 @@ class _Writer:
         g = sp.S.Zero if law.backward is None else self.told(law.backward.second, law.name, "g")
         source = d.single_input(law.name)
         return {"mean": mean, "second_moment": q, "variance": None if q is None or mean is None else q - mean**2,
-                "gain": self._over(q, d.inputs[0]) if len(d.inputs) == 1 else None,
+                "gain": self._over(q, self.inputs[0]) if len(self.inputs) == 1 else None,
                 "local_gain": self._over(q, source) if source else None,
                 "grad_second_moment": g, "grad_gain": g, "grad_local_gain": self._local_gradient(law, source)}
 
@@ -124,11 +124,7 @@ class _Writer:
     def _side(self, template: sp.Expr | None, args: tuple[Quantity, ...]) -> str | None:
         if template is None:
             return None
-        table = {}
-        for i, a in enumerate(args):
-            told = self.steps.argument(a)
-            table[place(i, a)] = sp.Symbol(readable(told)) if isinstance(told, Name) else told
-        return text_of(template.subs(table, simultaneous=True))
+        return text_of(fill(template, args, lambda m: sp.Symbol(readable(self.steps.name(m)), real=True)))
 
     def equation(self, value: str, direction: str) -> str | None:
         """The local step: this second moment over the moments it is made of."""

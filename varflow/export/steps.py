@@ -199,7 +199,11 @@ class Steps:
 
     def argument(self, a: Quantity) -> Argument:
         """A moment's name, or the expression itself."""
-        return self.names[self.canonical(a).index] if isinstance(a, Moment) else a
+        return self.name(a) if isinstance(a, Moment) else a
+
+    def name(self, moment: Moment) -> Name:
+        """What a moment is called."""
+        return self.names[self.canonical(moment).index]
 
     def symbol(self, name: Name) -> sp.Symbol:
         """The symbol that stands for a name in formulas."""
