@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
-from varflow.errors import InputError, UnsupportedError
+from varflow.errors import InputError
 from varflow.laws import moments as mo
 from varflow.laws.depth import BlockMap
 from varflow.laws.distributions import NoFormula
-from varflow.laws.moments import EXACTNESS, TIERS, Evaluation, Expansion, Moment, Quantity, weakest
+from varflow.laws.moments import TIERS, Expansion, Moment, Quantity, weakest
 from varflow.laws.part import Part
 from varflow.lowering import lower
 from varflow.network import InputNode, Network
-from varflow.program import Input, Primitive, Program, Repeat, RepeatBackward, StandardizeBackward, Weight
+from varflow.program import (
+    Input,
+    Primitive,
+    Program,
+    Repeat,
+    RepeatBackward,
+    StandardizeBackward,
+    Weight,
+)
 from varflow.symbols import STEP, STREAM
 
 if TYPE_CHECKING:
@@ -420,7 +428,8 @@ def _symbols_of(primitive: Primitive) -> set[sp.Symbol]:
     if isinstance(primitive, StandardizeBackward | RepeatBackward):
         return _symbols_of(primitive.forward)
     values = [v for v in vars(primitive).values() if isinstance(v, sp.Expr)]
-    return set().union(*(v.free_symbols for v in values))
+    found: set[sp.Symbol] = set().union(*(v.free_symbols for v in values))
+    return found
 
 
 def weight_law(w: Weight) -> WeightLaw:

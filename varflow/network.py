@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import networkx as nx
 import sympy as sp
@@ -15,7 +15,7 @@ from varflow.fields import exact, make_op, read_scalar
 from varflow.ops.base import Op
 from varflow.symbols import FAN_IN, FAN_OUT, positive
 
-Value = float | int | str | sp.Expr
+Value: TypeAlias = float | int | str | sp.Expr
 INPUT_FIELDS = {
     "channels": None, "positions": (), "mean": sp.S.Zero, "second_moment": sp.S.One,
     "position_correlation": sp.S.Zero, "sample_correlation": sp.S.Zero,
@@ -68,11 +68,12 @@ class Network:
     def __init__(self, name: str = "network", *, preserve: str = "forward", source: str = "",
                  symbols: Mapping[str, sp.Symbol] | None = None, strict: bool = False) -> None:
         self.name, self.preserve, self.source, self.strict = name, preserve, source, strict
-        self.graph: nx.MultiDiGraph = nx.MultiDiGraph(name=name)
+        self.graph: nx.MultiDiGraph[Any] = nx.MultiDiGraph(name=name)
         self.symbols: dict[str, sp.Symbol] = dict(symbols or {})
         self.places: dict[str, str] = {}
         self.declared_outputs: list[Handle] = []
         self._nodes: dict[str, Op | InputNode | BlockNode] = {}
+        self._stems: dict[str, int] = {}
         self._counts: dict[str, int] = {}
 
     # -- names and symbols ---------------------------------------------------------------------------
@@ -104,9 +105,10 @@ class Network:
 
     def _fresh(self, stem: str, name: str | None) -> str:
         if name is None:
-            count = 1
+            count = self._stems.get(stem, 1)
             while (name := f"{stem}_{count}") in self._nodes:
                 count += 1
+            self._stems[stem] = count
         if not isinstance(name, str) or not name or ":" in name or name in self._nodes:
             why = "it is taken" if name in self._nodes else "a name is a text without ':'"
             raise InputError(f"node name {name!r} cannot be used", why=why, instead="another name")
@@ -291,7 +293,7 @@ class Network:
         return substituted(self, table, variances or {}, prefix)
 
     @staticmethod
-    def from_networkx(graph: nx.DiGraph) -> Network:
+    def from_networkx(graph: nx.DiGraph[Any]) -> Network:
         """A network from a DiGraph or MultiDiGraph: node attributes are ``op`` and that layer's fields, edge
         attributes ``port`` and ``out``. Raises InputError for a graph that is not a network."""
         from varflow.rebuild import from_networkx

@@ -70,7 +70,7 @@ def bound(network: Network, values: Mapping[str, Any]) -> Network:
     return network.substitute(table, scales)
 
 
-def from_networkx(graph: nx.DiGraph) -> Network:
+def from_networkx(graph: nx.DiGraph[Any]) -> Network:
     """See :meth:`varflow.network.Network.from_networkx`."""
     network = Network(str(graph.graph.get("name") or "network"))
     errors: list[VarflowError] = []
@@ -90,7 +90,7 @@ def from_networkx(graph: nx.DiGraph) -> Network:
     return network
 
 
-def _order(graph: nx.DiGraph) -> list[Any]:
+def _order(graph: nx.DiGraph[Any]) -> list[Any]:
     rank = {n: i for i, n in enumerate(graph.nodes)}
     try:
         return list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
@@ -100,7 +100,7 @@ def _order(graph: nx.DiGraph) -> list[Any]:
                          instead="unroll recurrent connections") from None
 
 
-def _add_node(network: Network, graph: nx.DiGraph, node: Any, names: Mapping[Any, str]) -> None:
+def _add_node(network: Network, graph: nx.DiGraph[Any], node: Any, names: Mapping[Any, str]) -> None:
     attributes = dict(graph.nodes[node])
     op = attributes.pop("op", None)
     if not isinstance(op, str):
@@ -129,7 +129,7 @@ def _call(method: Any, name: str, attributes: Mapping[str, Any]) -> None:
             "sample_correlation")) from None
 
 
-def _inputs(graph: nx.DiGraph, node: Any, names: Mapping[Any, str]) -> tuple[Handle, ...]:
+def _inputs(graph: nx.DiGraph[Any], node: Any, names: Mapping[Any, str]) -> tuple[Handle, ...]:
     edges = [(u, data) for u, _, data in graph.in_edges(node, data=True)]
     ports = [data.get("port", i) for i, (_, data) in enumerate(edges)]
     if sorted(ports, key=str) != sorted(range(len(edges)), key=str):

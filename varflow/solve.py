@@ -75,8 +75,9 @@ class Solution(Mapping[str, WeightLaw]):
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = "".join(f"<tr><td>{escape(n)}</td><td>${sp.latex(w.variance)}$</td><td>${sp.latex(w.init_gain)}$</td></tr>"
-                       for n, w in self.weights.items())
+        rows = "".join(
+            f"<tr><td>{escape(n)}</td><td>${sp.latex(w.variance)}$</td><td>${sp.latex(w.init_gain)}$</td></tr>"
+            for n, w in self.weights.items())
         return f"<table><tr><th>weight</th><th>Var(W)</th><th>gain</th></tr>{rows}</table>"
 
 
@@ -209,8 +210,8 @@ class _Solver:
         slope = part.slope_at_zero(s)
         if slope is not None and slope != 0:
             value = budget / slope**2
-            note = (f"{unknown}: no scale preserves the second moment through the activation (it saturates); the answer "
-                    "preserves small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010).")
+            note = (f"{unknown}: no scale preserves the second moment through the activation (it saturates); the "
+                    "answer preserves small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010).")
             return Answer(unknown, sp.Eq(unknown * slope**2, budget, evaluate=False), value, True, note)
         product = self._second(part, s.product)
         if start is None or product is None:
@@ -279,8 +280,8 @@ def _gaussian_mean(expr: sp.Expr) -> sp.Expr:
 
 def _answer(unknown: sp.Symbol, condition: sp.Eq, root: Root, note: str = "") -> Answer:
     assert root.value is not None
-    others = f"{unknown}: the equation has other positive solutions, {', '.join(map(str, root.others))}; the smallest " \
-             "is taken." if root.others else ""
+    others = f"{unknown}: the equation has other positive solutions, {', '.join(map(str, root.others))}; the " \
+             "smallest is taken." if root.others else ""
     number = "" if root.closed_form else f"{unknown} = {sp.N(root.value, 10)}: a number, found from its equation."
     return Answer(unknown, condition, root.value, root.closed_form, " ".join(filter(None, (note, others, number))))
 
@@ -300,13 +301,13 @@ def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets
     d = subject if isinstance(subject, Derivation) else derive(subject)
     network = d.network
     policy = check_policy(preserve or network.preserve)
-    shares = {n: network.scalar(v) for n, v in (budgets or {}).items()}  # type: ignore[arg-type]
+    shares = {n: network.scalar(v) for n, v in (budgets or {}).items()}
     extra = [_as_equation(d, e) for e in equations]
     targets = _targets(d, extra, unknowns)
     solver = _Solver(d, policy, shares, set(targets), BUDGET if growth is not None else None)
     solver.run()
     if growth is not None:
-        _bound_growth(solver, network.scalar(growth))  # type: ignore[arg-type]
+        _bound_growth(solver, network.scalar(growth))
     if extra:
         solver.answers += _solve_equations(d, extra, targets, solver.table)
     return Solution(_solved_network(network, solver.answers), policy, solver.answers)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import sympy as sp
 
@@ -20,31 +20,31 @@ X = sp.Symbol("x", real=True)
 """The argument of a one-variable activation."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def arg(i: int) -> sp.Symbol:
     """The i-th argument of a pointwise expression."""
     return sp.Symbol(f"a_{i}", real=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def slot(i: int) -> sp.Symbol:
     """The i-th placeholder of a moment's template; a real number, sign unknown."""
     return sp.Symbol(f"_{i}", real=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def positive_slot(i: int) -> sp.Symbol:
     """The i-th placeholder of a template where a variance stands: a positive number."""
     return sp.Symbol(f"_p{i}", positive=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def positive(name: str) -> sp.Symbol:
     """A positive real symbol."""
     return sp.Symbol(name, positive=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def scale_of(weight: str) -> sp.Symbol:
     """``s_W = fan_in Var(W_ij)``, the unknown of a weight without a given variance."""
     return sp.Symbol(f"s_{weight}", positive=True)

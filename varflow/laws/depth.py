@@ -12,7 +12,17 @@ from functools import cached_property
 import sympy as sp
 
 from varflow.laws.distributions import NoFormula
-from varflow.laws.moments import EXACTNESS, TIERS, Expansion, Formula, Moment, Quantity, combine, part, weakest
+from varflow.laws.moments import (
+    EXACTNESS,
+    TIERS,
+    Expansion,
+    Formula,
+    Moment,
+    Quantity,
+    combine,
+    part,
+    weakest,
+)
 from varflow.laws.part import Part
 from varflow.program import Contract, Repeat
 from varflow.symbols import STEP, STREAM

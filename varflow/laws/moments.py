@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import sympy as sp
 
+from varflow.calculus import symbols_in
 from varflow.symbols import positive_slot, slot
 
 EXACTNESS = ("exact", "wide", "closure", "measured", "underived")
@@ -81,7 +82,7 @@ class Formula:
     @property
     def is_zero(self) -> bool:
         """Whether it is zero by structure."""
-        return self.template == 0
+        return bool(self.template == 0)
 
 
 ZERO = Formula(sp.S.Zero)
@@ -152,7 +153,7 @@ def combine(shape: sp.Expr, formulas: Sequence[Formula]) -> Formula:
             pairs.append((place(i, a), place(index[key], a)))
         maps.append(tuple(pairs))
     template = _combined(shape, tuple(f.template for f in formulas), tuple(maps))
-    return Formula(template, tuple(args) if template.free_symbols else (),
+    return Formula(template, tuple(args) if symbols_in(template) else (),
                    weakest(EXACTNESS, (f.exactness for f in formulas)),
                    weakest(TIERS, (f.tier for f in formulas)),
                    frozenset().union(*(f.assumptions for f in formulas)))
@@ -170,7 +171,7 @@ def product(*formulas: Formula) -> Formula:
     """The product of formulas."""
     if any(f.is_zero for f in formulas):
         return ZERO
-    kept = [f for f in formulas if f.template != 1]
+    kept = [f for f in formulas if f.template is not sp.S.One]
     if len(kept) == 1:
         return kept[0]
     return combine(sp.Mul(*(part(i) for i in range(len(kept)))), kept) if kept else ONE
@@ -247,7 +248,7 @@ class Expansion:
         parts = [self._known[a] for a in m.args if isinstance(a, Moment)]
         if m.template is None or any(p is None for p in parts):
             return None
-        return fill(m.template, m.args, lambda a: self._known[a])  # type: ignore[arg-type,return-value]
+        return fill(m.template, m.args, lambda a: self._known[a])
 
 
 class Evaluation:
@@ -293,7 +294,7 @@ def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., An
 
 @lru_cache(maxsize=16384)
 def _free(expr: sp.Expr) -> tuple[sp.Symbol, ...]:
-    return tuple(sorted(expr.free_symbols, key=str))
+    return tuple(sorted(symbols_in(expr), key=str))
 
 
 def _evaluate(expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], values: Mapping[str, Any]) -> Any:

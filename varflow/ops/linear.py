@@ -62,7 +62,7 @@ class Linear(Op):
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
         first = b.program.weights.get(self.weight or b.node)
-        weight = self.matrix(b.shape(args[0]).channels, b.node, first and first.transposed_first)
+        weight = self.matrix(b.shape(args[0]).channels, b.node, first.transposed_first if first else None)
         y = b.contract(b.declare(weight), args[0], self.transpose)
         return (y if self.bias is None else add_bias(b, y, self._in_fans(self.bias, weight)),)
 
