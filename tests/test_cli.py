@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +75,13 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_is_fast() -> None:
     times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         answer = shell("--help")
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert answer.returncode == 0
-    assert min(times) < 0.6
+    assert min(times) < 0.6, "seconds of processor time, which other processes do not change"
     for command in ("derive", "solve", "verify", "export", "draw", "gain", "list", "demo", "doctor"):
         assert command in answer.stdout
 
