@@ -26,6 +26,12 @@ def pulled_back(expr: sp.Expr, symbol: sp.Symbol, gradient: sp.Symbol) -> sp.Exp
     return derivative(expr, symbol) * gradient
 
 
+@lru_cache(maxsize=65536)
+def symbols_in(expr: sp.Basic) -> frozenset[sp.Symbol]:
+    """The free symbols; cached, since sympy finds them anew each time."""
+    return frozenset(expr.free_symbols)
+
+
 @lru_cache(maxsize=32768)
 def rename(expr: sp.Expr, pairs: tuple[tuple[sp.Symbol, sp.Expr], ...]) -> sp.Expr:
     """``expr`` with symbols replaced; cached, since piecewise expressions are slow to rebuild."""
@@ -55,6 +61,8 @@ def tidy(expr: sp.Expr) -> sp.Expr:
     """Lowest terms where that is cheap (a small rational function), a number where it is one; else as it is."""
     if expr.has(sp.Float) and not expr.free_symbols:
         return sp.Float(expr.evalf(15), 15)
+    if not expr.has(sp.Add, sp.Float):
+        return expr
     small = expr.count_ops() < 120
     return sp.cancel(expr) if small and expr.is_rational_function() and not expr.has(sp.Float) else expr
 

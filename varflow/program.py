@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import sympy as sp
 
-from varflow.calculus import pulled_back, rename
+from varflow.calculus import pulled_back, rename, symbols_in
 from varflow.errors import InputError, ShapeError, UnsupportedError
 from varflow.symbols import arg
 
@@ -328,7 +328,7 @@ class Lowering:
 
     def pointwise(self, expr: sp.Expr, *args: int) -> int:
         """``expr`` of ``arg(0), arg(1), ...`` standing for ``args``; values it does not use are dropped."""
-        used = expr.free_symbols
+        used = symbols_in(expr)
         distinct = sorted({a for i, a in enumerate(args) if arg(i) in used})
         place = {a: i for i, a in enumerate(distinct)}
         expr = rename(expr, tuple((arg(i), arg(place[a])) for i, a in enumerate(args) if a in place))

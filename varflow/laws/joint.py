@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy as sp
 
-from varflow.calculus import difference, rename, times
+from varflow.calculus import difference, rename, symbols_in, times
 from varflow.laws import moments as mo
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
@@ -227,6 +227,8 @@ class Laws:
             x, y = Instance(u), Instance(v)
         if u.born < v.born:
             x, y, u, v = y, x, v, u
+        if _fresh(x, y):
+            return mo.ZERO
         key = (u, x.moves, v, y.moves, view)
         if key not in self._pair:
             self._pair[key] = self._find_covariance(x, y, view)
@@ -235,7 +237,8 @@ class Laws:
     def _find_covariance(self, x: Instance, y: Instance, view: View) -> Formula:
         for newer, older in ((x, y), (y, x)):
             match newer.variable:
-                case GaussianSum(terms=terms):
+                case GaussianSum(terms=terms) as v:
+                    self._climb(v, older, view)
                     parts = [(c, self.covariance(carried(t, newer), older, view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
                 case SampleMean(of=of) if of is not None:
@@ -244,6 +247,18 @@ class Laws:
                     inner = carried(of, newer)
                     return self._averaged(z, partial(self.covariance, inner, older), view)
         return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
+
+    def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
+        """Covariances with the sums inside a sum first, the innermost before all: no deep recursion."""
+        ladder: list[GaussianSum] = []
+        while True:
+            inner = [t.variable for _, t in v.terms if isinstance(t.variable, GaussianSum) and not t.moves]
+            if not inner or (inner[0], (), other.variable, other.moves, view) in self._pair or other.moves:
+                break
+            v = inner[0]
+            ladder.append(v)
+        for step in reversed(ladder[1:]):
+            self.covariance(Instance(step), other, view)
 
     def _averaged(self, z: PositionAverage, at: Any, view: View) -> Formula:
         """(E at the same position + (P-1) E at others) / P."""
@@ -452,7 +467,7 @@ class Laws:
     def _groups(self, term: Term, args: tuple[Instance, ...], view: View) -> list[tuple[list[int], sp.Expr]]:
         """Dependent groups of a term's arguments, each with its part of the product."""
         parts: list[tuple[set[int], sp.Expr]] = [({_index(s)}, f) for s, f in term.functions]
-        parts += [({_index(s) for s in a.free_symbols if s in _arguments(len(args))}, a) for a in term.atoms]
+        parts += [({_index(s) for s in symbols_in(a) if s in _arguments(len(args))}, a) for a in term.atoms]
         groups: list[tuple[set[int], sp.Expr]] = []
         for indices, expr in parts:
             joined, rest = [(indices, expr)], []
@@ -515,7 +530,7 @@ class Laws:
         x = args[which]
         v = x.variable
         assert isinstance(v, Composite)
-        used = sorted({_index(s) for s in expr.free_symbols if s in _arguments(len(args))} - {which})
+        used = sorted({_index(s) for s in symbols_in(expr) if s in _arguments(len(args))} - {which})
         kept = [args[i] for i in used]
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
         inner: dict[sp.Symbol, sp.Expr] = {}
@@ -546,7 +561,7 @@ class Laws:
         matrix = tuple(
             tuple(self._entry(args[i], args[j], view, given) for j in indices) for i in indices
         )
-        used = expr.free_symbols
+        used = symbols_in(expr)
         for i, c in enumerate(coefficients):
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(_position(given, c), c)
@@ -646,5 +661,5 @@ def _coefficient_formula(expr: sp.Expr, coefficients: tuple[Quantity, ...]) -> F
         return Formula(expr)
     given: list[Quantity] = []
     table = {coefficient(i): mo.place(_position(given, c), c) for i, c in enumerate(coefficients)
-             if coefficient(i) in expr.free_symbols}
+             if coefficient(i) in symbols_in(expr)}
     return Formula(expr.xreplace(table), tuple(given))

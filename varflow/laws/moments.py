@@ -82,7 +82,7 @@ class Formula:
     @property
     def is_zero(self) -> bool:
         """Whether it is zero by structure."""
-        return bool(self.template == 0)
+        return self.template is sp.S.Zero
 
 
 ZERO = Formula(sp.S.Zero)

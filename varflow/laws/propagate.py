@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import sympy as sp
@@ -17,6 +17,7 @@ from varflow.laws.joint import Laws, carried, coefficient, refine
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.slopes import has_jump
 from varflow.laws.variables import (
+    POSITION,
     SAME,
     SAMPLE,
     Block,
@@ -33,6 +34,7 @@ from varflow.laws.variables import (
     SampleMean,
     SphereEntry,
     Variable,
+    View,
 )
 from varflow.program import (
     Bias,
@@ -60,6 +62,8 @@ from varflow.program import (
 from varflow.symbols import arg
 
 UNKNOWN = sp.nan
+DEEP = 150
+"""Instructions of a program whose covariances are named as it is read."""
 
 
 @lru_cache(maxsize=16384)
@@ -99,13 +103,27 @@ class Propagation:
                 self._settle(self.values[-1])
 
     def _settle(self, blocks: Blocks) -> None:
-        """Name second moments in program order, so that none needs a deep recursion."""
-        for b in blocks:
-            try:
-                if b.law is not None:
-                    self.laws.second(b.law)
-            except NoFormula:
-                continue
+        """Name moments in program order, so that none needs a deep recursion."""
+        laws = self.laws
+        for law in (b.law for b in blocks if b.law is not None):
+            tasks = [laws.second] if self.step.backward else [laws.second, laws.mean]
+            for task in (*tasks, *(partial(self._compare, view=v) for v in self._views)):
+                try:
+                    task(law)
+                except NoFormula:
+                    continue
+
+    def _compare(self, law: Instance, view: View) -> Formula:
+        return self.laws.pair(law, _there(law), view)
+
+    @cached_property
+    def _views(self) -> tuple[View, ...]:
+        """Where a deep program compares a value with itself at another place."""
+        if len(self.program) < DEEP:
+            return ()
+        position = any(isinstance(s.primitive, PositionMean) for s in self.program)
+        sample = any(isinstance(s.primitive, Standardize) and s.primitive.axis == "sample" for s in self.program)
+        return (POSITION,) * position + (SAMPLE,) * sample
 
     # -- making variables ----------------------------------------------------------------------------
 

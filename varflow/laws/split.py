@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import sympy as sp
 
+from varflow.calculus import symbols_in
 from varflow.laws.distributions import NoFormula
 
 TERM_LIMIT = 400
@@ -24,7 +25,7 @@ class Term:
 @lru_cache(maxsize=32768)
 def split(expr: sp.Expr, arguments: frozenset[sp.Symbol]) -> tuple[Term, ...]:
     """``expr`` as a sum of terms; functions of a single argument stay whole. Raises NoFormula beyond a limit."""
-    used = expr.free_symbols & arguments
+    used = symbols_in(expr) & arguments
     if not used:
         return (Term(expr, ()),)
     if len(used) == 1:
@@ -42,7 +43,7 @@ def split(expr: sp.Expr, arguments: frozenset[sp.Symbol]) -> tuple[Term, ...]:
 
 def _tied(expr: sp.Mul, used: frozenset[sp.Symbol]) -> bool:
     """Whether one factor ties all arguments together: then no factor of the product is independent of another."""
-    return any(a.free_symbols >= used and not _opens(a) for a in expr.args)
+    return any(symbols_in(a) >= used and not _opens(a) for a in expr.args)
 
 
 def _opens(factor: sp.Expr) -> bool:
@@ -56,7 +57,7 @@ def _by_argument(expr: sp.Mul, arguments: frozenset[sp.Symbol]) -> list[sp.Expr]
     single: dict[frozenset[sp.Basic], list[sp.Expr]] = {}
     rest = []
     for a in expr.args:
-        used = frozenset(a.free_symbols & arguments)
+        used = frozenset(symbols_in(a) & arguments)
         if len(used) <= 1:
             single.setdefault(used, []).append(a)
         else:
