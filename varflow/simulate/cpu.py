@@ -108,7 +108,7 @@ class Chunk:
 
     # -- sources -------------------------------------------------------------------------------------
 
-    def _sample(self, kind: str, source: Any, size: int, distribution: str = "normal", **options: float) -> Value:
+    def _sample(self, kind: str, source: Any, size: int, distribution: str = "normal", **options: Any) -> Value:
         tensor = self.plan.tensors.of(kind, source.name)
         return sample(distribution, (self.draws, size), tensor=tensor, **self.place, **options)
 

@@ -26,7 +26,7 @@ from varflow.program import (
 )
 from varflow.simulate.kernels import RandomMatrix
 
-LARGE_BATCH = 64
+LARGE_BATCH = 256
 """Samples of a draw where a batch norm states no batch size."""
 
 

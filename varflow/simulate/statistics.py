@@ -85,11 +85,13 @@ class Part:
     def joined(self, other: Part) -> Part:
         """These draws and later ones."""
         with np.errstate(all="ignore"):
-            sums = (
-                getattr(self, n).joined(getattr(other, n))
-                for n in ("first", "second", "fourth", "logs")
+            return Part(
+                self.first.joined(other.first),
+                self.second.joined(other.second),
+                self.fourth.joined(other.fourth),
+                self.logs.joined(other.logs),
+                np.maximum(self.largest, other.largest),
             )
-            return Part(*sums, np.maximum(self.largest, other.largest))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,217 @@
+"""One prediction against draws: interval, verdict, power (DESIGN: "What a verification is")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from varflow.simulate.statistics import Summary
+
+PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+ZERO_TOLERANCE = 1e-6
+"""What counts as zero where zero is predicted; cotangents and inputs are of order one."""
+FLOAT32_RANGE = (1e-72, 1e72)
+"""Second moments outside it come from entries that float32 cannot hold."""
+LEAST_DRAWS = 8
+TAIL_LIMIT = 1.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A second moment as the theory gives it; ``error`` is the standard error of a number that is itself
+    measured by a population, ``closure_error`` the stated relative error of a closure."""
+
+    value: float
+    exactness: str = "exact"
+    error: float = 0.0
+    closure_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A simulated second moment at one width: ``factor`` times the stated one; ``predicted`` is the formula at
+    that width."""
+
+    factor: float
+    summary: Summary
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One node and direction: ``estimate`` and its interval ``ci`` against ``predicted``.
+
+    ``draws_needed`` is the number of draws that would settle an inconclusive check (None: no number would, or
+    none is needed), ``power`` the probability that these draws refute a formula off by 2 delta, ``rejects``
+    whether they do: formulas larger and smaller by 2 delta both fail on this interval.
+    """
+
+    predicted: float
+    estimate: float
+    ci: tuple[float, float]
+    verdict: str
+    exactness: str = "exact"
+    draws: int = 0
+    note: str = ""
+    draws_needed: int | None = None
+    power: float | None = None
+    rejects: bool | None = None
+
+    @property
+    def relative_width(self) -> float:
+        """Half the interval over the prediction; inf where either is not a number."""
+        half = (self.ci[1] - self.ci[0]) / 2
+        return half / abs(self.predicted) if self.predicted and math.isfinite(half) else math.inf
+
+
+def decide(ci: tuple[float, float], predicted: float, delta: float) -> str:
+    """pass: all of the interval within predicted (1 +- delta); fail: all of it outside; else inconclusive."""
+    low, high = sorted((predicted * (1 - delta), predicted * (1 + delta)))
+    if low <= ci[0] and ci[1] <= high:
+        return PASS
+    return FAIL if ci[1] < low or ci[0] > high else INCONCLUSIVE
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """fail if any fails, else inconclusive if any is (or there is none), else pass."""
+    if FAIL in verdicts:
+        return FAIL
+    return PASS if verdicts and INCONCLUSIVE not in verdicts else INCONCLUSIVE
+
+
+@lru_cache(maxsize=4096)
+def quantile(alpha: float, freedom: int) -> float:
+    """Two-sided quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.isf(alpha / 2, freedom))
+
+
+def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
+    """Weights of the least-squares a in a + b/n over widths proportional to ``factors``; of one width, itself."""
+    x = 1 / np.asarray(factors, dtype=np.float64)
+    if len(x) == 1:
+        return (1.0,)
+    centred = x - x.mean()
+    weights = 1 / len(x) - x.mean() * centred / (centred**2).sum()
+    return tuple(float(w) for w in weights)
+
+
+def tail_size(s: Summary) -> float:
+    """Skewness of the draws' second moments: the sample's, or that of the log-normal law with the variance of
+    their logarithms, whichever is larger (a sample of heavy tails understates its own)."""
+    if s.zeros:
+        return abs(s.skewness)
+    growth = math.exp(min(s.log_variance, 50.0))
+    return max(abs(s.skewness), (growth + 2) * math.sqrt(max(growth - 1, 0.0)))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rules of one verification: tolerance ``delta`` and the error probability of a single check."""
+
+    delta: float
+    alpha: float
+
+    def check(self, prediction: Prediction, readings: Sequence[Reading]) -> Check:
+        """The verdict on one prediction; ``readings`` at one width, or at several for a limit."""
+        p = prediction.value
+        draws = min(r.summary.draws for r in readings) if readings else 0
+        blank = Check(p, math.nan, (math.nan, math.nan), INCONCLUSIVE, prediction.exactness, draws)
+        if prediction.exactness in ("measured", "underived"):
+            return replace(blank, note=f"{prediction.exactness}: there is no formula to test")
+        if not math.isfinite(p):
+            return self._infinite(blank, readings)
+        if draws < LEAST_DRAWS:
+            return replace(blank, note="too few draws for an interval", draws_needed=LEAST_DRAWS)
+        if p == 0:
+            return self._zero(blank, readings[-1].summary)
+        if not FLOAT32_RANGE[0] < abs(p) < FLOAT32_RANGE[1]:
+            return replace(blank, note="entries of this size do not fit float32")
+        return self._judged(blank, prediction, readings)
+
+    @staticmethod
+    def _infinite(blank: Check, readings: Sequence[Reading]) -> Check:
+        reason = "infinite" if blank.predicted == math.inf else "not a number"
+        note = f"the prediction is {reason}: no number of draws can confirm it"
+        estimate = readings[-1].summary.second_moment if readings else math.nan
+        return replace(blank, estimate=estimate, note=note)
+
+    def _zero(self, blank: Check, s: Summary) -> Check:
+        half = quantile(self.alpha, s.draws - 1) * s.standard_error
+        ci = (s.second_moment - half, s.second_moment + half)
+        if not math.isfinite(half):
+            return replace(blank, note="a value is not finite")
+        inside = ci[0] >= -ZERO_TOLERANCE and ci[1] <= ZERO_TOLERANCE
+        verdict = PASS if inside else FAIL if ci[0] > ZERO_TOLERANCE else INCONCLUSIVE
+        return replace(blank, estimate=s.second_moment, ci=ci, verdict=verdict)
+
+    def _judged(self, blank: Check, prediction: Prediction, readings: Sequence[Reading]) -> Check:
+        p, draws = prediction.value, blank.draws
+        weights = limit_weights([r.factor for r in readings])
+        terms = [(w * p / r.predicted, r.summary) for w, r in zip(weights, readings, strict=True)]
+        estimate = sum(w * s.second_moment for w, s in terms)
+        sampling = sum((w * s.standard_error) ** 2 for w, s in terms)
+        error, t = math.sqrt(sampling + prediction.error**2), quantile(self.alpha, draws - 1)
+        if not math.isfinite(estimate) or not math.isfinite(error):
+            return replace(blank, note="a value is not finite in float32")
+        tolerance = max(self.delta, prediction.closure_error or 0.0)
+        ci = (estimate - t * error, estimate + t * error)
+        wrong = [decide(ci, p * (1 + k * tolerance), tolerance) for k in (-2, 2)]
+        found = replace(
+            blank, estimate=estimate, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
+            power=_power(tolerance * abs(p), tolerance, error, t),
+        )  # fmt: skip
+        found = self._supported(found, t, readings, p)
+        if found.verdict == INCONCLUSIVE and found.draws_needed is None and not found.note:
+            found = self._needed(found, tolerance, t, math.sqrt(sampling), prediction.error)
+        return found
+
+    def _supported(self, check: Check, t: float, readings: Sequence[Reading], p: float) -> Check:
+        """The check, made inconclusive where the draws cannot support it: heavy tails, or widths too small
+        for a + b/n."""
+        skewness = max(tail_size(r.summary) for r in readings)
+        size = skewness * t**3 / 6
+        if size > TAIL_LIMIT * math.sqrt(check.draws):
+            needed = size**2 / TAIL_LIMIT**2
+            note = f"heavy tails between draws (skewness {skewness:.2g}): too few draws for an interval"
+            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0,
+                           draws_needed=math.ceil(min(needed, 1e15)))  # fmt: skip
+        bend, error = curvature(readings, p)
+        if abs(bend) > t * error and abs(bend) > self.delta * abs(p) / 2:
+            note = "the error at these widths is not b/n: the limit cannot be extrapolated; use larger widths"
+            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0)
+        return check
+
+    @staticmethod
+    def _needed(check: Check, tolerance: float, t: float, sampling: float, error: float) -> Check:
+        """How many draws would settle it: an interval that fits between the estimate and the tolerance's edge."""
+        edge = tolerance * abs(check.predicted)
+        room = max(abs(edge - abs(check.estimate - check.predicted)), edge / 4)
+        left = (room / t) ** 2 - error**2
+        if left <= 0:
+            return replace(check, note="the predicted number, a population's, is not precise enough")
+        return replace(check, draws_needed=math.ceil(check.draws * sampling**2 / left))
+
+
+def _power(edge: float, tolerance: float, error: float, t: float) -> float:
+    """Probability that a formula too large by 2 tolerances is refuted (the harder side) where the truth is p."""
+    if error == 0:
+        return 1.0
+    return 0.5 * math.erfc(-((1 - 2 * tolerance) * edge / error - t) / math.sqrt(2))
+
+
+def curvature(readings: Sequence[Reading], p: float) -> tuple[float, float]:
+    """How far a quadratic in 1/n through three widths moves the extrapolated limit, and its standard error."""
+    if len(readings) != 3:
+        return 0.0, 0.0
+    x = 1 / np.array([r.factor for r in readings])
+    quadratic = np.linalg.solve(np.vander(x, increasing=True).T, np.array([1.0, 0.0, 0.0]))
+    weights = quadratic - np.array(limit_weights([r.factor for r in readings]))
+    terms = [(w * p / r.predicted, r.summary) for w, r in zip(weights, readings, strict=True)]
+    bend = sum(w * s.second_moment for w, s in terms)
+    return float(bend), math.sqrt(sum((w * s.standard_error) ** 2 for w, s in terms))

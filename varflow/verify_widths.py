@@ -1,0 +1,129 @@
+"""The same network at other widths: every channel count scaled, the scale fan_in Var(W_ij) of each weight kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.lowering import lower
+from varflow.network import BlockNode, InputNode, Network
+from varflow.ops.base import Op
+from varflow.ops.linear import weight_group
+from varflow.program import Bias, Program, Weight
+
+LEAST_WIDTH = 16
+"""The narrowest width at which an error of O(1/n) is taken for b/n."""
+LADDERS = tuple(tuple(Fraction(f) for f in text.split()) for text in ("1/4 1/2 1", "1/2 1 2", "1 2 4"))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A network with all channel counts times ``factor``; ``rounded`` where a count was not divisible."""
+
+    factor: Fraction
+    network: Network
+    program: Program
+    rounded: bool
+
+
+@dataclass
+class _Scaling:
+    """Copies a network with numbers for all symbols; ``weights`` and ``biases`` (by group) are the original's."""
+
+    factor: Fraction
+    weights: Mapping[str, Weight]
+    biases: Mapping[str, sp.Expr]
+    rounded: bool = False
+    seen: set[int] = field(default_factory=set)
+
+    def size(self, channels: sp.Expr) -> sp.Integer:
+        exact = Fraction(int(channels)) * self.factor
+        whole = max(1, int(exact + Fraction(1, 2)))
+        self.rounded |= exact != whole
+        return sp.Integer(whole)
+
+    def copy(self, network: Network, prefix: str = "") -> Network:
+        result = Network(network.name, preserve=network.preserve, source=network.source)
+        for name, layer in network.nodes():
+            inputs = network.inputs_of(name)
+            if isinstance(layer, InputNode):
+                result.input(name, **(vars(layer) | {"channels": self.size(layer.channels)}))
+            elif isinstance(layer, BlockNode):
+                result.block(self.copy(layer.body, f"{prefix}{name}."), *inputs, repeat=layer.repeat, name=name)
+            else:
+                result._place(name, layer.name, *self._layer(layer, prefix + name), tuple(inputs))
+        result.declared_outputs = list(network.declared_outputs)
+        return result
+
+    def _layer(self, layer: Op, path: str) -> tuple[Op, dict[str, Any]]:
+        fields = layer.fields()
+        for f in dataclasses.fields(layer):
+            value = fields.get(f.name)
+            if value is None:
+                continue
+            if str(f.type).startswith("Channels"):
+                fields[f.name] = self.size(value)
+            elif (layer.name, f.name) == ("split", "sizes"):
+                fields[f.name] = tuple(self.size(v) for v in value)
+        weight = self.weights.get(weight_group(fields.get("weight") or path))
+        if weight is not None and "variance" in {f.name for f in dataclasses.fields(layer)}:
+            fields |= self._initialization(weight, f"{path}.bias", fields)
+        return type(layer)(**fields), fields
+
+    def _initialization(self, w: Weight, bias: str, fields: Mapping[str, Any]) -> dict[str, sp.Expr]:
+        known = {"bias": self.biases[weight_group(bias)]} if "bias" in fields else {}
+        if w.distribution == "constant":
+            return known
+        counted = self.size(w.rows if w.transposed_first else w.columns)
+        return known | {"variance": w.variance * w.fan_in / (w.keep * counted)}
+
+
+def scaled(network: Network, program: Program, factor: Fraction) -> Scaled:
+    """The network, which has numbers for all symbols and lowers to ``program``, at ``factor`` times its widths.
+
+    Raises ShapeError where rounded widths no longer fit together.
+    """
+    if factor == 1:
+        return Scaled(factor, network, program, False)
+    weights = {weight_group(n): w for n, w in program.weights.items()}
+    biases = {weight_group(s.primitive.name): s.primitive.variance
+              for s in program if isinstance(s.primitive, Bias)}  # fmt: skip
+    scaling = _Scaling(factor, weights, biases)
+    copy = scaling.copy(network)
+    return Scaled(factor, copy, lower(copy), scaling.rounded)
+
+
+def hidden_widths(program: Program) -> list[int]:
+    """Channel counts of the values between inputs and outputs; of all values where there is nothing between."""
+    ends = {*program.inputs, *program.outputs}
+    forward = [s.shape.channels for i, s in enumerate(program) if not s.backward and i not in ends and s.args]
+    return [int(c) for c in forward or [s.shape.channels for s in program]]
+
+
+def ladder(
+    network: Network, program: Program, factors: Sequence[float | Fraction | str] | None = None
+) -> tuple[list[Scaled], str]:
+    """The network at widths n/4, n/2, n (n/2, n, 2n or n, 2n, 4n where it is too narrow for that), and a note:
+    empty, or why widths are others."""
+    narrowest = min(hidden_widths(program))
+    if factors is not None:
+        chosen = sorted({Fraction(1), *(Fraction(f).limit_denominator(4096) for f in factors)})
+        return [scaled(network, program, f) for f in chosen], ""
+    for steps in LADDERS:
+        if steps[0] < 1 and narrowest * steps[0] < LEAST_WIDTH:
+            continue
+        try:
+            found = [scaled(network, program, f) for f in steps]
+        except InputError:
+            continue
+        used = ", ".join(f"{f} n" if f != 1 else "n" for f in steps)
+        narrow = f"the narrowest hidden width is {narrowest}: limits are extrapolated from {used}"
+        return found, "" if steps is LADDERS[0] else narrow
+    note = "the widths cannot be scaled together: limits are tested at the stated widths only"
+    return [scaled(network, program, Fraction(1))], note
