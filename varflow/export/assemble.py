@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import sympy as sp
 
+from varflow.activations import ACTIVATIONS
 from varflow.derive import Derivation, WeightLaw
-from varflow.export.document import Condition, Document, Entry, Equation, NameList, Row, Rule, WeightRow
+from varflow.export.bounded import Bounded
+from varflow.export.document import (
+    Condition,
+    Document,
+    Entry,
+    Equation,
+    NameList,
+    Row,
+    Rule,
+    WeightRow,
+)
 from varflow.export.formulas import Notation, Pattern, numbers_in, pattern, printed
 from varflow.export.layout import Node, activation_name, described
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.references import References
 from varflow.export.report import VerificationLike, report
-from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, Steps
+from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, Steps, alike
 from varflow.export.sums import equation, extended, signed
-from varflow.export.bounded import Bounded
-from varflow.activations import ACTIVATIONS
 from varflow.laws.moments import fill
 from varflow.network import InputNode
 from varflow.ops.base import Lemma
@@ -269,7 +277,7 @@ class Assembly:
         for w in self.d.weights.values():
             variance = w.variance.xreplace({w.unknown: sp.Symbol("\x00")}) if w.unknown else w.variance
             parts.setdefault((variance, w.fan_in, w.distribution, w.unknown is None), []).append(w)
-        rows = [self._weight_row(group) for group in parts.values()]
+        rows = [self._weight_row(g) for group in parts.values() for g in alike(group, lambda w: w.name)]
         self.kinds |= {"s"} if self.d.unknowns() else set()
         return tuple(rows)
 
@@ -285,7 +293,7 @@ class Assembly:
             table = {w.unknown: f"s_{{{symbol}}}"}
         return WeightRow(
             NameList(tuple(names), tuple(index[2]) if index and form else ()), symbol,
-            *(printed(e, table) for e in (w.variance, w.std, w.init_gain, w.fan_in)),
+            printed(w.variance, table), printed(w.std, table), printed(w.init_gain, table), printed(w.fan_in, table),
             drawn(w, table), w.unknown is None)
 
     def _conditions(self) -> tuple[Condition, ...]:

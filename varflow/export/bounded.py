@@ -53,7 +53,7 @@ class Bounded:
             return None
         if any(isinstance(p, TooLong) for p in parts) or self._estimate(m) > 4 * self.limit:
             return TOO_LONG
-        expr = fill(m.template, m.args, lambda a: self._known[a.index])  # type: ignore[arg-type,return-value]
+        expr = fill(m.template, m.args, lambda a: self._known[a.index])
         self._size[m.index] = int(expr.count_ops())
         return expr if self._size[m.index] <= self.limit else TOO_LONG
 

@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any
 
 from varflow.errors import InputError
-from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT
-from varflow.export.steps import BACKWARD, FORWARD, Step, Steps
 from varflow.export.assemble import Assembly
+from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT
 from varflow.export.markdown import cited, display, inline, names, prose
 from varflow.export.names import markdown_code, markdown_text
+from varflow.export.steps import BACKWARD, FORWARD, Step, Steps
 from varflow.fields import closest
 from varflow.laws.moments import Moment
 
@@ -36,7 +36,7 @@ def explain(subject: Any, node: str) -> Explanation:
 
     derivation, _ = split_subject(subject)
     steps = Steps(derivation)
-    if node not in derivation or steps.node_of(node) is None and node not in derivation.nodes:
+    if node not in derivation or (steps.node_of(node) is None and node not in derivation.nodes):
         raise InputError(f"no node is called {node!r}", instead=closest(node, derivation.nodes))
     return Explanation(_Chain(steps, node).text())
 

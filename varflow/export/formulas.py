@@ -12,6 +12,7 @@ from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 
 from varflow.export.names import Labels, math_name, symbol_latex
+from varflow.export.rounding import DIGITS, rounded
 from varflow.export.steps import Name
 from varflow.laws.integral import GaussianExpectation
 
@@ -124,8 +125,7 @@ class Formulas(LatexPrinter):  # type: ignore[misc]
         return f"{sign}{root}" if rest == 1 else f"{sign}{self.parenthesize(rest, PRECEDENCE['Mul'])} {root}"
 
     def _print_Float(self, expr: sp.Float) -> str:
-        short = sp.Float(expr, 10)
-        return str(int(short)) if short == int(short) and abs(short) < 1e9 else str(super()._print_Float(short))
+        return str(super()._print_Float(sp.Float(expr, DIGITS)))
 
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
         rows = [rf"{self._print(e)} & " + (r"\text{otherwise}" if c == sp.true else rf"\text{{if }} {self._print(c)}")
@@ -135,7 +135,7 @@ class Formulas(LatexPrinter):  # type: ignore[misc]
 
 def printed(expr: sp.Expr, names: Mapping[sp.Symbol, str]) -> str:
     """An expression as LaTeX."""
-    return str(Formulas(names).doprint(expr))
+    return str(Formulas(names).doprint(rounded(expr)))
 
 
 # -- widths ----------------------------------------------------------------------------------------------------
@@ -152,8 +152,7 @@ _WORDS = frozenset((r"\operatorname{asin}", r"\sin", r"\cos", r"\tanh", r"\log",
 def width(latex: str) -> float:
     """About how wide a formula is, in letters: the wider part of a fraction counts, scripts count less."""
     tokens = [t for t in _TOKEN.findall(latex) if not t.isspace()]
-    total, end = _run(tokens, 0)
-    return total
+    return _run(tokens, 0)[0]
 
 
 def _run(tokens: list[str], i: int) -> tuple[float, int]:

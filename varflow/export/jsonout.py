@@ -170,7 +170,7 @@ def plain(value: Any) -> Any:
     """A number as JSON knows it: arrays as lists; None for what is not finite."""
     if value is None or isinstance(value, (str, bool)):
         return value
-    if hasattr(value, "tolist") and getattr(value, "ndim", 0):
+    if hasattr(value, "tolist") and getattr(value, "ndim", False):
         return [plain(v) for v in value.tolist()]
     number = float(value)
     return number if math.isfinite(number) else None

@@ -46,9 +46,14 @@ def prose(text: str) -> str:
     return "".join(f"${found[int(p)]}$" if i % 2 else latex_text(p) for i, p in enumerate(parts))
 
 
+def long(text: str) -> str:
+    """A name that may be broken anywhere if it is long."""
+    return latex_text(text, breakable=len(text) > 20 or not text.isascii())
+
+
 def names(nodes: NameList) -> str:
     """A list of names in typewriter letters."""
-    return ", ".join(r"\dots" if n == "…" else rf"\texttt{{{latex_text(n, breakable=True)}}}" for n in nodes.shown)
+    return ", ".join(r"\dots" if n == "…" else rf"\texttt{{{long(n)}}}" for n in nodes.shown)
 
 
 def cited(citations: Sequence[Citation]) -> str:
@@ -78,7 +83,7 @@ def _align(rows: list[str]) -> str:
 def to_latex(document: Document, fragment: bool = False) -> str:
     """The LaTeX text; a fragment leaves preamble and bibliography to the document that inputs it."""
     env = environment()
-    env.filters.update(tex=latex_text, long=lambda t: latex_text(t, breakable=True), prose=prose, names=names,
+    env.filters.update(tex=latex_text, long=long, prose=prose, names=names,
                        cited=cited, display=display)
     return env.get_template("derivation.tex.j2").render(
         d=document, fragment=fragment, exactness=EXACTNESS_TEXT, tier=TIER_TEXT,

@@ -9,6 +9,7 @@ import sympy as sp
 
 from varflow.activations import ACTIVATIONS
 from varflow.errors import ExpressionError
+from varflow.export.rounding import rounded
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.pointwise import ActivationLayer
@@ -101,7 +102,7 @@ def text_of(value: object) -> str:
     if not isinstance(value, sp.Basic):
         return str(value)
     try:
-        return to_text(value)
+        return to_text(rounded(value) if isinstance(value, sp.Expr) else value)
     except ExpressionError:
         return str(value)
 

@@ -113,7 +113,7 @@ def markdown_code(text: str) -> str:
 def symbol_latex(name: str) -> str:
     r"""A user's symbol: ``n``, ``d_k`` as d_{\mathrm{k}}, ``alpha`` as a Greek letter, ``fan_in`` upright."""
     head, _, tail = name.partition("_")
-    if not tail or len(head) > 1 and head not in GREEK:
+    if not tail or (len(head) > 1 and head not in GREEK):
         return _letter(name)
     return rf"{_letter(head)}_{{{_letter(tail)}}}"
 

@@ -53,7 +53,8 @@ def _commas(authors: str) -> str:
 
 
 def _bib(text: str) -> str:
-    return latex_text(text.replace("{", "(").replace("}", ")").replace("\\", "/")).replace("{[}", "[").replace("{]}", "]")
+    plain = text.replace("{", "(").replace("}", ")").replace("\\", "/")
+    return latex_text(plain).replace("{[}", "[").replace("{]}", "]")
 
 
 @cache

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeAlias, TypeVar
 
 import sympy as sp
 
@@ -22,6 +23,7 @@ from varflow.laws.moments import EXACTNESS, TIERS, Moment, Quantity, place, weak
 FORWARD, BACKWARD = "forward", "backward"
 _RANK = "skcmqgr"
 """In which order the factors of a product stand."""
+T = TypeVar("T")
 _NUMBER = re.compile(r"\d+")
 OWN = {FORWARD: ("mean", "second"), BACKWARD: ("second",)}
 
@@ -41,7 +43,7 @@ class Name:
         return f"~{_RANK.find(self.kind)}{self.node}\x00{self.kind}{self.variant}"
 
 
-Argument = Name | sp.Expr
+Argument: TypeAlias = "Name | sp.Expr"
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ class Steps:
             step = self.step(value, direction)
             if step is not None:
                 found.setdefault(self._signature(step), []).append(step)
-        groups = [part for group in found.values() for part in _by_skeleton(group)]
+        groups = [part for group in found.values() for part in alike(group, lambda s: s.node)]
         rank = {value: i for i, value in enumerate(self.ordered(direction))}
         return sorted(groups, key=lambda g: rank[g[0].node])
 
@@ -320,28 +322,28 @@ class Steps:
         return told.xreplace({s: _symbol("~s", True) for s in self.scales(told)})
 
 
-def _by_skeleton(group: list[Step]) -> list[list[Step]]:
-    """Steps whose names differ in one number only, and those that have no such partner."""
-    alike: dict[str, list[Step]] = defaultdict(list)
-    for step in group:
-        alike[_NUMBER.sub("0", step.node)].append(step)
-    parts = [part for same in alike.values() for part in _by_one_number(same)]
+def alike(items: Sequence[T], name: Callable[[T], str]) -> list[list[T]]:
+    """Split into items whose names differ in one number only, and one list of those without such a partner."""
+    same: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        same[_NUMBER.sub("0", name(item))].append(item)
+    parts = [part for group in same.values() for part in _by_one_number(group, name)]
     single = [p[0] for p in parts if len(p) == 1]
     return [p for p in parts if len(p) > 1] + ([single] if single else [])
 
 
-def _by_one_number(same: list[Step]) -> list[list[Step]]:
+def _by_one_number(same: list[T], name: Callable[[T], str]) -> list[list[T]]:
     """The coarsest split in which all but one of the numbers of a name agree."""
-    count = len(_NUMBER.findall(same[0].node))
-    splits = [_split_at(same, k) for k in range(count)]
+    count = len(_NUMBER.findall(name(same[0])))
+    splits = [_split_at(same, name, k) for k in range(count)]
     return min(splits, key=len) if splits else [same]
 
 
-def _split_at(same: list[Step], free: int) -> list[list[Step]]:
-    found: dict[tuple[str, ...], list[Step]] = defaultdict(list)
-    for step in same:
-        numbers = _NUMBER.findall(step.node)
-        found[(*numbers[:free], *numbers[free + 1:])].append(step)
+def _split_at(same: list[T], name: Callable[[T], str], free: int) -> list[list[T]]:
+    found: dict[tuple[str, ...], list[T]] = defaultdict(list)
+    for item in same:
+        numbers = _NUMBER.findall(name(item))
+        found[(*numbers[:free], *numbers[free + 1:])].append(item)
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ import sympy as sp
 
 from varflow.export.document import Equation
 from varflow.export.formulas import printed, width
+from varflow.export.rounding import rounded
 from varflow.laws.integral import GaussianExpectation
 
 LINE = 84.0
@@ -16,7 +17,7 @@ LINE = 84.0
 
 def signed(expr: sp.Expr, names: Mapping[sp.Symbol, str]) -> tuple[str, ...]:
     """The terms of a sum in LaTeX; every one after the first starts with its sign."""
-    terms = sorted(sp.Add.make_args(expr), key=lambda t: (t.is_number, _negative(t)))
+    terms = list(sp.Add.make_args(rounded(expr)))
     texts = [printed(t, names) for t in (_ordered(terms) if len(terms) > 1 else terms)]
     return tuple(t if i == 0 or t.startswith("-") else f"+ {t}" for i, t in enumerate(texts))
 
@@ -53,7 +54,8 @@ def abbreviated(expr: sp.Expr) -> tuple[sp.Expr, list[tuple[sp.Symbol, sp.Expr]]
     table = {e: sp.Dummy("I", real=True) for e in integrals}
     bare = expr.xreplace(table)
     shared, (short,) = sp.cse(bare, symbols=(sp.Dummy("t", real=True) for _ in range(10_000)), order="none")
-    kept, inlined = [], {}
+    kept: list[tuple[sp.Symbol, sp.Expr]] = []
+    inlined: dict[sp.Symbol, sp.Expr] = {}
     for symbol, part in shared:
         part = part.xreplace(inlined)
         if part.count_ops() > 6:
