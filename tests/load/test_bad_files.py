@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import varflow as vf
-from varflow.errors import ErrorList, InputError
+from varflow.errors import ErrorList, InputError, VarflowError
+from varflow.load import load
 
 BAD = Path(__file__).parent / "bad"
 FILES = sorted(BAD.glob("*.yaml"))
@@ -19,10 +19,10 @@ def announced(path: Path) -> list[tuple[str, str]]:
     return re.findall(r"^# expect (\d+:\d+) (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def errors_of(path: Path) -> tuple[InputError, ...]:
+def errors_of(path: Path) -> tuple[VarflowError, ...]:
     with pytest.raises(ErrorList) as caught:
-        vf.load(path)
-    return caught.value.errors  # type: ignore[return-value]
+        load(path)
+    return caught.value.errors
 
 
 def test_corpus_is_large() -> None:
@@ -48,7 +48,7 @@ def test_messages_are_not_too_long() -> None:
 
 def refused(path: Path, *words: str) -> None:
     with pytest.raises(InputError) as caught:
-        vf.load(path)
+        load(path)
     for word in words:
         assert word in str(caught.value)
 
@@ -74,18 +74,18 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_byte_order_mark_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: good\ninputs: {x: {channels: 3}}\n")
-    assert vf.load(path).name == "good"
+    assert load(path).name == "good"
 
 
 @pytest.mark.parametrize("name", ["nothing_of_this_name", "mlp_rel", "missing/file.yaml", "", "a\0b", "x" * 5000])
 def test_no_such_file(name: str) -> None:
     with pytest.raises(InputError):
-        vf.load(name)
+        load(name)
 
 
 def test_nearest_shipped_name_is_offered() -> None:
     with pytest.raises(InputError, match="mlp_relu"):
-        vf.load("mlp_rellu")
+        load("mlp_rellu")
 
 
 def test_folder_and_other_endings(tmp_path: Path) -> None:

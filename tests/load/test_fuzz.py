@@ -58,9 +58,10 @@ def test_yaml_like(text: str) -> None:
     accepted(text)
 
 
-WORDS = st.sampled_from(["null", "true", "~", "[]", "{}", "-1", "0", "1e9", "9**9**9", "n", "x", "[x, x]", "block", "input",
-                         "relu", "linear", "fan_in", "(n+1)^64", "&a b", "*a", "!!int 3", "\"", "{a: b}", "L", "1/0", "\t",
-                         "softmax(x)", "x:0", "<<", "10000000", "a: b", "\n", ": ", "- ", "  "])
+WORDS = st.sampled_from([
+    "null", "true", "~", "[]", "{}", "-1", "0", "1e9", "9**9**9", "n", "x", "[x, x]", "block", "input", "relu",
+    "linear", "fan_in", "(n+1)^64", "&a b", "*a", "!!int 3", "\"", "{a: b}", "L", "1/0", "\t", "softmax(x)", "x:0",
+    "<<", "10000000", "a: b", "\n", ": ", "- ", "  "])
 
 
 @given(st.data())
