@@ -13,7 +13,7 @@ from varflow.derive import Derivation, WeightLaw, derive
 from varflow.errors import InputError, SolveError
 from varflow.fields import closest
 from varflow.laws.expectation import GaussianExpectation, Normal, compile_formula, expect
-from varflow.laws.moments import Expansion, Moment, Quantity
+from varflow.laws.moments import Expansion, Moment, Quantity, place
 from varflow.laws.part import Part
 from varflow.network import Network
 from varflow.ops.linear import weight_group
@@ -95,6 +95,9 @@ class Solved(Expansion):
             self._known.pop(m, None)
 
     def _one(self, m: Moment) -> sp.Expr | None:
+        number = self._number(m)
+        if number is not None:
+            return number
         expr = super()._one(m)
         if expr is None:
             return None
@@ -104,6 +107,19 @@ class Solved(Expansion):
         for symbol in expr.free_symbols:
             self._open.setdefault(symbol, []).append(m)
         return tidy(expr)
+
+    def _number(self, m: Moment) -> sp.Float | None:
+        """The moment as a number, where it is an integral over numbers or rests on rounded ones."""
+        if m.template is None:
+            return None
+        parts = [self._known[a] if isinstance(a, Moment) else a.subs(self.table) for a in m.args]
+        rounded = any(isinstance(p, sp.Float) for p in parts)
+        if any(p is None or not p.is_Number for p in parts) or not (rounded or m.template.has(GaussianExpectation)):
+            return None
+        places = tuple(place(i, a) for i, a in enumerate(m.args))
+        if not m.template.free_symbols <= set(places):
+            return None
+        return sp.Float(float(compile_formula(m.template, places)(*(float(p) for p in parts))), 15)
 
 
 class _Solver:
@@ -168,7 +184,9 @@ class _Solver:
         return None if expr is None else expr.subs(self.table)
 
     def _forward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer:
-        first, last = uses[0], uses[-1] if self._chained(part, uses) else uses[0]
+        first = uses[0]
+        shared = [u for u in uses if u.weight == first.weight]
+        last = shared[-1] if self._chained(shared) else first
         start, end = self._second(part, first.start), self._second(part, last.end)
         if start is not None and end is not None and not self._saturates(part, first, budget):
             if not end.is_rational_function(unknown) and (start.free_symbols | end.free_symbols) - {unknown}:
@@ -200,7 +218,7 @@ class _Solver:
         return solve_for(_gaussian_mean(f**2), sp.S.One, VARIANCE).value is None
 
     @staticmethod
-    def _chained(part: Part, uses: list[Segment]) -> bool:
+    def _chained(uses: list[Segment]) -> bool:
         """Whether the last use of a shared weight lies behind its first on one path without merges."""
         return len({(u.start, u.product) for u in uses}) > 1 and not any(u.merged for u in uses)
 
