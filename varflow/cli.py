@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-FAILED, BAD_INPUT, INCONCLUSIVE, INTERNAL, INTERRUPTED, TERMINATED = 1, 2, 3, 70, 130, 143
+from varflow.cli_status import BAD_INPUT, DONE, INTERNAL, INTERRUPTED, TERMINATED
 
 Graph = Annotated[str, typer.Argument(
     metavar="GRAPH", help="A graph file, or the name of a shipped graph (see: varflow list).")]
@@ -201,7 +201,7 @@ def _status_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return DONE
     if isinstance(error, (VarflowError, OSError)):
         _say(f"error: {error}")
         return BAD_INPUT
@@ -217,9 +217,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(["--debug", *arguments] if debug and arguments else arguments, prog_name="varflow")
-        status = 0
+        status = DONE
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0
+        status = end.code if isinstance(end.code, int) else DONE
     except BaseException as error:
         if debug:
             import traceback

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from varflow.cli import FAILED, INCONCLUSIVE, INTERRUPTED
-from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, table
+from rich.table import Table
+
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table
 from varflow.cli_report import document
+from varflow.cli_status import DONE, INTERRUPTED, OF_VERDICT
 from varflow.cli_subject import Subject
-
-if TYPE_CHECKING:
-    from varflow.verify import Verification
-
-STATUS = {"pass": 0, "fail": FAILED, "inconclusive": INCONCLUSIVE}
+from varflow.verify import verify
+from varflow.verify_check import Check
+from varflow.verify_report import Progress, Verification
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,48 @@ class Options:
     method: str = "auto"
 
 
+class Line:
+    """A line of progress on stderr: rewritten in place on a terminal, every ten seconds a new one elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.told = 0.0
+
+    def __call__(self, p: Progress) -> None:
+        text = f"{p.draws} of {p.planned} draws, widest interval +-{100 * p.widest:.2g} %, {p.remaining:.0f} s left"
+        if self.terminal:
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif p.elapsed - self.told > 10:
+            self.told = p.elapsed
+            hint(text)
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def verified(subject: Subject, o: Options) -> Verification:
+    """The verification, with its progress on stderr. Raises InputError where symbols have no value."""
+    subject.require_values()
+    line = Line()
+    try:
+        return verify(
+            subject.result, dict(subject.values), o.draws, o.seed, method=o.method, delta=o.delta,
+            precision=o.precision, max_draws=o.max_draws, threads=o.threads, progress=line,
+        )
+    finally:
+        line.close()
+
+
+def status(result: Verification) -> int:
+    """The exit status of a verification."""
+    if result.interrupted:
+        hint("interrupted: the report covers the draws made until then")
+        return INTERRUPTED
+    return OF_VERDICT[result.verdict]
+
+
 def run(subject: Subject, options: Options, json: bool) -> int:
     """Verify, print the report, return the exit status."""
     result = verified(subject, options)
@@ -40,4 +81,44 @@ def run(subject: Subject, options: Options, json: bool) -> int:
         emit_json(document(subject, result))
     else:
         emit(*report(result))
-    return STATUS[result.verdict]
+    return status(result)
+
+
+def report(r: Verification) -> list[Table | str]:
+    """A table of all checks, and what they say together."""
+    rows = [_row(name, direction, check) for name, pair in r.nodes.items() for direction, check in pair.items()]
+    columns = ["node", "", "predicted", "estimate", "interval", "verdict", "exactness", ""]
+    widths = ", ".join(map(str, r.widths))
+    closing = (f"{r.verdict}: {len(rows)} checks, {r.draws} draws, seed {r.seed}, widths {widths}, tolerance "
+               f"{100 * r.delta:g} %, intervals hold together with {100 * r.confidence:g} %, {r.seconds:.1f} s")
+    power = (f"a formula off by {200 * r.delta:g} % is rejected by the same data in {100 * r.rejected:.0f} % of the "
+             f"checks; power at least {100 * r.power:.1f} %")
+    return [table(columns, rows, r.network), closing, power, *map(printable, r.notes)]
+
+
+def _row(name: str, direction: str, c: Check) -> list[Cell]:
+    needed = f"about {c.draws_needed} draws needed" if c.draws_needed else ""
+    interval = f"{c.ci[0]:.6g} to {c.ci[1]:.6g}"
+    return [name, direction, c.predicted, c.estimate, interval, c.verdict, c.exactness,
+            "; ".join(filter(None, (c.note, needed)))]
+
+
+def export(subject: Subject, output: Path | None, check: bool, json: bool) -> int:
+    """Write the document, print its path, return the exit status (of the verification, if there is one)."""
+    from varflow.export import export as write
+
+    target = output or Path(file_name(subject.derivation.network.name) + ".tex")
+    result = verified(subject, Options()) if check else None
+    path = write(subject.result, target, verification=result)
+    if json:
+        emit_json({"schema": SCHEMA, "network": subject.derivation.network.name, "path": str(path),
+                   "verdict": result and result.verdict})
+    else:
+        emit(str(path))
+    return status(result) if result else DONE
+
+
+def file_name(network: str) -> str:
+    """A network's name as that of a file."""
+    words: Iterable[str] = re.findall(r"\w+", network)
+    return "-".join(words)[:100] or "network"
