@@ -21,7 +21,7 @@ from varflow.export.document import (
     Rule,
     WeightRow,
 )
-from varflow.export.formulas import Notation, Pattern, numbers_in, pattern, printed
+from varflow.export.formulas import Notation, Pattern, numbers_in, pattern, printed, width
 from varflow.export.layout import Node, activation_name, described
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.references import References
@@ -34,6 +34,8 @@ from varflow.ops.base import Lemma
 from varflow.ops.pointwise import ActivationLayer
 
 MAX_CONDITIONS = 12
+BOX = 66.0
+"""Letters that a line of the boxed result holds."""
 INPUT_RULE = Lemma("The entries are independent over channels, with the moments given.", "")
 MEANINGS = {
     "q": r"second moment of an entry $x$ of node $i$: $\mathbb{E}[x^2]$",
@@ -97,12 +99,14 @@ class Assembly:
         forward = self.steps.groups(FORWARD)
         network = tuple(self._rows(forward))
         told = {di: tuple(self.entry(g) for g in self.steps.groups(di)) for di in (FORWARD, BACKWARD)}
-        weights, results = self._weights(), self._results()
+        weights, found = self._weights(), self._results()
+        boxed = tuple(e for e in found if e.left and sum(map(width, e.sides[0])) < BOX and not e.where)
         conditions = self._conditions()
         checked = report(self.verification, self.d) if self.verification is not None else None
         return Document(
             self.d.network.name, citations, self._notation(), self._shortened(), network, self._assumptions(told),
-            tuple(self.rules.values()), told[FORWARD], told[BACKWARD], results, weights, conditions,
+            tuple(self.rules.values()), told[FORWARD], told[BACKWARD], boxed,
+            tuple(e for e in found if e not in boxed), weights, conditions,
             self._notes(), self.solution.preserve if self.solution else "",
             checked, tuple(self.references.entries))
 
@@ -264,8 +268,7 @@ class Assembly:
                 expr = self.bounded.of(law.second) if law is not None and law.second is not None else None
                 if expr is not None:
                     left = self._latex(Name(kind, value), None)
-                    eq = Equation(left, (signed(expr, self._scale_table(expr)),))
-                    found.append(eq)
+                    found.append(equation(left, expr, self._scale_table(expr)))
         return tuple(found)
 
     def _outputs(self) -> list[str]:

@@ -158,6 +158,7 @@ class Document:
     forward: tuple[Entry, ...]
     backward: tuple[Entry, ...]
     results: tuple[Equation, ...]
+    long_results: tuple[Equation, ...]
     weights: tuple[WeightRow, ...]
     conditions: tuple[Condition, ...]
     notes: tuple[str, ...]
