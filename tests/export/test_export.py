@@ -171,6 +171,8 @@ def test_solution(tmp_path: Path) -> None:
     assert r"\frac{s_{\mathrm{fc1}}}{2} &= 1" in text
     assert r"s_{\mathrm{fc1}} &= 2" in text
     assert r"s\_fc1: a &lt;note&gt;. Likewise s\_fc2." in text
+    solution.unsolved, solution.derivation = solved, vf.derive(solved.network.substitute({}, {"fc1": sp.Integer(2)}))
+    assert r"q_{\mathrm{h}} &= \frac{q_{\mathrm{fc1}}}{2}" in export(solution, tmp_path / "s.md").read_text()
     assert to_json(solution)["solved"]["s_fc1"] == {"condition": "s_fc1/2 == 1", "answer": "2", "closed_form": True}
 
 

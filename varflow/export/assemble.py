@@ -76,8 +76,12 @@ class SolutionLike(Protocol):
 
 def assemble(derivation: Derivation, solution: SolutionLike | None = None,
              verification: VerificationLike | None = None) -> Document:
-    """The document of a derivation; with a solution also what was solved for, with a verification its table."""
-    return Assembly(Steps(derivation), solution, verification).document()
+    """The document of a derivation; with a solution also what was solved for, with a verification its table.
+
+    A solution that keeps the derivation over its unknowns as ``unsolved`` has its steps told in them.
+    """
+    told = getattr(solution, "unsolved", None) or derivation
+    return Assembly(Steps(told), solution, verification).document()
 
 
 class Assembly:
@@ -86,7 +90,7 @@ class Assembly:
     def __init__(self, steps: Steps, solution: SolutionLike | None = None,
                  verification: VerificationLike | None = None) -> None:
         self.d, self.solution, self.verification = steps.derivation, solution, verification
-        self.steps = steps
+        self.steps, self.solved = steps, solution.derivation if solution else steps.derivation
         names = [*self.d.program.weights, *self.steps.values]
         self.notation = Notation(Labels(dict.fromkeys(names)))
         self.references, self.rules = References(), dict[str, Rule]()
@@ -102,7 +106,7 @@ class Assembly:
         weights, found = self._weights(), self._results()
         boxed = tuple(e for e in found if e.left and sum(map(width, e.sides[0])) < BOX and not e.where)
         conditions = self._conditions()
-        checked = report(self.verification, self.d) if self.verification is not None else None
+        checked = report(self.verification, self.solved) if self.verification is not None else None
         return Document(
             self.d.network.name, citations, self._notation(), self._shortened(), network, self._assumptions(told),
             tuple(self.rules.values()), told[FORWARD], told[BACKWARD], boxed,
@@ -261,11 +265,11 @@ class Assembly:
 
     def _results(self) -> tuple[Equation, ...]:
         """Second moments at the outputs and gradients at the inputs, where they are short formulas."""
-        found = []
+        found, bounded = [], Bounded(self.bounded.limit)
         for kind, values in (("q", self._outputs()), ("g", self.d.inputs)):
             for value in values[:4]:
-                law = self.steps.law(value, FORWARD if kind == "q" else BACKWARD)
-                expr = self.bounded.of(law.second) if law is not None and law.second is not None else None
+                law = self.solved[value].forward if kind == "q" else self.solved[value].backward
+                expr = bounded.of(law.second) if law is not None and law.second is not None else None
                 if expr is not None:
                     left = self._latex(Name(kind, value), None)
                     found.append(equation(left, expr, self._scale_table(expr)))
@@ -277,7 +281,7 @@ class Assembly:
 
     def _weights(self) -> tuple[WeightRow, ...]:
         parts: dict[tuple[object, ...], list[WeightLaw]] = {}
-        for w in self.d.weights.values():
+        for w in self.solved.weights.values():
             variance = w.variance.xreplace({w.unknown: sp.Symbol("\x00")}) if w.unknown else w.variance
             parts.setdefault((variance, w.fan_in, w.distribution, w.unknown is None), []).append(w)
         rows = [self._weight_row(g) for group in parts.values() for g in alike(group, lambda w: w.name)]

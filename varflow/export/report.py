@@ -46,6 +46,8 @@ def report(verification: VerificationLike, derivation: Derivation) -> Report:
     shown = checks if len(checks) <= MAX_ROWS else _worst(checks)
     counts = Counter(check.verdict for _, _, check in checks)
     words = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+    needed = [n for _, _, c in checks if c.verdict == "inconclusive" and (n := getattr(c, "draws_needed", None))]
+    words += f"; about {max(needed)} draws would decide all" if needed else ""
     return Report(tuple(_row(*c, derivation) for c in shown), len(checks) - len(shown), verification.verdict, words,
                   _setting(verification), _power(verification))
 
