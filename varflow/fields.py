@@ -126,6 +126,22 @@ def closest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"one of {listed}"
 
 
+LEAST: Mapping[str, int] = {"variance": 0, "bias": 0, "eps": 0, "keep": 0, "batch": 2}
+MOST: Mapping[str, int] = {"keep": 1}
+
+
+def _in_range(name: str, value: object, where: str) -> None:
+    """Raise InputError for a number that a field of this name cannot be."""
+    if not isinstance(value, sp.Expr):
+        return
+    if name in LEAST and (value - LEAST[name]).is_negative:
+        raise InputError(f"{name} {shown(value)} is too small", where, f"{name} is at least {LEAST[name]}",
+                         "a larger number")
+    if name in MOST and (value - MOST[name]).is_positive:
+        raise InputError(f"{name} {shown(value)} is too large", where, f"{name} is at most {MOST[name]}",
+                         "a smaller number")
+
+
 def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "",
             places: Mapping[str, str] = NO_PLACES) -> Op:
     """The layer named ``op`` with fields read from text, numbers or expressions.
@@ -147,6 +163,7 @@ def make_op(op: str, fields: Mapping[str, Any], resolve: Resolve, where: str = "
     for name in [n for n in fields if n in declared]:
         try:
             read[name] = _read(declared[name], fields[name], resolve, _place(name, where, places))
+            _in_range(name, read[name], _place(name, where, places))
         except VarflowError as error:
             errors.append(error)
     if errors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -28,7 +28,7 @@ from varflow.program import Input as InputPrimitive
 from varflow.program import Instruction, Lowering, Program, Shape
 from varflow.symbols import FAN_IN, FAN_OUT
 
-MAX_TERMS, MAX_UNROLLED, MAX_NAMES, MAX_ERRORS = 1000, 100_000, 200, 200
+MAX_TERMS, MAX_UNROLLED, MAX_NAMES, MAX_ERRORS, MAX_PART = 1000, 100_000, 200, 200, 600
 Shapes = tuple[Shape, ...]
 
 
@@ -78,7 +78,8 @@ def complete(error: VarflowError) -> VarflowError:
                     "an expression such as 2/fan_in, 1/sqrt(2) or n + 1")
     if not isinstance(error, ExpressionError):
         why, instead = "the value is outside what this field can be", "a value that fits, as docs/graph_files.md says"
-    return type(error)(error.what, error.where, error.why or why, error.instead or instead)
+    parts = (error.what, error.where, error.why or why, error.instead or instead)
+    return type(error)(*(p if len(p) <= MAX_PART else f"{p[:MAX_PART]}..." for p in parts))
 
 
 def _line(error: VarflowError) -> tuple[int, int]:
@@ -142,7 +143,7 @@ class _Builder:
         for k, node in enumerate(body.nodes):
             if len(self.tree.errors) > MAX_ERRORS:
                 raise ErrorList(in_order(self.tree.errors))
-            self.node((*self.path, "nodes", k), node)
+            self.judged(self.node, (*self.path, "nodes", k), node)
         self.outputs(body.outputs)
 
     def declare(self, symbols: Mapping[str, Any]) -> None:
@@ -161,9 +162,18 @@ class _Builder:
                         "inputs: {x: {channels: n}}", key=True)
         for k, (name, value) in enumerate(inputs.items()):
             shape = given[k] if given is not None and k < len(given) else None
-            self.input(name, (*self.path, "inputs", name), {} if value is None else value, given is not None, shape)
+            path = (*self.path, "inputs", name)
+            self.judged(self.input, path, name, {} if value is None else value, given is not None, shape)
 
-    def input(self, name: str, path: Path, value: Any, inner: bool, shape: Shape | None) -> None:
+    def judged(self, step: Callable[..., None], path: Path, *args: Any) -> None:
+        """One step; a number that sympy cannot compare is reported, like any other mistake."""
+        try:
+            step(path, *args)
+        except (TypeError, ValueError, ArithmeticError, NotImplementedError) as error:
+            self.report("a number here cannot be judged", path, f"{type(error).__name__}: {error}"[:200],
+                        "a simpler number")
+
+    def input(self, path: Path, name: str, value: Any, inner: bool, shape: Shape | None) -> None:
         spec, wrong = read_part(self.tree, Input, path, value)
         fields = None if spec is None else self.input_fields(spec, path, value, wrong, inner, shape)
         if not self.named(name, path) or fields is None:
@@ -227,21 +237,19 @@ class _Builder:
         name = value.get("name") if isinstance(value, dict) else None
         sound = isinstance(name, str) and self.named(name, (*path, "name"))
         kind = value.get("op") if isinstance(value, dict) else None
-        if kind == "input":
-            self.late_input(path, value, sound)
-        elif kind == "block":
-            self.block(path, value, sound)
-        else:
-            self.layer(path, value, sound)
-        if isinstance(name, str):
-            self.later.discard(name)
-            if name not in self.shapes:
-                self.broken.add(name)
+        read = {"input": self.late_input, "block": self.block}.get(str(kind), self.layer)
+        try:
+            read(path, value, sound)
+        finally:
+            if isinstance(name, str):
+                self.later.discard(name)
+                if name not in self.shapes:
+                    self.broken.add(name)
 
     def late_input(self, path: Path, value: dict[str, Any], sound: bool) -> None:
         """An input that stands among the nodes."""
         if sound:
-            self.input(value["name"], path, {k: v for k, v in value.items() if k not in ("name", "op")}, False, None)
+            self.input(path, value["name"], {k: v for k, v in value.items() if k not in ("name", "op")}, False, None)
         elif not isinstance(value.get("name"), str):
             self.report("an input has no name", path, "other nodes refer to a node by its name",
                         "- {name: x, op: input, channels: n}")
