@@ -88,6 +88,7 @@ def test_large_files_are_refused_soon() -> None:
     for text in ("? " * (MAX_BYTES // 2), "- a\n" * (MAX_BYTES // 4), "[" * MAX_BYTES, "{a: " * (MAX_BYTES // 4),
                  "a: " + "x" * (MAX_BYTES - 10), "#" * MAX_BYTES, "a: |\n" + "  x\n" * (MAX_BYTES // 4 - 10),
                  '"' + "\\x41" * (MAX_BYTES // 4 - 1), "- " * (MAX_BYTES // 2), "!" * MAX_BYTES, "&" * MAX_BYTES,
+                 "!" * 900 + " a\n", "!a" * (MAX_BYTES // 2), "- !a\n" * (MAX_BYTES // 5), "%" * MAX_BYTES,
                  "\n" * MAX_BYTES, " " * MAX_BYTES, "a:\n" * 100_000, "-\n" * 200_000):
         accepted(text)
 

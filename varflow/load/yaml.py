@@ -55,6 +55,9 @@ def read_tree(text: str, file: str) -> Tree:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if long := _LONG_TAG.search(text):  # ruamel.yaml takes quadratic time over one
+        raise InputError("a word of more than 1000 characters begins with !", _at(text, long.start(), file),
+                         "such a word is a tag, and graph files have none", "a shorter word, or none")
     composer = _Composer(Tree(file))
     try:
         composer.read(YAML(typ="safe", pure=True).parse(text))
@@ -68,13 +71,20 @@ def read_tree(text: str, file: str) -> Tree:
     return composer.tree
 
 
+_LONG_TAG = re.compile(r"!\S{1000}")
+
+
+def _at(text: str, index: int, file: str) -> str:
+    line, column = text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
+    return f"{file}:{line}:{column}"
+
+
 def _syntax_error(error: Any, file: str, text: str) -> InputError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         at = next((k for k, c in enumerate(text) if not (c.isprintable() or c in "\n\r\t\x85\u2028\u2029")), 0)
-        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         return InputError(f"the character {text[at : at + 1]!r} is one that YAML does not allow",
-                          f"{file}:{line}:{column}", "control characters are not text",
+                          _at(text, at, file), "control characters are not text",
                           "printable characters, or an escape in double quotes")
     where = f"{file}:{mark.line + 1}:{mark.column + 1}"
     problem = str(getattr(error, "problem", "") or "it cannot be read")
