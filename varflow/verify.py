@@ -14,6 +14,7 @@ from varflow.errors import InputError, MissingExtraError, UnsupportedError
 from varflow.laws.moments import Moment
 from varflow.lowering import lower
 from varflow.network import Network
+from varflow.program import Program
 from varflow.simulate.cpu import Simulator, Statistics
 from varflow.simulate.plan import LARGE_BATCH, samples_of
 from varflow.symbols import STEP
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from varflow.evaluate import Numbers
     from varflow.solve import Solution
 
-SAMPLES = 8
-"""Independent inputs that each draw's network sees (a batch norm's batch instead where there is one): drawing
-the weights is what costs, and more inputs narrow the intervals."""
+ENTRIES = 256
+FEWEST_SAMPLES, MOST_SAMPLES = 8, 64
 FIRST_DRAW = 1 << 40
 """Widths draw from disjoint ranges of draw numbers, so that their errors are independent."""
 ROUND = 64
@@ -95,6 +95,19 @@ def _population_error(numbers: Numbers, name: str, backward: bool) -> float:
     return float(numbers._population.standard_error_second_moment[value])
 
 
+def samples_for(program: Program, batch: int = LARGE_BATCH) -> int | None:
+    """Independent inputs that each draw's network sees; None where a batch norm says how many.
+
+    Drawing the weights is what costs, and more inputs narrow the intervals of narrow nodes: the narrowest gets
+    some 256 entries a draw.
+    """
+    if samples_of(program, batch) is not None:
+        return None
+    narrowest = min(int(program.shape(v).channels) for v in program.values.values())
+    wanted = 1 << math.ceil(math.log2(ENTRIES / narrowest)) if narrowest < ENTRIES else 1
+    return min(MOST_SAMPLES, max(FEWEST_SAMPLES, wanted))
+
+
 # -- the simulation ----------------------------------------------------------------------------------
 
 
@@ -102,14 +115,12 @@ class _Level:
     """One width: its predictions, its simulator, and the statistics so far."""
 
     def __init__(
-        self, place: int, scale: Scaled, predicted: Mapping[Key, Prediction], nodes: Sequence[str], batch: int,
+        self, place: int, scale: Scaled, predicted: Mapping[Key, Prediction], nodes: Sequence[str],
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.scale, self.predicted = scale, predicted
         self.first = place * FIRST_DRAW
-        has_batch = samples_of(scale.program, batch) is not None
-        samples = None if has_batch else SAMPLES
-        self.simulator = Simulator(scale.program, nodes=nodes, samples=samples, large_batch=batch, **options)
+        self.simulator = Simulator(scale.program, nodes=nodes, **options)
         self.statistics = Statistics(self.simulator.plan.columns)
 
     def advance(self, total: int) -> None:
@@ -302,7 +313,7 @@ def _resolved(subject: Network | Derivation | Solution, values: Mapping[str, Any
 
 def _prepared(
     derivation: Derivation, values: Mapping[str, Any], delta: float, width_scale: Sequence[float] | None,
-    options: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> tuple[_Run, list[str]]:  # fmt: skip
     derivation.numbers(values)
     network = derivation.network.bind(values)
@@ -315,11 +326,11 @@ def _prepared(
     notes = [f"Widths: {note}."] if note else []
     if any(samples_of(s.program, 1) == 1 for s in scales):
         notes.append(f"Batch norms without a batch size are simulated with {LARGE_BATCH} samples at the widest.")
-    levels = []
+    levels, samples = [], samples_for(program)
     for place, scale in enumerate(scales):
         batch = max(4, round(LARGE_BATCH * float(scale.factor / scales[-1].factor)))
         again = predictions(derive(scale.network), {}, nodes) if scale.rounded else predicted
-        levels.append(_Level(place, scale, again, nodes, batch, options))
+        levels.append(_Level(place, scale, again, nodes, options | {"samples": samples, "large_batch": batch}))
     return _Run(levels, predicted, delta, len(levels) == 1), notes
 
 

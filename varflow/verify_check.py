@@ -166,10 +166,9 @@ class Judge:
             blank, estimate=estimate, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
             power=_power(tolerance * abs(p), tolerance, error, t),
         )  # fmt: skip
-        found = self._supported(found, t, readings, p)
-        if found.verdict == INCONCLUSIVE and found.draws_needed is None and not found.note:
+        if found.verdict == INCONCLUSIVE:
             found = self._needed(found, tolerance, t, math.sqrt(sampling), prediction.error)
-        return found
+        return self._supported(found, t, readings, p)
 
     def _supported(self, check: Check, t: float, readings: Sequence[Reading], p: float) -> Check:
         """The check, made inconclusive where the draws cannot support it: heavy tails, or widths too small
@@ -179,12 +178,14 @@ class Judge:
         if size > TAIL_LIMIT * math.sqrt(check.draws):
             needed = size**2 / TAIL_LIMIT**2
             note = f"heavy tails between draws (skewness {skewness:.2g}): too few draws for an interval"
-            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0,
-                           draws_needed=math.ceil(min(needed, 1e15)))  # fmt: skip
+            least = max(math.ceil(min(needed, 1e15)), check.draws_needed or 0)
+            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least)
         bend, error = curvature(readings, p)
         if abs(bend) > t * error and abs(bend) > self.delta * abs(p) / 2:
             note = "the error at these widths is not b/n: the limit cannot be extrapolated; use larger widths"
-            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0)
+            return replace(
+                check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=None
+            )
         return check
 
     @staticmethod

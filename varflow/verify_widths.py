@@ -17,7 +17,7 @@ from varflow.ops.base import Op
 from varflow.ops.linear import weight_group
 from varflow.program import Bias, Program, Weight
 
-LEAST_WIDTH = 16
+LEAST_WIDTH = 12
 """The narrowest width at which an error of O(1/n) is taken for b/n."""
 LADDERS = tuple(tuple(Fraction(f) for f in text.split()) for text in ("1/4 1/2 1", "1/2 1 2", "1 2 4"))
 
