@@ -168,7 +168,7 @@ def list_(
 def demo(
     json: Json = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the document.")] = Path("varflow-demo"),
-    draws: Annotated[int, typer.Option(min=2, help="Draws of each verification.")] = 2000,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of each verification.")] = 1000,
 ) -> None:
     """Derive, solve and verify published networks, and write one derivation as a document."""
     from varflow import cli_demo
