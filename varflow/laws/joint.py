@@ -18,7 +18,7 @@ from varflow.calculus import difference, rename, symbols_in, times
 from varflow.laws import moments as mo
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
-from varflow.laws.split import Term, split
+from varflow.laws.split import polynomial_in, Term, split
 from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
     SAME,
@@ -38,9 +38,12 @@ from varflow.laws.variables import (
     Variable,
     View,
 )
+from varflow.laws.walk import moments_of_walk
 from varflow.symbols import arg
 
 ARGUMENT_LIMIT = 10
+ROOT_LIMIT = 3
+"""Variables within a nonlinear function beyond which neither closed form nor integral is tried."""
 EXPANSION_LIMIT = 400
 
 
@@ -105,6 +108,7 @@ class Laws:
     _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
     _bits: dict[object, int] = field(default_factory=dict)
     _family_sets: dict[Variable, int] = field(default_factory=dict)
+    _backward_bits: int = 0
     _work: int = 0
 
     # -- structure -----------------------------------------------------------------------------------
@@ -187,6 +191,7 @@ class Laws:
         if v not in self._family_sets:
             inner = _parts(v)
             bits = 0 if inner else 1 << self._bits.setdefault(_family(v), len(self._bits))
+            self._backward_bits |= bits if v.backward else 0
             for x in inner:
                 bits |= self._families(x.variable)
             self._family_sets[v] = bits
@@ -250,15 +255,19 @@ class Laws:
 
     def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
         """Covariances with the sums inside a sum first, the innermost before all: no deep recursion."""
-        ladder: list[GaussianSum] = []
-        while True:
-            inner = [t.variable for _, t in v.terms if isinstance(t.variable, GaussianSum) and not t.moves]
-            if not inner or (inner[0], (), other.variable, other.moves, view) in self._pair or other.moves:
+        ladder: list[Instance] = []
+        while v.born > other.variable.born:
+            inner = next((t for _, t in v.terms if isinstance(t.variable, GaussianSum)), None)
+            if inner is None or inner.moves or other.moves or self._settled_pair(inner, other, view):
                 break
-            v = inner[0]
-            ladder.append(v)
+            ladder.append(inner)
+            v = inner.variable
         for step in reversed(ladder[1:]):
-            self.covariance(Instance(step), other, view)
+            self.covariance(step, other, view)
+
+    def _settled_pair(self, x: Instance, y: Instance, view: View) -> bool:
+        u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
+        return (u, (), v, (), view) in self._pair or _fresh(Instance(u), Instance(v))
 
     def _averaged(self, z: PositionAverage, at: Any, view: View) -> Formula:
         """(E at the same position + (P-1) E at others) / P."""
@@ -313,9 +322,10 @@ class Laws:
         self._pair[(v, (), v, (), SAME)] = second
 
     def mean(self, x: Instance) -> Formula:
-        """E[x]; raises NoFormula where there is none and no population can supply it."""
+        """E[x]; a value of the backward pass is odd in the cotangent: 0. Raises NoFormula where there is no
+        formula and no population can supply it."""
         v = x.variable
-        if v.gaussian or isinstance(v, SphereEntry):
+        if v.gaussian or isinstance(v, SphereEntry) or v.backward:
             return mo.ZERO
         if v not in self._mean:
             self._mean[v] = self._named("m", v, "mean", self._find_mean)
@@ -352,7 +362,8 @@ class Laws:
             case PositionAverage(of=of) if of is not None:
                 return self.mean(of)
             case Composite(expr=expr, args=args, coefficients=coefficients):
-                return self.expectation(expr, args, coefficients, SAME)
+                walk = moments_of_walk(self, v)
+                return walk[0] if walk else self.expectation(expr, args, coefficients, SAME)
             case Opaque(mean=mean):
                 return self._given(mean)
         raise NoFormula(f"no mean is known for {type(v).__name__}", v.node)
@@ -374,7 +385,8 @@ class Laws:
             case PositionAverage():
                 return self._pair_average(v, x, SAME)
             case Composite(expr=expr, args=args, coefficients=coefficients):
-                return self.expectation(expr**2, args, coefficients, SAME)
+                walk = moments_of_walk(self, v)
+                return walk[1] if walk else self.expectation(expr**2, args, coefficients, SAME)
             case Opaque(second=second):
                 return self._given(second)
         raise NoFormula(f"no second moment is known for {type(v).__name__}", v.node)
@@ -387,7 +399,11 @@ class Laws:
             return self.second(x)
         if view.position and x.moves and x.moves[-1][0] == "unflatten":
             return mo.product(self.mean(x), self.mean(y))
+        if u.backward != v.backward:
+            return mo.ZERO
         x, y = replace(x, there=False), replace(y, there=not view.same)
+        if u.backward and v.backward and not self._families(u) & self._families(v) & self._backward_bits:
+            return mo.ZERO
         if not self.dependent(x, y, view):
             return mo.product(self.mean(x), self.mean(y))
         if u.gaussian and v.gaussian:
@@ -441,7 +457,7 @@ class Laws:
         return mo.total([self._term(t, args, coefficients, view) for t in terms])
 
     def _term(self, term: Term, args: tuple[Instance, ...], coefficients: tuple[Quantity, ...], view: View) -> Formula:
-        if self._excluded(term, args):
+        if self._excluded(term, args) or self._odd(term, args):
             return mo.ZERO
         factors = [_coefficient_formula(term.factor, coefficients)]
         groups = self._groups(term, args, view)
@@ -451,6 +467,31 @@ class Laws:
                 return mo.ZERO
             factors.append(f)
         return mo.product(*factors)
+
+    def _odd(self, term: Term, args: tuple[Instance, ...]) -> bool:
+        """Whether a term is odd in parts of the cotangents that nothing else in it contains.
+
+        Backward variables are linear in the cotangents; slopes are forward ones.
+        """
+        powers = list(self._backward_powers(term, args))
+        if any(k is None for _, k in powers):
+            return False
+        if sum(k for _, k in powers if k) % 2:
+            return True
+        return any(k is not None and k % 2 and not any(a & b for j, (b, _) in enumerate(powers) if j != i)
+                   for i, (a, k) in enumerate(powers))
+
+    def _backward_powers(self, term: Term, args: tuple[Instance, ...]) -> Iterator[tuple[int, int | None]]:
+        """(cotangent parts, power) of every backward variable in a term; None for what is no power."""
+        for symbol, f in term.functions:
+            v = args[_index(symbol)].variable
+            if v.backward:
+                base, power = f.as_base_exp()
+                yield self._families(v) & self._backward_bits, int(power) if base == symbol and power.is_Integer else None
+        for atom in term.atoms:
+            for s in symbols_in(atom) & _arguments(len(args)):
+                if args[_index(s)].variable.backward:
+                    yield 0, None
 
     @staticmethod
     def _excluded(term: Term, args: tuple[Instance, ...]) -> bool:
@@ -530,6 +571,8 @@ class Laws:
         x = args[which]
         v = x.variable
         assert isinstance(v, Composite)
+        if len(self.roots(x)) > ROOT_LIMIT and not polynomial_in(expr, arg(which)):
+            raise NoFormula("a nonlinear function of many variables", v.node)
         used = sorted({_index(s) for s in symbols_in(expr) if s in _arguments(len(args))} - {which})
         kept = [args[i] for i in used]
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
@@ -566,7 +609,7 @@ class Laws:
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(_position(given, c), c)
         found = template(rename(expr, tuple(table.items())), tuple(kinds), matrix)
-        return Formula(found, tuple(given), self._exactness(expr, indices, args))
+        return _filled(Formula(found, tuple(given), self._exactness(expr, indices, args)))
 
     def _kind(self, x: Instance, given: list[Quantity]) -> Distribution:
         v = x.variable
@@ -584,7 +627,7 @@ class Laws:
             return sp.S.Zero
         f = self.second(x) if x == y else self.covariance(x, y, self._view_of(x, y, view))
         c = self.quantity(f, node=x.variable.node, backward=x.variable.backward)
-        return c if isinstance(c, sp.Number) else mo.place(_position(given, c), c)
+        return c if isinstance(c, sp.Number) and _plain(c) else mo.place(_position(given, c), c)
 
     def _refuse_mixed(self, x: Instance, y: Instance, view: View) -> None:
         spheres = [i for i in (x, y) if isinstance(i.variable, SphereEntry)]
@@ -633,6 +676,18 @@ def _family(v: Variable) -> object:
 
 def _born(v: Variable) -> int:
     return v.born
+
+
+def _filled(f: Formula) -> Formula:
+    """The number itself where a formula is over numbers only."""
+    if not f.args or not all(isinstance(a, sp.Number) for a in f.args) or mo.has_integral(f.template):
+        return f
+    return replace(f, template=mo.fill(f.template, f.args, lambda m: m.symbol), args=())
+
+
+def _plain(number: sp.Number) -> bool:
+    """Whether a number may stand in a template: one of few, so that equal steps still share theirs."""
+    return bool(number == 0 or (isinstance(number, sp.Rational) and max(abs(number.p), number.q) < 100))
 
 
 def _index(symbol: sp.Symbol) -> int:

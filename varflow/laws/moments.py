@@ -98,12 +98,13 @@ def place(index: int, quantity: Quantity) -> sp.Symbol:
 def fill(template: sp.Expr, args: tuple[Quantity, ...], name: Callable[[Moment], sp.Expr]) -> sp.Expr:
     """The template with its placeholders replaced."""
     table = {place(i, a): name(a) if isinstance(a, Moment) else a for i, a in enumerate(args)}
-    result: sp.Expr = template.subs(table, simultaneous=True) if _has_integral(template) else template.xreplace(table)
+    result: sp.Expr = template.subs(table, simultaneous=True) if has_integral(template) else template.xreplace(table)
     return result
 
 
 @lru_cache(maxsize=4096)
-def _has_integral(template: sp.Expr) -> bool:
+def has_integral(template: sp.Expr) -> bool:
+    """Whether an unevaluated expectation stands in a template."""
     return any(type(e).__name__ == "GaussianExpectation" for e in sp.preorder_traversal(template))
 
 
@@ -213,7 +214,7 @@ class MomentSystem:
             if not _linear(f.template, unknowns):
                 exactness = "wide"
         tier = weakest(TIERS, [f.tier, *(a.tier for a in over)])
-        if tier == "closed" and _has_integral(f.template):
+        if tier == "closed" and has_integral(f.template):
             tier = "quadrature"
         assumptions = f.assumptions.union(*(a.assumptions for a in over))
         return Moment(index, kind, node, f.template, f.args, exactness, tier, assumptions, backward)

@@ -34,7 +34,10 @@ class Part:
         return self._average(value, self.propagation.laws.second, "g" if backward else "q", node)
 
     def mean(self, value: int, node: str = "") -> Quantity | None:
-        """E[x] of a value averaged over channels; None where there is no formula."""
+        """E[x] of a value averaged over channels (0 in the backward pass, which is odd in the cotangent); None where
+        there is no formula."""
+        if self.program.instructions[value].backward:
+            return sp.S.Zero
         return self._average(value, self.propagation.laws.mean, "m", node)
 
     def _average(self, value: int, of: Any, kind: str, node: str) -> Quantity | None:

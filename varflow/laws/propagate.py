@@ -89,6 +89,7 @@ class Propagation:
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
         self._inverse: dict[int, list[Quantity | None]] = {}
         self._mixed: set[str] = set()
+        self._slopes = False
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
         self.bodies: list[Any] = []
@@ -129,7 +130,7 @@ class Propagation:
 
     def _label(self, whole: bool = True) -> dict[str, object]:
         self._born += 1
-        return {"born": self._born, "node": self.step.node, "backward": self.step.backward,
+        return {"born": self._born, "node": self.step.node, "backward": self.step.backward and not self._slopes,
                 "value": self.index if whole else None}
 
     def _make(self, make: Callable[..., Variable], whole: bool = True, **fields: object) -> Instance:
@@ -387,7 +388,11 @@ class Propagation:
         """E[d law / d g] at one coordinate."""
         if law is None:
             return mo.ZERO
-        slope = self._slope(law, g)
+        self._slopes = True
+        try:
+            slope = self._slope(law, g)
+        finally:
+            self._slopes = False
         return mo.ZERO if slope is None else self.laws.mean(slope)
 
     def _slope(self, x: Instance, g: Product) -> Instance | None:

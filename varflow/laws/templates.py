@@ -10,7 +10,7 @@ from sympy.core.relational import Relational
 from varflow.laws.algebra import rational
 from varflow.laws.distributions import Distribution, NoFormula, Normal
 from varflow.laws.engine import Law, degenerate, integral, make_law
-from varflow.laws.expectation import expect
+from varflow.laws.expectation import GaussianExpectation, expect
 
 SIZE_LIMIT = 1500
 """Operations of an integrand beyond which it is left to the population."""
@@ -36,17 +36,32 @@ def template(expr: sp.Expr, kinds: tuple[Distribution, ...], matrix: tuple[tuple
 
     variables = dict(zip(symbols, kinds, strict=True))
     if nesting(expr, frozenset(symbols)) > 1 and all(isinstance(k, Normal) for k in kinds):
-        return _integral(expr, make_law(symbols, variables, covariance))
+        return _nested(rational(expr), make_law(symbols, variables, covariance))
     return expect(expr, variables, covariance)
 
 
-def _integral(expr: sp.Expr, law: Law) -> sp.Expr:
-    """The integral of an expression over one or two linear forms, as it stands."""
+def _nested(expr: sp.Expr, law: Law) -> sp.Expr:
+    """The integral of an expression over one or two linear forms, what can be done in closed form done first."""
     if expr.count_ops() > SIZE_LIMIT:
         raise NoFormula("an integrand of too many operations")
-    expr = degenerate(rational(expr), law)
+    expr = degenerate(expr, law)
     names = frozenset(expr.free_symbols & law.distributions.keys())
+    for v in sorted(names, key=str) if len(names) > 1 else ():
+        inner = _conditional(expr, v, names, law)
+        if inner is not None:
+            return _nested(inner, law)
     return integral(expr, names, law, 0) if names else expr
+
+
+def _conditional(expr: sp.Expr, v: sp.Symbol, names: frozenset[sp.Symbol], law: Law) -> sp.Expr | None:
+    """E over one variable that is independent of the others, given those; None without a closed form."""
+    if any(law.table[v, u] != 0 for u in names - {v}) or nesting(expr, frozenset({v})) > 1 or expr.count_ops() > 200:
+        return None
+    try:
+        inner = expect(expr, {v: Normal()}, law.covariance)
+    except NoFormula:
+        return None
+    return None if inner.has(GaussianExpectation) or inner.count_ops() > SIZE_LIMIT else inner
 
 
 @lru_cache(maxsize=32768)
