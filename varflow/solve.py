@@ -39,15 +39,16 @@ class Answer:
 
 
 class Solution(Mapping[str, WeightLaw]):
-    """Solved weights: ``s["fc1"].variance``; ``derivation`` is that of the solved network.
+    """Solved weights: ``s["fc1"].variance``; ``derivation`` is that of the solved network, ``unsolved`` the one with
+    open scales.
 
     ``answers`` say how each unknown was determined, ``notes`` what a reader must know: compromises,
     approximations, other solutions.
     """
 
-    def __init__(self, network: Network, preserve: str, answers: Sequence[Answer]) -> None:
-        self.network, self.preserve, self.answers = network, preserve, tuple(answers)
-        self.derivation = derive(network)
+    def __init__(self, network: Network, preserve: str, answers: Sequence[Answer], unsolved: Derivation) -> None:
+        self.network, self.preserve, self.answers, self.unsolved = network, preserve, tuple(answers), unsolved
+        self.derivation = derive(network) if answers else unsolved
         self.notes = tuple(dict.fromkeys(a.note for a in answers if a.note))
 
     @property
@@ -328,7 +329,7 @@ def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets
         _bound_growth(solver, network.scalar(growth))
     if extra:
         solver.answers += _solve_equations(d, extra, targets, solver.table)
-    return Solution(_solved_network(network, solver.answers), policy, solver.answers)
+    return Solution(_solved_network(network, solver.answers), policy, solver.answers, d)
 
 
 def _solved_network(network: Network, answers: Sequence[Answer]) -> Network:

@@ -29,7 +29,9 @@ def split(expr: sp.Expr, arguments: frozenset[sp.Symbol]) -> tuple[Term, ...]:
     if not used:
         return (Term(expr, ()),)
     if len(used) == 1:
-        return (Term(sp.S.One, ((next(iter(used)), expr),)),)
+        symbol = next(iter(used))
+        factor, function = expr.as_independent(symbol, as_Add=False)
+        return (Term(factor, ((symbol, function),)),)
     if isinstance(expr, sp.Add):
         return tuple(t for a in expr.args for t in split(a, arguments))
     if isinstance(expr, sp.Mul):
@@ -80,3 +82,9 @@ def _times(a: Term, b: Term) -> Term:
         functions[symbol] = functions[symbol] * f if symbol in functions else f
     ordered = tuple(sorted(functions.items(), key=lambda pair: pair[0].name))
     return Term(a.factor * b.factor, ordered, a.atoms + b.atoms)
+
+
+@lru_cache(maxsize=32768)
+def polynomial_in(expr: sp.Expr, symbol: sp.Symbol) -> bool:
+    """Whether an expression is a polynomial in one symbol."""
+    return bool(expr.is_polynomial(symbol))
