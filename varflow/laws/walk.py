@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import sympy as sp
 
 from varflow.laws import moments as mo
-from varflow.laws.moments import Formula, Quantity
+from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.variables import SAME, Composite, Instance, Variable
 from varflow.symbols import arg
 
@@ -47,7 +47,7 @@ def _steps(laws: Laws, v: Variable) -> tuple[int, Quantity | None]:
         step, before = _last_step(inner)
         if step is None:
             return 0, None
-        size = laws.quantity(laws.second(step))
+        size = _plain(laws.quantity(laws.second(step)))
         if variance is not None and size is not variance and size != variance:
             return 0, None
         variance = size
@@ -56,6 +56,14 @@ def _steps(laws: Laws, v: Variable) -> tuple[int, Quantity | None]:
         if laws.dependent(step, before, SAME):
             return 0, None
         current = before
+
+
+def _plain(quantity: Quantity) -> Quantity:
+    """A moment given by the network's symbols alone as that expression."""
+    if isinstance(quantity, Moment) and not any(isinstance(a, Moment) for a in quantity.args):
+        right = quantity.right_side()
+        return quantity if right is None else right
+    return quantity
 
 
 def _under_relu(v: Variable) -> Instance | None:
