@@ -87,7 +87,7 @@ class Propagation:
         self.values: list[Blocks] = []
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
-        self._inverse: dict[int, list[Quantity | None]] = {}
+        self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
         self._mixed: set[str] = set()
         self._slopes = False
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
@@ -442,6 +442,7 @@ class Propagation:
                 return self._channel_norm(rule, args[0])
             case Standardize() as rule:
                 self._refuse_positions(rule)
+                self._inverse[step.args[0], rule] = []
                 return tuple(Block(b.size, self._sample_norm(rule, b.law, len(args[0]) == 1)) for b in args[0])
             case StandardizeBackward(forward=rule) if rule.axis == "channel":
                 return self._scaled_gradient(self._inverse_of(step.args[0], rule, args[0]), args)
@@ -457,13 +458,14 @@ class Propagation:
 
     def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
         """1/sigma of every block (one for all under layer norm); None where it has no formula."""
-        if value not in self._inverse:
+        key = (value, rule)
+        if key not in self._inverse:
             try:
                 inverse: Quantity | None = self._channel_statistics(rule, x)[1]
             except NoFormula:
                 inverse = None
-            self._inverse[value] = [inverse] * len(x)
-        return self._inverse[value]
+            self._inverse[key] = [inverse] * len(x)
+        return self._inverse[key]
 
     def _channel_statistics(self, rule: Standardize, x: Blocks) -> tuple[Formula, Quantity]:
         n = sp.Add(*(b.size for b in x))
@@ -480,7 +482,7 @@ class Propagation:
             mean, inverse = self._channel_statistics(rule, x)
         except NoFormula:
             return self._unknown_norm(rule, x, known)
-        self._inverse[self.step.args[0]] = [inverse] * len(x)
+        self._inverse[self.step.args[0], rule] = [inverse] * len(x)
         shift = mo.combine(-mo.part(0) * mo.part(1), [mean, self.laws.formula(inverse)]) if not mean.is_zero else mo.ZERO
         result = []
         for b in x:
@@ -535,7 +537,7 @@ class Propagation:
         assert centred is not None
         variance = mo.total([self.laws.second(centred), mo.constant(rule.eps)])
         inverse = self.laws.quantity(_wide(mo.combine(mo.part(0) ** sp.Rational(-1, 2), [variance])), "k", self.step.node)
-        self._inverse.setdefault(self.step.args[0], []).append(inverse)
+        self._inverse[self.step.args[0], rule].append(inverse)
         result = self._combination([(inverse, centred)], whole=whole)
         assert result is not None
         if rule.eps == 0:
@@ -546,7 +548,7 @@ class Propagation:
         x, d = args
         if rule.batch is None:
             quiet = all(b.law is None or self.laws.pair(b.law, _there(b.law), SAMPLE).is_zero for b in d)
-            inverse = self._inverse.get(self.step.args[0], [])
+            inverse = self._inverse.get((self.step.args[0], rule), [])
             if quiet and len(inverse) == len(x):
                 return self._scaled_gradient(list(inverse), args)
             return self._one(self._unknown(*(b.law for b in (*x, *d))))
