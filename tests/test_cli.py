@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,100 @@ def test_closed_pipe(block: str) -> None:
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert answer.returncode == 0
     assert answer.stderr.count("\n") <= 1
+
+
+def test_verify(run: Run, block: str) -> None:
+    answer = run("verify", block, "--set", "n=64", "--draws", "1000")
+    assert answer.status == 0
+    assert "pass: 10 checks, 1000 draws, seed 0" in answer.out
+    assert "rejected by the same data" in answer.out
+    assert "solved for s_fc1, s_fc2: preserve forward" in answer.err
+
+
+def test_verify_json(run: Run, block: str) -> None:
+    arguments = ("verify", block, "--set", "n=64", "--draws", "1000", "--json")
+    answer = run(*arguments)
+    document = answer.document
+    assert document["verdict"] == "pass"
+    assert document["delta"] == 0.02
+    assert 0 < document["power"] <= 1
+    check = document["nodes"]["y"]["backward"]
+    assert check["ci"][0] < check["estimate"] < check["ci"][1]
+    assert check["predicted"] == 1
+    assert run(*arguments, "--threads", "1").out == answer.out, "no result depends on the threads"
+    assert run(*arguments, "--seed", "1").out != answer.out
+
+
+def test_verify_inconclusive(run: Run, block: str) -> None:
+    answer = run("verify", block, "--set", "n=64", "--draws", "8")
+    assert answer.status == 3
+    assert "draws needed" in answer.out
+
+
+def test_verify_failed(run: Run, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("varflow.verify")
+    right = module.predictions
+
+    def wrong(*arguments: Any) -> Any:
+        return {k: replace(p, value=1.06 * p.value) for k, p in right(*arguments).items()}
+
+    monkeypatch.setattr(module, "predictions", wrong)
+    answer = run("verify", block, "--set", "n=64", "--draws", "1000")
+    assert answer.status == 1
+    assert "fail: 10 checks" in answer.out
+
+
+def test_verify_to_a_precision(run: Run, block: str) -> None:
+    answer = run("verify", block, "--set", "n=32", "--draws", "200", "--precision", "0.006", "--json")
+    assert answer.status == 0
+    assert answer.document["draws"] > 200
+    limited = run("verify", block, "--set", "n=32", "--draws", "200", "--precision", "0.0001", "--max-draws", "400",
+                  "--json")
+    assert limited.document["draws"] <= 400
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(block: str, number: int, status: int) -> None:
+    command = [sys.executable, "-m", "varflow.cli", "verify", block, "--set", "n=256", "--draws", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "draws, widest interval" in line:
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "interrupted" in err
+        assert " draws, seed 0" in out, "what was reached"
+
+
+@pytest.mark.parametrize("suffix", ["tex", "md", "json", "pdf"])
+def test_export(run: Run, block: str, tmp_path: Path, suffix: str) -> None:
+    if suffix == "pdf" and shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex")
+    target = tmp_path / f"derivation.{suffix}"
+    answer = run("export", block, "-o", str(target))
+    assert answer.status == 0
+    assert answer.out == f"{target}\n"
+    assert "solved for" in answer.err
+    assert target.stat().st_size > 1000
+
+
+def test_export_by_name_with_verdicts(run: Run, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = run("export", block, "--verify", "--set", "n=64", "--json")
+    assert answer.status == 0
+    assert answer.document == {"schema": 1, "network": "block", "path": "block.tex", "verdict": "pass"}
+    assert "pass" in (tmp_path / "block.tex").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_demo(run: Run, tmp_path: Path) -> None:
+    answer = run("demo", "-o", str(tmp_path / "demo"), "--json")
+    assert answer.status == 0, answer.err
+    document = answer.document
+    assert {n["verdict"] for n in document["networks"]} == {"pass"}
+    assert Path(document["document"]).exists()
+    assert document["weights"]["mlp_relu"]["fc_in"] == "2/n"

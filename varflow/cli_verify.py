@@ -33,18 +33,18 @@ class Options:
 
 
 class Line:
-    """A line of progress on stderr: rewritten in place on a terminal, every ten seconds a new one elsewhere."""
+    """A line of progress on stderr: rewritten in place on a terminal, a new one after ever longer times elsewhere."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self.told = 0.0
+        self.next = 2.0
 
     def __call__(self, p: Progress) -> None:
         text = f"{p.draws} of {p.planned} draws, widest interval +-{100 * p.widest:.2g} %, {p.remaining:.0f} s left"
         if self.terminal:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-        elif p.elapsed - self.told > 10:
-            self.told = p.elapsed
+        elif p.elapsed > self.next:
+            self.next = min(2 * p.elapsed, p.elapsed + 60)
             hint(text)
 
     def close(self) -> None:
