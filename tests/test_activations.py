@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def evaluated(expression: sp.Expr) -> np.ndarray:
     )
 
 
-def torch_function(activation: Activation):
+def torch_function(activation: Activation) -> Any:
     torch = pytest.importorskip("torch")
     if activation.name == "gelu_tanh":
         return torch.nn.GELU(approximate="tanh")
@@ -90,7 +91,7 @@ def test_every_activation_is_tested() -> None:
         ("hardshrink", "Hardshrink", (0.9,)),
     ],
 )
-def test_parameters_mean_what_they_mean_in_torch(name: str, module: str, values: tuple) -> None:
+def test_parameters_mean_what_they_mean_in_torch(name: str, module: str, values: tuple[float, ...]) -> None:
     torch = pytest.importorskip("torch")
     activation = ACTIVATIONS[name]
     bound = {

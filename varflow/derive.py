@@ -424,7 +424,8 @@ def _open_symbols(program: Program) -> set[sp.Symbol]:
 
 def _symbols_of(primitive: Primitive) -> set[sp.Symbol]:
     if isinstance(primitive, Repeat):
-        return primitive.count.free_symbols | _open_symbols(primitive.body)
+        count: set[sp.Symbol] = primitive.count.free_symbols
+        return count | _open_symbols(primitive.body)
     if isinstance(primitive, StandardizeBackward | RepeatBackward):
         return _symbols_of(primitive.forward)
     values = [v for v in vars(primitive).values() if isinstance(v, sp.Expr)]

@@ -169,8 +169,12 @@ def _joint(equations: Sequence[sp.Eq], unknowns: Sequence[sp.Symbol]) -> list[Ro
         raise SolveError("the equations do not decouple and contain open symbols",
                          why=", ".join(sorted(map(str, extra))), instead="numbers for them")
     compiled = [compile_formula(r, tuple(unknowns)) for r in residuals]
+
+    def miss(logs: Any) -> list[float]:
+        return [float(c(*np.exp(logs))) for c in compiled]
+
     for start in (0.0, 0.7, -0.7, 2.0, -2.0):
-        result = find_root(lambda z: [float(c(*np.exp(z))) for c in compiled], np.full(len(unknowns), start), tol=1e-13)
-        if result.success and max(abs(float(c(*np.exp(result.x)))) for c in compiled) < 1e-9:
+        result = find_root(miss, np.full(len(unknowns), start), tol=1e-13)
+        if result.success and max(map(abs, miss(result.x))) < 1e-9:
             return [Root(sp.Float(float(np.exp(x)), 15), closed_form=False) for x in result.x]
     raise SolveError("no solution of the equations was found", instead="fewer conditions, or other unknowns")

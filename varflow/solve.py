@@ -113,9 +113,10 @@ class Solved(Expansion):
         """The moment as a number, where it is an integral over numbers or rests on rounded ones."""
         if m.template is None:
             return None
-        parts = [self._known[a] if isinstance(a, Moment) else a.subs(self.table) for a in m.args]
-        rounded = any(isinstance(p, sp.Float) for p in parts)
-        if any(p is None or not p.is_Number for p in parts) or not (rounded or m.template.has(GaussianExpectation)):
+        known = [self._known[a] if isinstance(a, Moment) else a.subs(self.table) for a in m.args]
+        parts = [p for p in known if p is not None and p.is_Number]
+        rounded = any(isinstance(p, sp.Float) for p in parts) or m.template.has(GaussianExpectation)
+        if len(parts) < len(known) or not rounded:
             return None
         places = tuple(place(i, a) for i, a in enumerate(m.args))
         if not m.template.free_symbols <= set(places):
