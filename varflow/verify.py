@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import sympy as sp
+
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, MissingExtraError, UnsupportedError
-from varflow.laws.moments import Moment
+from varflow.laws.moments import Moment, Quantity
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Program
@@ -77,6 +79,8 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Predi
     part, exactness = (law.backward, law.grad_exactness) if backward else (law.forward, law.exactness)
     if part is None:
         return Prediction(0.0)
+    if _is_infinite(part.second):
+        return Prediction(math.inf, exactness)
     try:
         number = float((numbers.gradient if backward else numbers.second)(name))
     except ZeroDivisionError:
@@ -85,6 +89,22 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Predi
         return Prediction(math.nan, "underived")
     measured = part.second is None or (isinstance(part.second, Moment) and part.second.tier == "population")
     return Prediction(number, exactness, _population_error(numbers, plain, backward) if measured else 0.0)
+
+
+def _is_infinite(quantity: Quantity | None) -> bool:
+    """Whether a formula divides by zero at the network's own numbers (three samples in a batch norm)."""
+    seen: set[Quantity] = set()
+    stack = [quantity]
+    while stack:
+        one = stack.pop()
+        if one is None or one in seen:
+            continue
+        seen.add(one)
+        expr = one.template if isinstance(one, Moment) else one
+        if expr is not None and expr.has(sp.zoo, sp.oo, sp.nan):
+            return True
+        stack += one.args if isinstance(one, Moment) else ()
+    return False
 
 
 def _population_error(numbers: Numbers, name: str, backward: bool) -> float:
@@ -323,7 +343,7 @@ def _prepared(
     scales, note = ladder(network, program, width_scale)
     if all(p.exactness == "exact" for p in predicted.values()):
         scales, note = [s for s in scales if s.factor == 1], ""
-    notes = [f"Widths: {note}."] if note else []
+    notes = [note[0].upper() + note[1:] + "."] if note else []
     if any(samples_of(s.program, 1) == 1 for s in scales):
         notes.append(f"Batch norms without a batch size are simulated with {LARGE_BATCH} samples at the widest.")
     levels, samples = [], samples_for(program)

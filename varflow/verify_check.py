@@ -104,8 +104,6 @@ def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
 def tail_size(s: Summary) -> float:
     """Skewness of the draws' second moments: the sample's, or that of the log-normal law with the variance of
     their logarithms, whichever is larger (a sample of heavy tails understates its own)."""
-    if s.zeros:
-        return abs(s.skewness)
     growth = math.exp(min(s.log_variance, 50.0))
     return max(abs(s.skewness), (growth + 2) * math.sqrt(max(growth - 1, 0.0)))
 

@@ -110,7 +110,7 @@ def ladder(
     network: Network, program: Program, factors: Sequence[float | Fraction | str] | None = None
 ) -> tuple[list[Scaled], str]:
     """The network at widths n/4, n/2, n (n/2, n, 2n or n, 2n, 4n where it is too narrow for that), and a note:
-    empty, or why widths are others."""
+    empty, or why widths are others. Raises InputError where widths times the given ``factors`` do not fit together."""
     narrowest = min(hidden_widths(program))
     if factors is not None:
         chosen = sorted({Fraction(1), *(Fraction(f).limit_denominator(4096) for f in factors)})
@@ -123,7 +123,7 @@ def ladder(
         except InputError:
             continue
         used = ", ".join(f"{f} n" if f != 1 else "n" for f in steps)
-        narrow = f"the narrowest hidden width is {narrowest}: limits are extrapolated from {used}"
-        return found, "" if steps is LADDERS[0] else narrow
+        why = f"narrower ones do not fit together, or are below {LEAST_WIDTH}"
+        return found, "" if steps is LADDERS[0] else f"limits are extrapolated from widths {used}, since {why}"
     note = "the widths cannot be scaled together: limits are tested at the stated widths only"
     return [scaled(network, program, Fraction(1))], note

@@ -20,24 +20,25 @@ from varflow.simulate.plan import Orthogonal, Plan, Tensors, make_plan
 from varflow.simulate.rng import sample
 from varflow.simulate.statistics import BLOCK, Statistics
 
-CHANNELS, SAMPLES, SEED, DRAW = 192, 8, 11, 5
+SAMPLES, SEED, DRAW = 8, 11, 5
 
 
-def one_layer(op: str, fields: dict[str, Any], positions: tuple[int, ...]) -> Network:
+def one_layer(op: str, fields: dict[str, Any], positions: tuple[int, ...], width: int = 192) -> Network:
+    """The layer between linear ones."""
     net = Network(op)
     inputs = max(OPS[op].arity[0], 1 if OPS[op].arity[1] == 1 else 2)
-    xs = [net.input(f"x{k}", CHANNELS, positions, mean="1/4") for k in range(inputs)]
-    hs = [net.linear(x, CHANNELS, variance="1/fan_in", name=f"before{k}") for k, x in enumerate(xs)]
+    xs = [net.input(f"x{k}", width, positions, mean="1/4") for k in range(inputs)]
+    hs = [net.linear(x, width, variance="1/fan_in", name=f"before{k}") for k, x in enumerate(xs)]
     result = net.apply(op, *hs, name="layer", **{"variance": "1/fan_in"} | fields if op == "linear" else fields)
     outputs = result if isinstance(result, tuple) else (result,)
     for k, y in enumerate(outputs):
-        net.linear(y, 24, variance="1/fan_in", name=f"after{k}")
+        net.linear(y, width // 2, variance="1/fan_in", name=f"after{k}")
     return net
 
 
 def examples() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
     """Every example of every layer, without positions and with them, where the layer takes them."""
-    found = []
+    found: list[tuple[str, dict[str, Any], tuple[int, ...]]] = []
     for op in OPS:
         for fields in OPS[op].examples:
             for positions in ((), (2, 3)):
