@@ -9,10 +9,13 @@ _ATOM = ("abs of a centred dropout output: a quarter of the entries are 0 in the
          "width, where abs has slope +-1, not 0; the same at n = 256 and n = 1024")
 _CANCELLED = ("1/sigma - elu'(x) nearly cancels (predicted 0.0038 of a gradient of 1): what is left is the fluctuation "
               "of sigma, O(1/n); the population agrees with the prediction")
+_WIDTH = ("finite width of a heavy-tailed product: by brute force 50.6, 43.4, 42.6 and 41.6 at n = 128, 256, 512 and "
+          "1024; predicted 40.2")
 
 DEVIATIONS: dict[tuple[str, str, str], str] = {
     ("seed2", "dropout_4", "gq"): _ATOM,
     ("seed2", "layer_norm_6", "gq"): _ATOM,
     ("seed2", "activation_8", "gq"): _ATOM,
     ("seed5000", "activation_8", "gq"): _CANCELLED,
+    ("seed53001", "multiply_19", "q"): _WIDTH,
 }

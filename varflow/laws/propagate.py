@@ -88,7 +88,7 @@ class Propagation:
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
         self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
-        self._mixed: set[str] = set()
+        self._mixed: dict[str, tuple[object, ...]] = {}
         self._slopes = False
         self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
@@ -615,28 +615,29 @@ class Propagation:
         return tuple(result)
 
     def _permute(self, x: Blocks, name: str, inverse: bool) -> Blocks:
+        move = "unpermute" if inverse else "permute"
+        sizes = (inverse, *(b.size for b in x))
         if len(x) == 1:
-            if inverse and name in self._mixed:
-                return self._one(self._unknown(x[0].law))
-            return (Block(x[0].size, _moved(x[0].law, ("unpermute" if inverse else "permute", name))),)
-        if inverse:
+            known = self._mixed.get(name, sizes)[0] == inverse
+            return (Block(x[0].size, _moved(x[0].law, (move, name))),) if known else self._one(self._unknown(x[0].law))
+        if self._mixed.setdefault(name, sizes) != sizes:
             return self._one(self._unknown(*(b.law for b in x)))
-        self._mixed.add(name)
-        return self._one(self._mixture(x, name))
+        return self._one(self._mixture(x, (move, name)))
 
-    def _mixture(self, x: Blocks, name: str) -> Instance:
+    def _mixture(self, x: Blocks, move: tuple[str, str]) -> Instance:
         """A coordinate of a permuted value of several blocks: from one of them, in proportion to its size."""
         n = sp.Add(*(b.size for b in x))
         shares = tuple(quotient(b.size, n) for b in x)
-        group = (name, tuple(b.size for b in x))
+        group = (move, tuple(b.size for b in x))
         expr: sp.Expr = sp.S.Zero
         args: list[Instance] = []
         for k, b in enumerate(x):
             if b.law is not None:
-                choice = self._choices.setdefault((group, k), self._make(
-                    BlockChoice, False, group=group, index=k, probabilities=shares))
+                choice = self._choices.get((group, k)) or self._make(
+                    BlockChoice, False, group=group, index=k, probabilities=shares)
+                self._choices[group, k] = choice
                 expr += arg(len(args)) * arg(len(args) + 1)
-                args += [choice, b.law.moved(("permute", name))]
+                args += [choice, b.law.moved(move)]
         return self._make(Composite, expr=expr, args=tuple(args))
 
 
