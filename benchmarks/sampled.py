@@ -1,8 +1,9 @@
 """Sampled simulation against PyTorch: draws per second of a chain, forward and backward.
 
 Each draw of the chain multiplies a batch of B inputs by one fresh n x n Gaussian matrix per layer, with ReLU
-between, and pulls a random cotangent back through the same matrices. Ours generates every weight inside both
-products; PyTorch draws it (randn), keeps it and multiplies. Both use the same cores, one after the other in turns;
+between, pulls a random cotangent back through the same matrices, and takes the second moment of every value and
+gradient. Ours is `varflow.simulate.cpu.simulate` on the network's program: it generates every weight inside both
+products. PyTorch draws it (randn), keeps it and multiplies. Both use the same cores, one after the other in turns;
 the ratio is the median over the turns of one run.
 
     python benchmarks/sampled.py [--width 1024] [--layers 8] [--draws 8] [--turns 5]
@@ -11,34 +12,35 @@ the ratio is the median over the turns of one run.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
+from varflow.lowering import lower
+from varflow.network import Network
+from varflow.program import Program
 from varflow.simulate import jit
-from varflow.simulate.kernels import RandomMatrix, contract
+from varflow.simulate.cpu import simulate
+
+
+@functools.cache
+def chain(width: int, layers: int) -> Program:
+    """A ReLU network of one width, forward and backward."""
+    net = Network("chain")
+    h = net.input("x", width)
+    for k in range(layers):
+        h = net.relu(net.linear(h, width, variance="2/fan_in", name=f"fc{k}"))
+    return lower(net)
 
 
 def ours(width: int, layers: int, batch: int, draws: int, seed: int) -> float:
-    """Forward and backward of all draws at once; returns a gradient norm."""
-    generator = np.random.default_rng(seed)
-    std = (2 / width) ** 0.5
-    x = generator.standard_normal((draws, batch, width), np.float32)
-    matrices = [RandomMatrix(width, width, tensor=k, std=std) for k in range(layers)]
-    signs = []
-    for matrix in matrices:
-        x = contract(x, matrix, seed=seed)
-        signs.append(x > 0)
-        np.maximum(x, 0, out=x)
-    d = generator.standard_normal((draws, batch, width), np.float32)
-    for matrix, sign in zip(reversed(matrices), reversed(signs), strict=True):
-        d *= sign
-        d = contract(d, matrix, seed=seed, transpose=True)
-    return float(np.square(d).mean())
+    """All draws at once; returns the input gradient's second moment."""
+    result = simulate(chain(width, layers), draws, seed=seed, samples=batch)
+    return result.backward["x"].second_moment
 
 
 def theirs(width: int, layers: int, batch: int, draws: int, seed: int) -> float:
@@ -48,23 +50,30 @@ def theirs(width: int, layers: int, batch: int, draws: int, seed: int) -> float:
     total = 0.0
     for _ in range(draws):
         x = torch.randn(width, batch)
-        matrices, signs = [], []
+        matrices, signs, moments = [], [], [x.square().mean()]
         for _ in range(layers):
             matrices.append(torch.randn(width, width).mul_(std))
             x = matrices[-1] @ x
+            moments.append(x.square().mean())
             signs.append(x > 0)
             x = x.relu_()
+            moments.append(x.square().mean())
         d = torch.randn(width, batch)
         for matrix, sign in zip(reversed(matrices), reversed(signs), strict=True):
-            d = matrix.T @ d.mul_(sign)
+            moments.append(d.square().mean())
+            d = d.mul_(sign)
+            moments.append(d.square().mean())
+            d = matrix.T @ d
         total += float(d.square().mean())
     return total / draws
 
 
-def seconds(run: Callable[..., float], *arguments: int) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[..., float], *arguments: int, processor: bool = False) -> float:
+    """Time of a call; processor time for one thread, which other work on the machine disturbs less."""
+    clock = time.process_time if processor else time.perf_counter
+    start = clock()
     run(*arguments)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def compare(threads: int, batch: int, options: argparse.Namespace) -> dict[str, float]:
@@ -73,7 +82,11 @@ def compare(threads: int, batch: int, options: argparse.Namespace) -> dict[str, 
     size = (options.width, options.layers, batch, options.draws)
     for run in (ours, theirs):
         run(*size[:3], 1, 0)
-    turns = [(seconds(ours, *size, k), seconds(theirs, *size, k)) for k in range(options.turns)]
+    single = threads == 1
+    turns = [
+        (seconds(ours, *size, k, processor=single), seconds(theirs, *size, k, processor=single))
+        for k in range(options.turns)
+    ]
     mine, other = (statistics.median(t) for t in zip(*turns, strict=True))
     weights = options.width**2 * options.layers * options.draws
     return {
