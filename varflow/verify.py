@@ -222,12 +222,11 @@ class _Clock:
         """The error probability of the current look: alpha, or with repeated looks a share of a convergent sum."""
         return self.alpha if self.precision is None else self.alpha / (self.look * (self.look + 1))
 
-    def tell(self, run: _Run, planned: int) -> None:
-        if self.progress is None or not run.draws:
-            return
-        widest = _widest(run.checks(self.alpha))
-        left = self.elapsed * max(planned - run.draws, 0) / run.draws
-        self.progress(Progress(run.draws, planned, widest, self.precision, self.elapsed, left))
+    def tell(self, run: _Run, planned: int, per_draw: float) -> None:
+        if self.progress is not None:
+            widest = _widest(run.checks(self.alpha))
+            left = per_draw * max(planned - run.draws, 0)
+            self.progress(Progress(run.draws, planned, widest, self.precision, self.elapsed, left))
 
 
 def _widest(checks: Mapping[Key, Check]) -> float:
@@ -239,11 +238,11 @@ def _draw(run: _Run, clock: _Clock, planned: int) -> None:
     """Draw in rounds of about a second until ``planned`` draws or the time is up."""
     size = ROUND
     while run.draws < planned and not clock.late:
-        before = clock.elapsed
-        run.advance(min(run.draws + size, planned))
+        before, done = clock.elapsed, run.draws
+        run.advance(min(done + size, planned))
         took = clock.elapsed - before
         size = min(MOST_ROUND, size * 2) if took < 0.5 else max(ROUND, size // 2) if took > 2 else size
-        clock.tell(run, planned)
+        clock.tell(run, planned, took / (run.draws - done))
 
 
 def _until_precise(run: _Run, clock: _Clock, draws: int) -> dict[Key, Check]:

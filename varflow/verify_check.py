@@ -134,7 +134,7 @@ class Judge:
 
     @staticmethod
     def _infinite(blank: Check, readings: Sequence[Reading]) -> Check:
-        reason = "infinite" if blank.predicted == math.inf else "not a number"
+        reason = "infinite" if blank.predicted == math.inf else "infinite or undefined here"
         note = f"the prediction is {reason}: no number of draws can confirm it"
         estimate = readings[-1].summary.second_moment if readings else math.nan
         return replace(blank, estimate=estimate, note=note)
