@@ -43,7 +43,7 @@ def mixed(layers: int, seed: int = 0) -> vf.Network:
 
 
 def _layer(net: vf.Network, choose: random.Random, recent: list[Handle]) -> Handle:
-    x = choose.choice(recent)
+    x: Handle = choose.choice(recent)
     match choose.choice(("linear", "linear", "linear", "activation", "add", "norm", "dropout", "scale")):
         case "linear":
             return net.linear(x, "n", variance="1/fan_in", bias="1/10")
@@ -52,10 +52,12 @@ def _layer(net: vf.Network, choose: random.Random, recent: list[Handle]) -> Hand
         case "add":
             return net.linear(net.add(x, recent[-1]), "n", variance="1/(2*fan_in)")
         case "norm":
-            return net.layer_norm(x)
+            normal: Handle = net.layer_norm(x)
+            return normal
         case "dropout":
             return net.dropout(x, p="1/10")
-    return net.scale(x, "1/2")
+    half: Handle = net.scale(x, "1/2")
+    return half
 
 
 def report(name: str, build: Callable[[], vf.Network]) -> float:

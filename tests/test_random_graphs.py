@@ -12,7 +12,7 @@ import pytest
 import varflow as vf
 
 from .randomgraphs.deviations import DEVIATIONS
-from .randomgraphs.generate import load_results, to_networkx
+from .randomgraphs.generate import Spec, load_results, to_networkx
 
 MOMENTS = {"mean": "mean", "q": "second_moment", "gq": "grad_second_moment"}
 LEAST, ERRORS, ROUNDING = 0.03, 4, 1e-5
@@ -37,7 +37,7 @@ class Comparison:
         return abs(self.predicted - self.measured) <= allowed
 
 
-def compare(spec: Mapping[str, Any], n: int, nodes: Mapping[str, Any]) -> Iterator[Comparison]:
+def compare(spec: Spec, n: int, nodes: Mapping[str, Any]) -> Iterator[Comparison]:
     """Every moment of every node of one graph."""
     d = vf.derive(vf.Network.from_networkx(to_networkx(spec, n)))
     numbers = d.numeric({})

@@ -316,9 +316,9 @@ def test_bias_is_shared_by_samples() -> None:
 # -- forms that must not matter ------------------------------------------------------------------------------
 
 
-def _named(names: dict[str, str], swap: bool) -> nx.MultiDiGraph:
+def _named(names: dict[str, str], swap: bool) -> nx.MultiDiGraph[str]:
     """Two branches over one input, nodes added in either order."""
-    g = nx.MultiDiGraph()
+    g: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     nodes = [
         ("x", {"op": "input", "channels": "n", "second_moment": "q"}),
         ("a", {"op": "linear", "out_channels": "n", "variance": "2/fan_in", "weight": "A"}),

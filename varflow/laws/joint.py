@@ -7,33 +7,30 @@ composite of the group is replaced by its definition and the split starts again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from typing import Any
 
 import sympy as sp
 
-from varflow.calculus import difference, rename, symbols_in, times
+from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
+from varflow.laws.blocks import arguments, carried, coefficient, index_of
+from varflow.laws.closure import closed
+from varflow.laws.covariances import Covariances
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
-from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
-from varflow.laws.split import polynomial_in, Term, split
+from varflow.laws.moments import Formula, Moment, Quantity
+from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
     SAME,
-    Block,
     BlockChoice,
-    Blocks,
     Composite,
-    GaussianSum,
     Instance,
     MaskEntry,
-    Noise,
     Opaque,
     PositionAverage,
     Product,
-    SampleMean,
     SphereEntry,
     Variable,
     View,
@@ -47,272 +44,17 @@ ROOT_LIMIT = 3
 EXPANSION_LIMIT = 400
 
 
-def coefficient(i: int) -> sp.Symbol:
-    """The i-th coefficient (a moment or a parameter) of a composite's expression."""
-    return _COEFFICIENTS(i)
-
-
-@lru_cache(maxsize=None)
-def _COEFFICIENTS(i: int) -> sp.Symbol:
-    return sp.Symbol(f"k_{i}", real=True)
-
-
-@lru_cache(maxsize=None)
-def _arguments(count: int) -> frozenset[sp.Symbol]:
-    return frozenset(arg(i) for i in range(count))
-
-
-def refine(*values: Blocks) -> list[tuple[sp.Expr, tuple[Instance | None, ...]]]:
-    """Common blocks of several values: (size, the law of each there).
-
-    Raises NoFormula where symbolic boundaries cannot be put in order.
-    """
-    if all(len(v) == 1 for v in values) and all(v[0].size == values[0][0].size for v in values):
-        return [(values[0][0].size, tuple(v[0].law for v in values))]
-    result = []
-    queues = [list(v) for v in values]
-    while all(queues):
-        heads = [q[0].size for q in queues]
-        size = _least(heads)
-        result.append((size, tuple(q[0].law for q in queues)))
-        for q in queues:
-            rest = difference(q[0].size, size)
-            if rest == 0:
-                q.pop(0)
-            else:
-                q[0] = Block(rest, q[0].law)
-    return result
-
-
-def _least(sizes: Sequence[sp.Expr]) -> sp.Expr:
-    best = sizes[0]
-    for s in sizes[1:]:
-        gap = difference(best, s)
-        if gap.is_positive:
-            best = s
-        elif gap != 0 and not gap.is_negative:
-            raise NoFormula(f"blocks of {best} and {s} channels cannot be put in order")
-    return best
-
-
 @dataclass
-class Laws:
-    """Named moments of variables, computed once each."""
+class Laws(Covariances):
+    """Named moments of variables, computed once each; with ``closures`` a Gaussian closure stands in where there
+    is no formula."""
 
-    system: MomentSystem = field(default_factory=MomentSystem)
+    closures: bool = False
     _mean: dict[Variable, Formula] = field(default_factory=dict)
-    _second: dict[Variable, Formula] = field(default_factory=dict)
-    _pair: dict[Any, Formula] = field(default_factory=dict)
     _function: dict[Any, Formula] = field(default_factory=dict)
-    _roots: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
-    _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
-    _bits: dict[object, int] = field(default_factory=dict)
-    _family_sets: dict[Variable, int] = field(default_factory=dict)
-    _backward_bits: int = 0
     _work: int = 0
 
-    # -- structure -----------------------------------------------------------------------------------
-
-    def roots(self, x: Instance) -> tuple[Instance, ...]:
-        """The basic variables an instance depends on."""
-        own = self._own_roots(x.variable)
-        if not x.moves and not x.there:
-            return own
-        return tuple(carried(r, x) for r in own)
-
-    def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
-        if v not in self._roots:
-            self._roots[v] = tuple(self._find_roots(v))
-        return self._roots[v]
-
-    def _find_roots(self, v: Variable) -> Iterator[Instance]:
-        children: tuple[Instance, ...]
-        if isinstance(v, Composite):
-            children = v.args
-        elif isinstance(v, Opaque):
-            children = v.roots
-        elif isinstance(v, PositionAverage) and not v.gaussian and v.of is not None:
-            children = (v.of,)
-        else:
-            yield Instance(v)
-            return
-        yield from dict.fromkeys(r for c in children for r in self.roots(c))
-
-    def varies(self, v: Variable, sample: bool) -> bool:
-        """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
-        key = (v, sample)
-        if key not in self._varies:
-            self._varies[key] = self._find_varies(v, sample)
-        return self._varies[key]
-
-    def _find_varies(self, v: Variable, sample: bool) -> bool:
-        match v:
-            case Noise(kind=kind):
-                return kind != "bias"
-            case MaskEntry(per_sample=per_sample):
-                return sample or not per_sample
-            case BlockChoice():
-                return False
-            case SampleMean(of=of) if of is not None:
-                return not sample and self.varies(of.variable, sample)
-            case PositionAverage(of=of) if of is not None:
-                return sample and self.varies(of.variable, sample)
-            case SphereEntry(of=of) if of is not None:
-                return sample or self.varies(of.variable, sample)
-            case Product(operand=operand):
-                return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
-            case GaussianSum(terms=terms):
-                return any(self.varies(t.variable, sample) for _, t in terms)
-            case Composite(args=args):
-                return any(self.varies(a.variable, sample) for a in args)
-            case Opaque(roots=roots):
-                return any(self.varies(a.variable, sample) for a in roots)
-        return True
-
-    def _reduced(self, view: View, x: Variable, y: Variable) -> View:
-        """The view as far as both variables vary along it."""
-        return View(view.position and self.varies(x, False) and self.varies(y, False),
-                    view.sample and self.varies(x, True) and self.varies(y, True))
-
-    def _view_of(self, x: Instance, y: Instance, view: View) -> View:
-        return view if x.there != y.there else SAME
-
-    def dependent(self, x: Instance, y: Instance, view: View) -> bool:
-        """Whether two instances may depend on each other; ``view`` is where ``there`` is."""
-        shared = self._families(x.variable) & self._families(y.variable)
-        if not shared or _fresh(x, y) or _fresh(y, x):
-            return False
-        between = self._view_of(x, y, view)
-        mine, others = ([r for r in self.roots(i) if self._families(r.variable) & shared] for i in (x, y))
-        return any(self._roots_dependent(a, b, between) for a in mine for b in others)
-
-    def _families(self, v: Variable) -> int:
-        """A bit for every source or (weight, orientation, direction) that a variable is made of."""
-        if v not in self._family_sets:
-            inner = _parts(v)
-            bits = 0 if inner else 1 << self._bits.setdefault(_family(v), len(self._bits))
-            self._backward_bits |= bits if v.backward else 0
-            for x in inner:
-                bits |= self._families(x.variable)
-            self._family_sets[v] = bits
-        return self._family_sets[v]
-
-    def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
-        u, v = a.variable, b.variable
-        if isinstance(u, BlockChoice) and isinstance(v, BlockChoice):
-            return u.group == v.group and a.moves == b.moves
-        if a.moves != b.moves:
-            return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
-        if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
-            return u is v and self._reduced(view, u, v).same
-        if isinstance(u, SphereEntry) or isinstance(v, SphereEntry):
-            return self._sphere_dependent(u, v, view)
-        if u.backward != v.backward:
-            return False
-        return not self.covariance(Instance(u), Instance(v), view).is_zero
-
-    def _sphere_dependent(self, u: Variable, v: Variable, view: View) -> bool:
-        base = [x.of.variable if isinstance(x, SphereEntry) and x.of else x for x in (u, v)]
-        if not all(b.gaussian for b in base) or base[0].backward != base[1].backward:
-            return False
-        views = (view, View(view.position, True), View(view.position, False))
-        return any(not self.covariance(Instance(base[0]), Instance(base[1]), w).is_zero for w in views)
-
-    # -- covariances of Gaussian variables -----------------------------------------------------------
-
-    def covariance(self, x: Instance, y: Instance, view: View) -> Formula:
-        """Covariance of two Gaussian variables; zero by structure where they are independent."""
-        u, v = x.variable, y.variable
-        if u.backward != v.backward:
-            return mo.ZERO
-        view = self._reduced(view, u, v)
-        if x.moves == y.moves:
-            if view.position and x.moves and x.moves[-1][0] == "unflatten":
-                return mo.ZERO
-            x, y = Instance(u), Instance(v)
-        if u.born < v.born:
-            x, y, u, v = y, x, v, u
-        if _fresh(x, y):
-            return mo.ZERO
-        key = (u, x.moves, v, y.moves, view)
-        if key not in self._pair:
-            self._pair[key] = self._find_covariance(x, y, view)
-        return self._pair[key]
-
-    def _find_covariance(self, x: Instance, y: Instance, view: View) -> Formula:
-        for newer, older in ((x, y), (y, x)):
-            match newer.variable:
-                case GaussianSum(terms=terms) as v:
-                    self._climb(v, older, view)
-                    parts = [(c, self.covariance(carried(t, newer), older, view)) for c, t in terms]
-                    return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
-                case SampleMean(of=of) if of is not None:
-                    return self.covariance(carried(of, newer), older, View(view.position, True))
-                case PositionAverage(of=of) as z if of is not None:
-                    inner = carried(of, newer)
-                    return self._averaged(z, partial(self.covariance, inner, older), view)
-        return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
-
-    def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
-        """Covariances with the sums inside a sum first, the innermost before all: no deep recursion."""
-        ladder: list[Instance] = []
-        while v.born > other.variable.born:
-            inner = next((t for _, t in v.terms if isinstance(t.variable, GaussianSum)), None)
-            if inner is None or inner.moves or other.moves or self._settled_pair(inner, other, view):
-                break
-            ladder.append(inner)
-            v = inner.variable
-        for step in reversed(ladder[1:]):
-            self.covariance(step, other, view)
-
-    def _settled_pair(self, x: Instance, y: Instance, view: View) -> bool:
-        u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
-        return (u, (), v, (), view) in self._pair or _fresh(Instance(u), Instance(v))
-
-    def _averaged(self, z: PositionAverage, at: Any, view: View) -> Formula:
-        """(E at the same position + (P-1) E at others) / P."""
-        count = mo.constant(z.count)
-        here, other = at(View(False, view.sample)), at(View(True, view.sample))
-        if here is other:
-            return here  # type: ignore[no-any-return]
-        p = mo.part
-        return mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, count])
-
-    def _basic_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
-        if isinstance(u, Noise) and u is v:
-            factor = (u.position if view.position and not view.sample else u.sample) if not view.same else sp.S.One
-            if factor is sp.nan:
-                raise NoFormula("a covariance between places of a repeated block's stream", u.node)
-            return mo.constant(u.variance * factor)
-        if isinstance(u, Product) and isinstance(v, Product):
-            if (u.weight, u.transpose) == (v.weight, v.transpose):
-                return self._product_covariance(u, v, view)
-        return mo.ZERO
-
-    def _product_covariance(self, u: Product, v: Product, view: View) -> Formula:
-        terms = []
-        for size, (a, b) in refine(u.operand, v.operand):
-            if a is not None and b is not None:
-                scale = mo.constant(times(u.factor, size))
-                terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
-        result = mo.total(terms)
-        if u is v and view.same and u.shrink is not None:
-            result = mo.combine(mo.part(0) - mo.part(1), [result, mo.named(u.shrink)])
-        return replace(result, exactness=mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness)))
-
     # -- moments of any variable ---------------------------------------------------------------------
-
-    def formula(self, quantity: Quantity) -> Formula:
-        """A quantity as a formula."""
-        return mo.named(quantity) if isinstance(quantity, Moment) else mo.constant(quantity)
-
-    def quantity(self, f: Formula, kind: str = "c", node: str = "", backward: bool = False) -> Quantity:
-        """A formula as one quantity, named if it is not one already."""
-        if not f.args and f.template.is_Number:
-            return f.template
-        if len(f.args) == 1 and f.template == mo.place(0, f.args[0]):
-            return f.args[0]
-        return self.system.define(kind, node, f, backward=backward)
 
     def declare(self, v: Variable, mean: Formula | None, second: Formula) -> None:
         """State moments that hold by construction (a normalized value's)."""
@@ -343,9 +85,9 @@ class Laws:
         try:
             f: Formula | None = find(v)
         except NoFormula:
-            if v.value is None:
+            f = closed(self, v, measure) if self.closures else None
+            if f is None and v.value is None:
                 raise
-            f = None
         finally:
             self._work = work
         if f is not None and (f.is_zero or f.template.is_Number):
@@ -453,7 +195,7 @@ class Laws:
         self._work += 1
         if len(args) > ARGUMENT_LIMIT or self._work > EXPANSION_LIMIT:
             raise NoFormula("too many variables in one expectation")
-        terms = split(expr, _arguments(len(args)))
+        terms = split(expr, arguments(len(args)))
         return mo.total([self._term(t, args, coefficients, view) for t in terms])
 
     def _term(self, term: Term, args: tuple[Instance, ...], coefficients: tuple[Quantity, ...], view: View) -> Formula:
@@ -484,13 +226,14 @@ class Laws:
     def _backward_powers(self, term: Term, args: tuple[Instance, ...]) -> Iterator[tuple[int, int | None]]:
         """(cotangent parts, power) of every backward variable in a term; None for what is no power."""
         for symbol, f in term.functions:
-            v = args[_index(symbol)].variable
+            v = args[index_of(symbol)].variable
             if v.backward:
                 base, power = f.as_base_exp()
-                yield self._families(v) & self._backward_bits, int(power) if base == symbol and power.is_Integer else None
+                known = base == symbol and power.is_Integer
+                yield self._families(v) & self._backward_bits, int(power) if known else None
         for atom in term.atoms:
-            for s in symbols_in(atom) & _arguments(len(args)):
-                if args[_index(s)].variable.backward:
+            for s in symbols_in(atom) & arguments(len(args)):
+                if args[index_of(s)].variable.backward:
                     yield 0, None
 
     @staticmethod
@@ -498,7 +241,7 @@ class Laws:
         """Whether two different blocks are chosen at once for one coordinate."""
         chosen: dict[object, int] = {}
         for symbol, _ in term.functions:
-            a = args[_index(symbol)]
+            a = args[index_of(symbol)]
             if isinstance(a.variable, BlockChoice):
                 key = (a.variable.group, a.moves)
                 if chosen.setdefault(key, a.variable.index) != a.variable.index:
@@ -507,11 +250,12 @@ class Laws:
 
     def _groups(self, term: Term, args: tuple[Instance, ...], view: View) -> list[tuple[list[int], sp.Expr]]:
         """Dependent groups of a term's arguments, each with its part of the product."""
-        parts: list[tuple[set[int], sp.Expr]] = [({_index(s)}, f) for s, f in term.functions]
-        parts += [({_index(s) for s in symbols_in(a) if s in _arguments(len(args))}, a) for a in term.atoms]
+        parts: list[tuple[set[int], sp.Expr]] = [({index_of(s)}, f) for s, f in term.functions]
+        parts += [({index_of(s) for s in symbols_in(a) if s in arguments(len(args))}, a) for a in term.atoms]
         groups: list[tuple[set[int], sp.Expr]] = []
         for indices, expr in parts:
-            joined, rest = [(indices, expr)], []
+            joined = [(indices, expr)]
+            rest: list[tuple[set[int], sp.Expr]] = []
             for group in groups:
                 (joined if self._touch(indices, group[0], args, view) else rest).append(group)
             groups = [*rest, (set().union(*(g[0] for g in joined)), sp.Mul(*(g[1] for g in joined)))]
@@ -573,7 +317,7 @@ class Laws:
         assert isinstance(v, Composite)
         if len(self.roots(x)) > ROOT_LIMIT and not polynomial_in(expr, arg(which)):
             raise NoFormula("a nonlinear function of many variables", v.node)
-        used = sorted({_index(s) for s in symbols_in(expr) if s in _arguments(len(args))} - {which})
+        used = sorted({index_of(s) for s in symbols_in(expr) if s in arguments(len(args))} - {which})
         kept = [args[i] for i in used]
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
         inner: dict[sp.Symbol, sp.Expr] = {}
@@ -644,36 +388,6 @@ class Laws:
         return "exact" if all(not isinstance(v, Product) or v.normal for v in products) else "wide"
 
 
-def _fresh(x: Instance, y: Instance) -> bool:
-    """Whether x is a source of its own, drawn after y: nothing older depends on it."""
-    v = x.variable
-    single = isinstance(v, Noise | MaskEntry) or (isinstance(v, Product) and v.alone)
-    return single and v.born > y.variable.born
-
-
-def _parts(v: Variable) -> tuple[Instance, ...]:
-    """What a variable is made of; nothing for a basic one."""
-    match v:
-        case Composite(args=args):
-            return args
-        case Opaque(roots=roots):
-            return roots
-        case GaussianSum(terms=terms):
-            return tuple(t for _, t in terms)
-        case SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) if of is not None:
-            return (of,)
-    return ()
-
-
-def _family(v: Variable) -> object:
-    match v:
-        case Product(weight=weight, transpose=transpose, backward=backward):
-            return (weight, transpose, backward)
-        case BlockChoice(group=group):
-            return ("choice", group)
-    return v.born
-
-
 def _born(v: Variable) -> int:
     return v.born
 
@@ -690,24 +404,12 @@ def _plain(number: sp.Number) -> bool:
     return bool(number == 0 or (isinstance(number, sp.Rational) and max(abs(number.p), number.q) < 100))
 
 
-def _index(symbol: sp.Symbol) -> int:
-    return int(symbol.name[2:])
-
-
 def _position(given: list[Quantity], quantity: Quantity) -> int:
     for i, g in enumerate(given):
         if g is quantity or (not isinstance(g, Moment) and not isinstance(quantity, Moment) and g == quantity):
             return i
     given.append(quantity)
     return len(given) - 1
-
-
-def carried(inner: Instance, outer: Instance) -> Instance:
-    """``inner``, an argument of a variable, at the coordinate and place of the variable's instance."""
-    result = inner
-    for move in outer.moves:
-        result = result.moved(move)
-    return replace(result, there=True) if outer.there else result
 
 
 def _coefficient_formula(expr: sp.Expr, coefficients: tuple[Quantity, ...]) -> Formula:

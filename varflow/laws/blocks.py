@@ -1,0 +1,119 @@
+"""Blocks and variables taken apart: common blocks, coefficients, what a variable is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import sympy as sp
+
+from varflow.calculus import difference
+from varflow.laws.distributions import NoFormula
+from varflow.laws.variables import (
+    Block,
+    BlockChoice,
+    Blocks,
+    Composite,
+    GaussianSum,
+    Instance,
+    MaskEntry,
+    Noise,
+    Opaque,
+    PositionAverage,
+    Product,
+    SampleMean,
+    SphereEntry,
+    Variable,
+)
+from varflow.symbols import arg
+
+
+def coefficient(i: int) -> sp.Symbol:
+    """The i-th coefficient (a moment or a parameter) of a composite's expression."""
+    return _COEFFICIENTS(i)
+
+
+@cache
+def _COEFFICIENTS(i: int) -> sp.Symbol:
+    return sp.Symbol(f"k_{i}", real=True)
+
+
+@cache
+def arguments(count: int) -> frozenset[sp.Symbol]:
+    return frozenset(arg(i) for i in range(count))
+
+
+def refine(*values: Blocks) -> list[tuple[sp.Expr, tuple[Instance | None, ...]]]:
+    """Common blocks of several values: (size, the law of each there).
+
+    Raises NoFormula where symbolic boundaries cannot be put in order.
+    """
+    if all(len(v) == 1 for v in values) and all(v[0].size == values[0][0].size for v in values):
+        return [(values[0][0].size, tuple(v[0].law for v in values))]
+    result = []
+    queues = [list(v) for v in values]
+    while all(queues):
+        heads = [q[0].size for q in queues]
+        size = _least(heads)
+        result.append((size, tuple(q[0].law for q in queues)))
+        for q in queues:
+            rest = difference(q[0].size, size)
+            if rest == 0:
+                q.pop(0)
+            else:
+                q[0] = Block(rest, q[0].law)
+    return result
+
+
+def _least(sizes: Sequence[sp.Expr]) -> sp.Expr:
+    best = sizes[0]
+    for s in sizes[1:]:
+        gap = difference(best, s)
+        if gap.is_positive:
+            best = s
+        elif gap != 0 and not gap.is_negative:
+            raise NoFormula(f"blocks of {best} and {s} channels cannot be put in order")
+    return best
+
+
+def fresh(x: Instance, y: Instance) -> bool:
+    """Whether x is a source of its own, drawn after y: nothing older depends on it."""
+    v = x.variable
+    single = isinstance(v, Noise | MaskEntry) or (isinstance(v, Product) and v.alone)
+    return single and v.born > y.variable.born
+
+
+def parts(v: Variable) -> tuple[Instance, ...]:
+    """What a variable is made of; nothing for a basic one."""
+    match v:
+        case Composite(args=args):
+            return args
+        case Opaque(roots=roots):
+            return roots
+        case GaussianSum(terms=terms):
+            return tuple(t for _, t in terms)
+        case SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) if of is not None:
+            return (of,)
+    return ()
+
+
+def family(v: Variable) -> object:
+    match v:
+        case Product(weight=weight, transpose=transpose, backward=backward):
+            return (weight, transpose, backward)
+        case BlockChoice(group=group):
+            return ("choice", group)
+    return v.born
+
+
+def index_of(symbol: sp.Symbol) -> int:
+    return int(symbol.name[2:])
+
+
+def carried(inner: Instance, outer: Instance) -> Instance:
+    """``inner``, an argument of a variable, at the coordinate and place of the variable's instance."""
+    result = inner
+    for move in outer.moves:
+        result = result.moved(move)
+    return replace(result, there=True) if outer.there else result

@@ -1,0 +1,162 @@
+"""W h and W^T h: new Gaussians, with what earlier uses of the same weight leave in them (Yang 2020)."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from varflow.calculus import derivative, quotient, times
+from varflow.errors import UnsupportedError
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried, refine
+from varflow.laws.distributions import NoFormula
+from varflow.laws.making import Reading
+from varflow.laws.moments import Formula, Moment, Quantity
+from varflow.laws.slopes import has_jump
+from varflow.laws.variables import (
+    Block,
+    BlockChoice,
+    Blocks,
+    Composite,
+    GaussianSum,
+    Instance,
+    MaskEntry,
+    Noise,
+    PositionAverage,
+    Product,
+    SampleMean,
+    Variable,
+)
+from varflow.program import Contract, Weight
+from varflow.symbols import arg
+
+
+class Contraction(Reading):
+    """Laws of contractions."""
+
+    def _contract(self, w: Weight, transpose: bool, x: Blocks) -> Blocks:
+        if w.distribution == "constant":
+            if w.value == 0:
+                return self._one(None)
+            raise UnsupportedError(
+                f"weight {w.name!r} is constant and not zero", self.step.node,
+                "all units are identical: the signal has rank one and no wide limit", "random entries")
+        if all(b.law is None for b in x) or w.entry_variance == 0:
+            return self._one(None)
+        backward = self.step.backward
+        mine = self._uses.setdefault((w.name, transpose, backward), [])
+        fresh = next((p for blocks, p in mine if blocks == x), None) or self._product(w, transpose, x, mine)
+        opposite = self._uses.get((w.name, not transpose, backward), [])
+        if not opposite:
+            return self._one(Instance(fresh))
+        try:
+            return self._corrected(w, fresh, opposite, x, len(mine))
+        except NoFormula:
+            return self._one(self._unknown(Instance(fresh), *(b.law for earlier, _ in opposite for b in earlier)))
+
+    def _product(self, w: Weight, transpose: bool, x: Blocks, mine: list[tuple[Blocks, Product]]) -> Product:
+        primitive = self.step.primitive
+        assert isinstance(primitive, Contract)
+        reused = not self.step.backward and bool(mine or self._uses.get((w.name, not transpose, False)))
+        result = Product(
+            **self._label(), weight=w.name, transpose=transpose, operand=x, factor=w.entry_variance,  # type: ignore[arg-type]
+            normal=w.distribution == "normal" and w.keep == 1, exactness="wide" if reused else "exact",
+            alone=self._counts[(primitive, self.step.backward)] == 1)
+        mine.append((x, result))
+        return result
+
+    def _corrected(self, w: Weight, fresh: Product, opposite: list[tuple[Blocks, Product]], h: Blocks,
+                   uses: int) -> Blocks:
+        """W^T h with W used as W x before: a part along x, with coefficient Var m E[dh/dg] (Yang 2020)."""
+        corrections = []
+        for x, g in opposite:
+            c = mo.total([mo.product(mo.constant(times(w.entry_variance, b.size)), self._response(b.law, g))
+                          for b in h if b.law is not None])
+            if not c.is_zero:
+                corrections.append((self.laws.quantity(c, "k", self.step.node), x))
+        if w.distribution == "orthogonal" and corrections:
+            self._shrink(w, fresh, corrections, opposite, uses)
+        return self._with_corrections(fresh, corrections)
+
+    def _with_corrections(self, fresh: Product, corrections: list[tuple[Quantity, Blocks]]) -> Blocks:
+        if not corrections:
+            return self._one(Instance(fresh))
+        fresh.value = None
+        cuts = refine((Block(self.step.shape.channels, Instance(fresh)),), *(x for _, x in corrections))
+        result = []
+        for size, (first, *laws) in cuts:
+            terms = [(sp.S.One, first), *((c, x) for (c, _), x in zip(corrections, laws, strict=True))]
+            result.append(Block(size, self._combination([(c, x) for c, x in terms if x is not None],
+                                                        whole=len(cuts) == 1)))
+        return tuple(result)
+
+    def _shrink(self, w: Weight, fresh: Product, corrections: list[tuple[Quantity, Blocks]],
+                opposite: list[tuple[Blocks, Product]], uses: int) -> None:
+        """A Haar matrix maps the part of h along g back onto x and keeps its length there."""
+        if w.rows != w.columns or len(opposite) > 1 or uses > 1:
+            raise NoFormula("an orthogonal weight used more than once in both orientations", self.step.node)
+        c, x = corrections[0]
+        q = mo.total([mo.product(mo.constant(quotient(b.size, w.columns)), self.laws.second(b.law))
+                      for b in x if b.law])
+        lost = mo.product(self.laws.formula(c), self.laws.formula(c), q)
+        moment = self.laws.quantity(lost, "r", self.step.node)
+        fresh.shrink = moment if isinstance(moment, Moment) else self.laws.system.define("r", self.step.node, lost)
+
+    def _response(self, law: Instance | None, g: Product) -> Formula:
+        """E[d law / d g] at one coordinate."""
+        if law is None:
+            return mo.ZERO
+        self._slopes = True
+        try:
+            slope = self._slope(law, g)
+        finally:
+            self._slopes = False
+        return mo.ZERO if slope is None else self.laws.mean(slope)
+
+    def _slope(self, x: Instance, g: Product) -> Instance | None:
+        """d x / d g as a variable; None where x does not depend on g."""
+        v = x.variable
+        if v is g:
+            return self._make(Composite, False, expr=sp.S.One) if not x.moves else None
+        match v:
+            case GaussianSum(terms=terms):
+                return self._chain([(c, self._slope(carried(t, x), g)) for c, t in terms])
+            case Composite():
+                return self._composite_slope(v, tuple(carried(a, x) for a in v.args), g)
+            case Product() | Noise() | MaskEntry() | BlockChoice():
+                return None
+        if any(r.variable is g or self._slope_of_root(r, g) for r in self.laws.roots(x)):
+            raise NoFormula("a statistic of a reused weight's output", self.step.node)
+        return None
+
+    def _slope_of_root(self, r: Instance, g: Product) -> bool:
+        inner = getattr(r.variable, "of", None) or (r if isinstance(r.variable, GaussianSum) else None)
+        return inner is not None and any(
+            b is g for b in _basics(inner.variable))
+
+    def _chain(self, terms: list[tuple[Quantity, Instance | None]]) -> Instance | None:
+        kept = [(c, s) for c, s in terms if s is not None]
+        return self._general_combination(kept, mo.ZERO, False) if kept else None
+
+    def _composite_slope(self, v: Composite, inputs: tuple[Instance, ...], g: Product) -> Instance | None:
+        args, expr = list(inputs), sp.S.Zero
+        for i, a in enumerate(inputs):
+            inner = self._slope(a, g)
+            if inner is None:
+                continue
+            if has_jump(v.expr, arg(i)):
+                raise NoFormula("a discontinuous function of a reused weight's output", v.node)
+            expr += derivative(v.expr, arg(i)) * arg(len(args))
+            args.append(inner)
+        if expr == 0:
+            return None
+        return self._make(Composite, False, expr=expr, args=tuple(args), coefficients=v.coefficients)
+
+
+def _basics(v: Variable) -> set[Variable]:
+    """Basic Gaussian variables within a Gaussian one."""
+    match v:
+        case GaussianSum(terms=terms):
+            return set().union(*(_basics(t.variable) for _, t in terms))
+        case SampleMean(of=of) | PositionAverage(of=of) if of is not None:
+            return _basics(of.variable)
+    return {v}

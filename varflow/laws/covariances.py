@@ -1,0 +1,252 @@
+"""What variables depend on, and covariances of Gaussian ones: cached inner products over sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import sympy as sp
+
+from varflow.calculus import times
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried, family, fresh, parts, refine
+from varflow.laws.distributions import NoFormula
+from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
+from varflow.laws.variables import (
+    SAME,
+    BlockChoice,
+    Composite,
+    GaussianSum,
+    Instance,
+    MaskEntry,
+    Noise,
+    Opaque,
+    PositionAverage,
+    Product,
+    SampleMean,
+    SphereEntry,
+    Variable,
+    View,
+)
+
+
+@dataclass
+class Covariances:
+    """Dependence of variables and covariances of Gaussian ones, computed once each."""
+
+    system: MomentSystem = field(default_factory=MomentSystem)
+    _second: dict[Variable, Formula] = field(default_factory=dict)
+    _pair: dict[Any, Formula] = field(default_factory=dict)
+    _roots: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
+    _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
+    _bits: dict[object, int] = field(default_factory=dict)
+    _family_sets: dict[Variable, int] = field(default_factory=dict)
+    _backward_bits: int = 0
+
+    def pair(self, x: Instance, y: Instance, view: View) -> Formula:
+        """E[x y] of any two variables."""
+        raise NotImplementedError
+
+    # -- structure -----------------------------------------------------------------------------------
+
+    def roots(self, x: Instance) -> tuple[Instance, ...]:
+        """The basic variables an instance depends on."""
+        own = self._own_roots(x.variable)
+        if not x.moves and not x.there:
+            return own
+        return tuple(carried(r, x) for r in own)
+
+    def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
+        if v not in self._roots:
+            self._roots[v] = tuple(self._find_roots(v))
+        return self._roots[v]
+
+    def _find_roots(self, v: Variable) -> Iterator[Instance]:
+        children: tuple[Instance, ...]
+        if isinstance(v, Composite):
+            children = v.args
+        elif isinstance(v, Opaque):
+            children = v.roots
+        elif isinstance(v, PositionAverage) and not v.gaussian and v.of is not None:
+            children = (v.of,)
+        else:
+            yield Instance(v)
+            return
+        yield from dict.fromkeys(r for c in children for r in self.roots(c))
+
+    def varies(self, v: Variable, sample: bool) -> bool:
+        """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
+        key = (v, sample)
+        if key not in self._varies:
+            self._varies[key] = self._find_varies(v, sample)
+        return self._varies[key]
+
+    def _find_varies(self, v: Variable, sample: bool) -> bool:
+        match v:
+            case Noise(kind=kind):
+                return kind != "bias"
+            case MaskEntry(per_sample=per_sample):
+                return sample or not per_sample
+            case BlockChoice():
+                return False
+            case SampleMean(of=of) if of is not None:
+                return not sample and self.varies(of.variable, sample)
+            case PositionAverage(of=of) if of is not None:
+                return sample and self.varies(of.variable, sample)
+            case SphereEntry(of=of) if of is not None:
+                return sample or self.varies(of.variable, sample)
+            case Product(operand=operand):
+                return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
+            case GaussianSum(terms=terms):
+                return any(self.varies(t.variable, sample) for _, t in terms)
+            case Composite(args=args):
+                return any(self.varies(a.variable, sample) for a in args)
+            case Opaque(roots=roots):
+                return any(self.varies(a.variable, sample) for a in roots)
+        return True
+
+    def _reduced(self, view: View, x: Variable, y: Variable) -> View:
+        """The view as far as both variables vary along it."""
+        return View(view.position and self.varies(x, False) and self.varies(y, False),
+                    view.sample and self.varies(x, True) and self.varies(y, True))
+
+    def _view_of(self, x: Instance, y: Instance, view: View) -> View:
+        return view if x.there != y.there else SAME
+
+    def dependent(self, x: Instance, y: Instance, view: View) -> bool:
+        """Whether two instances may depend on each other; ``view`` is where ``there`` is."""
+        shared = self._families(x.variable) & self._families(y.variable)
+        if not shared or fresh(x, y) or fresh(y, x):
+            return False
+        between = self._view_of(x, y, view)
+        mine, others = ([r for r in self.roots(i) if self._families(r.variable) & shared] for i in (x, y))
+        return any(self._roots_dependent(a, b, between) for a in mine for b in others)
+
+    def _families(self, v: Variable) -> int:
+        """A bit for every source or (weight, orientation, direction) that a variable is made of."""
+        if v not in self._family_sets:
+            inner = parts(v)
+            bits = 0 if inner else 1 << self._bits.setdefault(family(v), len(self._bits))
+            self._backward_bits |= bits if v.backward else 0
+            for x in inner:
+                bits |= self._families(x.variable)
+            self._family_sets[v] = bits
+        return self._family_sets[v]
+
+    def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
+        u, v = a.variable, b.variable
+        if isinstance(u, BlockChoice) and isinstance(v, BlockChoice):
+            return u.group == v.group and a.moves == b.moves
+        if a.moves != b.moves:
+            return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
+        if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
+            return u is v and self._reduced(view, u, v).same
+        if isinstance(u, SphereEntry) or isinstance(v, SphereEntry):
+            return self._sphere_dependent(u, v, view)
+        if u.backward != v.backward:
+            return False
+        return not self.covariance(Instance(u), Instance(v), view).is_zero
+
+    def _sphere_dependent(self, u: Variable, v: Variable, view: View) -> bool:
+        base = [x.of.variable if isinstance(x, SphereEntry) and x.of else x for x in (u, v)]
+        if not all(b.gaussian for b in base) or base[0].backward != base[1].backward:
+            return False
+        views = (view, View(view.position, True), View(view.position, False))
+        return any(not self.covariance(Instance(base[0]), Instance(base[1]), w).is_zero for w in views)
+
+    # -- covariances of Gaussian variables -----------------------------------------------------------
+
+    def covariance(self, x: Instance, y: Instance, view: View) -> Formula:
+        """Covariance of two Gaussian variables; zero by structure where they are independent."""
+        u, v = x.variable, y.variable
+        if u.backward != v.backward:
+            return mo.ZERO
+        view = self._reduced(view, u, v)
+        if x.moves == y.moves:
+            if view.position and x.moves and x.moves[-1][0] == "unflatten":
+                return mo.ZERO
+            x, y = Instance(u), Instance(v)
+        if u.born < v.born:
+            x, y, u, v = y, x, v, u
+        if fresh(x, y):
+            return mo.ZERO
+        key = (u, x.moves, v, y.moves, view)
+        if key not in self._pair:
+            self._pair[key] = self._find_covariance(x, y, view)
+        return self._pair[key]
+
+    def _find_covariance(self, x: Instance, y: Instance, view: View) -> Formula:
+        for newer, older in ((x, y), (y, x)):
+            match newer.variable:
+                case GaussianSum(terms=terms) as v:
+                    self._climb(v, older, view)
+                    parts = [(c, self.covariance(carried(t, newer), older, view)) for c, t in terms]
+                    return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
+                case SampleMean(of=of) if of is not None:
+                    return self.covariance(carried(of, newer), older, View(view.position, True))
+                case PositionAverage(of=of) as z if of is not None:
+                    inner = carried(of, newer)
+                    return self._averaged(z, partial(self.covariance, inner, older), view)
+        return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
+
+    def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
+        """Covariances with the sums inside a sum first, the innermost before all: no deep recursion."""
+        ladder: list[Instance] = []
+        top: Variable = v
+        while isinstance(top, GaussianSum) and top.born > other.variable.born:
+            inner = next((t for _, t in top.terms if isinstance(t.variable, GaussianSum)), None)
+            if inner is None or inner.moves or other.moves or self._settled_pair(inner, other, view):
+                break
+            ladder.append(inner)
+            top = inner.variable
+        for step in reversed(ladder[1:]):
+            self.covariance(step, other, view)
+
+    def _settled_pair(self, x: Instance, y: Instance, view: View) -> bool:
+        u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
+        return (u, (), v, (), view) in self._pair or fresh(Instance(u), Instance(v))
+
+    def _averaged(self, z: PositionAverage, at: Any, view: View) -> Formula:
+        """(E at the same position + (P-1) E at others) / P."""
+        count = mo.constant(z.count)
+        here, other = at(View(False, view.sample)), at(View(True, view.sample))
+        if here is other:
+            return here  # type: ignore[no-any-return]
+        p = mo.part
+        return mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, count])
+
+    def _basic_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
+        if isinstance(u, Noise) and u is v:
+            factor = (u.position if view.position and not view.sample else u.sample) if not view.same else sp.S.One
+            if factor is sp.nan:
+                raise NoFormula("a covariance between places of a repeated block's stream", u.node)
+            return mo.constant(u.variance * factor)
+        if isinstance(u, Product) and isinstance(v, Product) and (
+                u.weight, u.transpose) == (v.weight, v.transpose):
+            return self._product_covariance(u, v, view)
+        return mo.ZERO
+
+    def _product_covariance(self, u: Product, v: Product, view: View) -> Formula:
+        terms = []
+        for size, (a, b) in refine(u.operand, v.operand):
+            if a is not None and b is not None:
+                scale = mo.constant(times(u.factor, size))
+                terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
+        result = mo.total(terms)
+        if u is v and view.same and u.shrink is not None:
+            result = mo.combine(mo.part(0) - mo.part(1), [result, mo.named(u.shrink)])
+        return replace(result, exactness=mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness)))
+
+    def formula(self, quantity: Quantity) -> Formula:
+        """A quantity as a formula."""
+        return mo.named(quantity) if isinstance(quantity, Moment) else mo.constant(quantity)
+
+    def quantity(self, f: Formula, kind: str = "c", node: str = "", backward: bool = False) -> Quantity:
+        """A formula as one quantity, named if it is not one already."""
+        if not f.args and f.template.is_Number:
+            return f.template
+        if len(f.args) == 1 and f.template == mo.place(0, f.args[0]):
+            return f.args[0]
+        return self.system.define(kind, node, f, backward=backward)

@@ -1,0 +1,166 @@
+"""Making variables while a program is read: linear combinations, shifts, unknown laws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import sympy as sp
+
+from varflow.calculus import rename
+from varflow.laws import moments as mo
+from varflow.laws.blocks import coefficient
+from varflow.laws.joint import Laws
+from varflow.laws.moments import Formula, Quantity
+from varflow.laws.variables import (
+    Block,
+    Blocks,
+    Composite,
+    GaussianSum,
+    Instance,
+    MaskEntry,
+    Opaque,
+    Product,
+    Variable,
+)
+from varflow.program import Contract, Instruction, Mask, Program, Standardize
+from varflow.symbols import arg
+
+UNKNOWN = sp.nan
+
+
+@lru_cache(maxsize=16384)
+def linear_form(expr: sp.Expr, count: int) -> tuple[sp.Expr, ...] | None:
+    """(constant, slope of arg(0), slope of arg(1), ...) of an expression linear in its arguments, else None."""
+    symbols = [arg(i) for i in range(count)]
+    if not expr.is_polynomial(*symbols):
+        return None
+    poly = sp.Poly(expr, *symbols)
+    if poly.total_degree() > 1:
+        return None
+    return (poly.coeff_monomial(1), *(poly.coeff_monomial(s) for s in symbols))
+
+
+class Reading:
+    """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value."""
+
+    step: Instruction
+    index: int
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.laws = Laws()
+        self.values: list[Blocks] = []
+        self._born = 0
+        self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
+        self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
+        self._mixed: dict[str, tuple[object, ...]] = {}
+        self._slopes = False
+        self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
+        self._masks: dict[Mask, MaskEntry] = {}
+        self.bodies: list[Any] = []
+        self.maps: dict[str, Any] = {}
+        self._choices: dict[object, Instance] = {}
+
+    def _label(self, whole: bool = True) -> dict[str, object]:
+        self._born += 1
+        return {"born": self._born, "node": self.step.node, "backward": self.step.backward and not self._slopes,
+                "value": self.index if whole else None}
+
+    def _make(self, make: Callable[..., Variable], whole: bool = True, **fields: object) -> Instance:
+        return Instance(make(**self._label(whole), **fields))
+
+    def _unknown(self, *of: Instance | None, mean: Quantity = UNKNOWN, second: Quantity = UNKNOWN) -> Instance:
+        """A value whose law has no formula; a population may know its moments."""
+        roots = tuple(r for x in of if x is not None for r in self.laws.roots(x))
+        return self._make(Opaque, mean=mean, second=second, sample=UNKNOWN, position=UNKNOWN, roots=roots)
+
+    def _combination(self, terms: Sequence[tuple[Quantity, Instance]], shift: Formula = mo.ZERO,
+                     whole: bool = True) -> Instance | None:
+        """sum of coefficient * instance + shift: Gaussian where all parts are."""
+        parts = [(c, *shifted(x)) for c, x in terms]
+        if any(base is None for _, base, _ in parts):
+            return self._general_combination(terms, shift, whole)
+        gaussian: dict[Instance, Formula] = {}
+        for c, base, moved in parts:
+            assert base is not None
+            gaussian[base] = mo.total([gaussian.get(base, mo.ZERO), self.laws.formula(c)])
+            if moved is not None:
+                shift = mo.total([shift, mo.product(self.laws.formula(c), self.laws.formula(moved))])
+        kept = [(self.laws.quantity(f, "k"), x) for x, f in gaussian.items() if not f.is_zero]
+        return self._shift(self._gaussian_sum(kept, whole and shift.is_zero), shift, whole)
+
+    def _gaussian_sum(self, terms: list[tuple[Quantity, Instance]], whole: bool) -> Instance | None:
+        if not terms:
+            return None
+        if len(terms) == 1 and terms[0][0] == 1:
+            return terms[0][1]
+        return self._make(GaussianSum, whole, terms=tuple(terms))
+
+    def _shift(self, x: Instance | None, shift: Formula, whole: bool) -> Instance | None:
+        if shift.is_zero:
+            return x
+        offset = self.laws.quantity(shift, "k")
+        expr = coefficient(0) if x is None else arg(0) + coefficient(0)
+        return self._make(Composite, whole, expr=expr, args=() if x is None else (x,), coefficients=(offset,))
+
+    def _general_combination(self, terms: Sequence[tuple[Quantity, Instance]], shift: Formula,
+                             whole: bool) -> Instance:
+        coefficients: list[Quantity] = []
+        expr: sp.Expr = sp.S.Zero
+        for i, (c, _) in enumerate(terms):
+            expr += arg(i) * (c if isinstance(c, sp.Expr) else listed(coefficients, c))
+        if not shift.is_zero:
+            expr += listed(coefficients, self.laws.quantity(shift, "k"))
+        args = tuple(x for _, x in terms)
+        return self._make(Composite, whole, expr=expr, args=args, coefficients=tuple(coefficients))
+
+    def _one(self, law: Instance | None) -> Blocks:
+        return (Block(self.step.shape.channels, law),)
+
+    def _pointwise(self, expr: sp.Expr, laws: tuple[Instance | None, ...], whole: bool) -> Instance | None:
+        distinct: dict[Instance, int] = {}
+        table: dict[sp.Symbol, sp.Expr] = {}
+        for i, x in enumerate(laws):
+            table[arg(i)] = sp.S.Zero if x is None else arg(distinct.setdefault(x, len(distinct)))
+        expr = rename(expr, tuple(table.items()))
+        if expr == 0:
+            return None
+        xs = tuple(distinct)
+        linear = linear_form(expr, len(xs))
+        if linear is None:
+            return self._make(Composite, whole, expr=expr, args=xs)
+        terms = [(c, x) for c, x in zip(linear[1:], xs, strict=True) if c != 0]
+        return self._combination(terms, mo.constant(linear[0]), whole)
+
+
+def listed(coefficients: list[Quantity], quantity: Quantity) -> sp.Symbol:
+    coefficients.append(quantity)
+    return coefficient(len(coefficients) - 1)
+
+
+def wide(f: Formula) -> Formula:
+    return Formula(f.template, f.args, "wide", f.tier, f.assumptions)
+
+
+def there(x: Instance) -> Instance:
+    return Instance(x.variable, x.moves, True)
+
+
+def moved_by(x: Instance | None, move: tuple[str, object]) -> Instance | None:
+    return None if x is None else x.moved(move)
+
+
+def shifted(x: Instance) -> tuple[Instance | None, Quantity | None]:
+    """(Gaussian part, constant part) of a Gaussian plus a constant; (None, None) for anything else."""
+    v = x.variable
+    if v.gaussian:
+        return x, None
+    if isinstance(v, Composite) and v.expr == arg(0) + coefficient(0) and v.args[0].variable.gaussian:
+        base = v.args[0]
+        for move in x.moves:
+            base = base.moved(move)
+        return base, v.coefficients[0]
+    return None, None

@@ -1,0 +1,180 @@
+"""Normalization over channels and over samples, forward and backward."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from varflow.calculus import quotient
+from varflow.errors import UnsupportedError
+from varflow.laws import moments as mo
+from varflow.laws.blocks import refine
+from varflow.laws.distributions import NoFormula
+from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
+from varflow.laws.moments import Formula, Quantity
+from varflow.laws.variables import (
+    SAME,
+    SAMPLE,
+    Block,
+    Blocks,
+    Composite,
+    Instance,
+    Opaque,
+    SampleMean,
+    SphereEntry,
+)
+from varflow.program import Instruction, Standardize, StandardizeBackward
+from varflow.symbols import arg
+
+
+class Normalization(Reading):
+    """Laws of normalizations."""
+
+    def _normalization(self, step: Instruction, args: list[Blocks]) -> Blocks:
+        match step.primitive:
+            case Standardize(axis="channel") as rule:
+                return self._channel_norm(rule, args[0])
+            case Standardize() as rule:
+                self._refuse_positions(rule)
+                self._inverse[step.args[0], rule] = []
+                return tuple(Block(b.size, self._sample_norm(rule, b.law, len(args[0]) == 1)) for b in args[0])
+            case StandardizeBackward(forward=rule) if rule.axis == "channel":
+                return self._scaled_gradient(self._inverse_of(step.args[0], rule, args[0]), args)
+            case StandardizeBackward(forward=rule):
+                return self._sample_norm_backward(rule, args)
+        raise UnsupportedError("not a normalization", step.node)
+
+    def _refuse_positions(self, rule: Standardize) -> None:
+        if self.step.shape.positions and rule.batch is not None:
+            raise UnsupportedError("batch norm of a finite batch over positions", self.step.node,
+                                   "its law over samples and positions is not derived",
+                                   "batch_norm without batch (a large batch), or layer_norm")
+
+    def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
+        """1/sigma of every block (one for all under layer norm); None where it has no formula."""
+        key = (value, rule)
+        if key not in self._inverse:
+            try:
+                inverse: Quantity | None = self._channel_statistics(rule, x)[1]
+            except NoFormula:
+                inverse = None
+            self._inverse[key] = [inverse] * len(x)
+        return self._inverse[key]
+
+    def _channel_statistics(self, rule: Standardize, x: Blocks) -> tuple[Formula, Quantity]:
+        n = sp.Add(*(b.size for b in x))
+        laws = [(mo.constant(quotient(b.size, n)), b.law) for b in x if b.law is not None]
+        mean = mo.total([mo.product(c, self.laws.mean(x)) for c, x in laws]) if rule.center else mo.ZERO
+        second = mo.total([mo.product(c, self.laws.second(x)) for c, x in laws])
+        shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
+        inverse = mo.combine(shape, [mean, second, mo.constant(rule.eps)])
+        return mean, self.laws.quantity(wide(inverse), "k", self.step.node)
+
+    def _channel_norm(self, rule: Standardize, x: Blocks) -> Blocks:
+        known = len(x) == 1 and rule.eps == 0
+        try:
+            mean, inverse = self._channel_statistics(rule, x)
+        except NoFormula:
+            return self._unknown_norm(rule, x, known)
+        self._inverse[self.step.args[0], rule] = [inverse] * len(x)
+        shift = mo.product(mo.combine(-mo.part(0), [mean]), self.laws.formula(inverse)) if not mean.is_zero else mo.ZERO
+        result = []
+        for b in x:
+            law = self._combination([(inverse, b.law)] if b.law else [], shift, len(x) == 1)
+            if known and law is not None:
+                self._normalized(law, rule.center)
+            result.append(Block(b.size, law))
+        return tuple(result)
+
+    def _normalized(self, law: Instance, centred: bool) -> None:
+        """Record what normalization guarantees: second moment 1, and mean 0 if centred."""
+        self.laws.declare(law.variable, mo.ZERO if centred else None, mo.ONE)
+
+    def _unknown_norm(self, rule: Standardize, x: Blocks, known: bool) -> Blocks:
+        mean = sp.S.Zero if known and rule.center else UNKNOWN
+        return self._one(self._unknown(*(b.law for b in x), mean=mean, second=sp.S.One if known else UNKNOWN))
+
+    def _scaled_gradient(self, inverse: list[Quantity | None], args: list[Blocks]) -> Blocks:
+        x, d = args
+        rules = tuple(Block(b.size, Instance(Composite(0, "", expr=sp.Integer(i)))) for i, b in enumerate(x))
+        result = []
+        cuts = refine(rules, d)
+        for size, (which, law) in cuts:
+            assert which is not None and isinstance(which.variable, Composite)
+            k = inverse[int(which.variable.expr)]
+            result.append(Block(size, self._times(k, law, len(cuts) == 1)))
+        return tuple(result)
+
+    def _times(self, k: Quantity | None, law: Instance | None, whole: bool) -> Instance | None:
+        if law is None:
+            return None
+        return self._unknown(law) if k is None else self._combination([(k, law)], whole=whole)
+
+    def _sample_norm(self, rule: Standardize, law: Instance | None, whole: bool) -> Instance | None:
+        base, _ = shifted(law) if law is not None else (None, None)
+        if law is None:
+            return None
+        if rule.batch is None:
+            return self._large_batch_norm(rule, base, law, whole)
+        if base is not None and rule.eps == 0:
+            return self._make(SphereEntry, whole, of=base, batch=rule.batch)
+        second = sp.S.One if rule.eps == 0 else UNKNOWN
+        roots = self.laws.roots(law)
+        return self._make(Opaque, whole, mean=sp.S.Zero, second=second, roots=roots,
+                          sample=-second / (rule.batch - 1), position=UNKNOWN)
+
+    def _large_batch_norm(self, rule: Standardize, base: Instance | None, law: Instance, whole: bool) -> Instance:
+        if base is None:
+            return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
+        shared = self._make(SampleMean, False, of=base)
+        centred = self._combination([(sp.S.One, base), (sp.S.NegativeOne, shared)], whole=False)
+        assert centred is not None
+        variance = mo.total([self.laws.second(centred), mo.constant(rule.eps)])
+        shape = mo.part(0) ** sp.Rational(-1, 2)
+        inverse = self.laws.quantity(wide(mo.combine(shape, [variance])), "k", self.step.node)
+        self._inverse[self.step.args[0], rule].append(inverse)
+        result = self._combination([(inverse, centred)], whole=whole)
+        assert result is not None
+        if rule.eps == 0:
+            self._normalized(result, True)
+        return result
+
+    def _sample_norm_backward(self, rule: Standardize, args: list[Blocks]) -> Blocks:
+        x, d = args
+        if rule.batch is None:
+            quiet = all(b.law is None or self.laws.pair(b.law, there(b.law), SAMPLE).is_zero for b in d)
+            inverse = self._inverse.get((self.step.args[0], rule), [])
+            if quiet and len(inverse) == len(x):
+                return self._scaled_gradient(list(inverse), args)
+            return self._one(self._unknown(*(b.law for b in (*x, *d))))
+        forward = next(i for i, s in enumerate(self.program) if s.primitive == rule and s.args == self.step.args[:1])
+        cuts = refine(x, self.values[forward], d)
+        return tuple(Block(size, self._finite_batch_gradient(rule, laws, len(cuts) == 1)) for size, laws in cuts)
+
+    def _finite_batch_gradient(self, rule: Standardize, laws: tuple[Instance | None, ...],
+                               whole: bool) -> Instance | None:
+        """|P d|^2 - (y.d)^2/B over the batch, times E[1/var] = B/((B-3)(q-c)): THEORY, normalization."""
+        x, y, d = laws
+        if x is None or y is None or d is None:
+            return None
+        base, _ = shifted(x)
+        if base is None or rule.eps != 0:
+            return self._unknown(x, d)
+        try:
+            second = self._batch_gradient_moment(sp.sympify(rule.batch), base, y, d)
+        except NoFormula:
+            return self._unknown(x, d)
+        q = self.laws.quantity(wide(second), "g", self.step.node, backward=True)
+        sample = self.laws.quantity(mo.combine(-mo.part(0) / (mo.part(1) - 1),
+                                               [self.laws.formula(q), mo.constant(rule.batch)]), "c", self.step.node)
+        roots = tuple(dict.fromkeys((*self.laws.roots(y), *self.laws.roots(d))))
+        return self._make(Opaque, whole, mean=sp.S.Zero, second=q, sample=sample, position=UNKNOWN, roots=roots)
+
+    def _batch_gradient_moment(self, batch: sp.Expr, base: Instance, y: Instance, d: Instance) -> Formula:
+        laws = self.laws
+        same = laws.expectation(arg(0) ** 2 * arg(1) ** 2, (y, d), (), SAME)
+        other = laws.expectation(arg(0) * arg(1) * arg(2) * arg(3), (y, d, there(y), there(d)), (), SAMPLE)
+        g, h = laws.second(d), laws.pair(d, there(d), SAMPLE)
+        q, c = laws.second(base), laws.covariance(base, base, SAMPLE)
+        p = [mo.part(i) for i in range(7)]
+        shape = ((p[6] - 1) * (p[0] - p[1]) - p[2] - (p[6] - 1) * p[3]) / ((p[6] - 3) * (p[4] - p[5]))
+        return mo.combine(shape, [g, h, same, other, q, c, mo.constant(batch)])
