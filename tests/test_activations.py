@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ GRID = np.array(
 )
 SINGLE = 1e-7
 OTHER = {"gelu_tanh", "prelu", "softplus"}
-BY_HAND = {
+BY_HAND: dict[str, Callable[[float], float]] = {
     "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "swish": lambda x: x / (1 + math.exp(-x)),
     "lecun_tanh": lambda x: 1.7159 * math.tanh(2 * x / 3),

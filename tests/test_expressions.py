@@ -167,10 +167,10 @@ def test_refused_at_once_with_one_error(text: str) -> None:
     for read in (parse, parse_activation, parse_equation):
         if read is parse_activation and text in ("relu", "elu(alpha=1)", "relu()", "sin()"):
             continue
-        begun = time.perf_counter()
+        begun = time.process_time()
         with pytest.raises(ExpressionError) as caught:
             read(text, SYMBOLS, where="net.yaml:3:5")
-        assert time.perf_counter() - begun < 1
+        assert time.process_time() - begun < 1
         assert caught.value.where.startswith("net.yaml:3:5")
         shown = caught.value.message().replace("\n", "")
         assert shown.isprintable()

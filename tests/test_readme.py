@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from varflow import cli_tables
 from varflow.derive import derive
 from varflow.load import from_text
+from varflow.network import Network
+from varflow.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +34,16 @@ def printed(code: str, names: dict[str, object]) -> str:
     return out.getvalue()
 
 
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """The registry of layers, without those of examples afterwards."""
+    before = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(before)
+
+
+@pytest.mark.usefixtures("registry")
 def test_examples_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pairs = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", README, flags=re.DOTALL | re.MULTILINE)
@@ -52,19 +65,12 @@ def test_a_layer_takes_twenty_lines(text: str) -> None:
     assert len([line for line in layer.splitlines() if line]) <= 20
 
 
+@pytest.mark.usefixtures("registry")
 def test_layer_of_contributing() -> None:
-    from varflow.network import Network
-    from varflow.ops.base import OPS
-
-    before = dict(OPS)
-    try:
-        printed(next(b for b in blocks(CONTRIBUTING, "python")), {"__name__": "__main__"})
-        net = Network()
-        net.apply("soften", net.input("x", 8), c="1/2", name="y")
-        assert str(derive(net)["y"].second_moment) == "16/25"
-    finally:
-        OPS.clear()
-        OPS.update(before)
+    printed(blocks(CONTRIBUTING, "python")[0], {"__name__": "__main__"})
+    net = Network()
+    net.apply("soften", net.input("x", 8), c="1/2", name="y")
+    assert str(derive(net)["y"].second_moment) == "16/25"
 
 
 def test_graph_file() -> None:
