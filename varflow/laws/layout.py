@@ -63,8 +63,9 @@ class Layout(Reading):
         args: list[Instance] = []
         for k, b in enumerate(x):
             if b.law is not None:
-                choice = self._choices.get((group, k)) or self._make(
-                    BlockChoice, False, group=group, index=k, probabilities=shares)
+                self._born += 1
+                choice = self._choices.get((group, k)) or Instance(BlockChoice(
+                    self._born, self.step.node, group=group, index=k, probabilities=shares))
                 self._choices[group, k] = choice
                 expr += arg(len(args)) * arg(len(args) + 1)
                 args += [choice, b.law.moved(move)]
