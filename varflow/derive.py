@@ -147,6 +147,13 @@ class NodeLaw:
         return self.derivation.equation(self.backward.second) if self.backward else None
 
     @property
+    def closure(self) -> sp.Expr | None:
+        """The Gaussian-closure formula of the second moment, beside a number that a population gives; its error is
+        ``closure_error`` among the numbers. None where the law has a formula, or no closure either."""
+        closed = self.derivation.closed[self.name]
+        return closed.second_moment if self.second_moment is None and closed.exactness == "closure" else None
+
+    @property
     def profile(self) -> None:
         """The array over positions where laws differ between them; positions are exchangeable here: None."""
         return None
@@ -228,10 +235,12 @@ class WeightLaw:
 class Derivation(Mapping[str, NodeLaw]):
     """Laws of all nodes: ``d["y"].second_moment``; ``weights``; numbers by :meth:`numeric`."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, tier: str = "auto") -> None:
+        if tier not in ("auto", "closed"):
+            raise InputError(f"no tier is called {tier!r}", instead="auto, or closed (formulas only)")
+        self.network, self.only_formulas = network, tier == "closed"
         self.program: Program = lower(network)
-        self.main = Part(self.program)
+        self.main = Part(self.program, self.only_formulas)
         self.system = self.main.system
         self.expansion = Expansion()
         self.nodes: dict[str, NodeLaw] = {name: self._node(name) for name in self.program.values}
@@ -284,6 +293,11 @@ class Derivation(Mapping[str, NodeLaw]):
 
     def _law(self, value: int, name: str) -> Law:
         return Law(self.main.mean(value, name), self.main.second(value, name))
+
+    @cached_property
+    def closed(self) -> Derivation:
+        """The same network with formulas only: Gaussian closures where the law has no formula."""
+        return self if self.only_formulas else Derivation(self.network, "closed")
 
     @property
     def bodies(self) -> list[Part]:
@@ -438,10 +452,13 @@ def weight_law(w: Weight) -> WeightLaw:
     return WeightLaw(w.name, w.variance, w.fan_in, w.fan_out, w.distribution, w.unknown)
 
 
-def derive(network: Network) -> Derivation:
+def derive(network: Network, tier: str = "auto") -> Derivation:
     """The law of every node of a network, forward and backward.
+
+    ``tier="closed"``: formulas only, never a population; where there is no exact or wide one, the Gaussian closure
+    (arguments of a nonlinear function taken as jointly Gaussian of their true moments), labelled ``closure``.
 
     Raises ErrorList for a network that is not well formed and UnsupportedError for what the theory does not
     cover.
     """
-    return Derivation(network)
+    return Derivation(network, tier)

@@ -38,6 +38,9 @@ class Numbers:
 
     @cached_property
     def _population(self) -> Population:
+        if self.derivation.only_formulas:
+            raise UnsupportedError("a node has no formula", why="formulas only were asked for",
+                                   instead="derive(network), which evaluates such nodes by a population")
         self._refuse_arrays()
         return run_population(lower(self.derivation.network.bind(self._given)))
 
@@ -91,4 +94,7 @@ class Numbers:
             result["grad_local_gain"] = self.gradient(source) / g
         if law.tier == "population" and not d.bodies:
             result["standard_error"] = self._population.standard_error_second_moment[d.program.values[name]]
+            if law.closure is not None:
+                closure = Numbers(d.closed, self._given).second(name)
+                result |= {"closure": closure, "closure_error": abs(closure / q - 1)}
         return result

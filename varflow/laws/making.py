@@ -49,9 +49,9 @@ class Reading:
     step: Instruction
     index: int
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, closures: bool = False) -> None:
         self.program = program
-        self.laws = Laws()
+        self.laws = Laws(closures=closures)
         self.values: list[Blocks] = []
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}

@@ -19,9 +19,9 @@ from varflow.symbols import arg
 class Part:
     """The whole network's program, or the body of a block repeated a symbolic number of times."""
 
-    def __init__(self, program: Program, propagation: Propagation | None = None) -> None:
+    def __init__(self, program: Program, closures: bool = False) -> None:
         self.program = program
-        self.propagation = propagation or Propagation(program)
+        self.propagation = Propagation(program, closures)
 
     @property
     def system(self) -> MomentSystem:

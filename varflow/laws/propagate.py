@@ -58,8 +58,8 @@ DEEP = 150
 class Propagation(Contraction, Normalization, Layout, Repetition):
     """The laws of a program's values. ``values[i]`` are the blocks of instruction i's value."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, closures: bool = False) -> None:
+        super().__init__(program, closures)
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
         for i, step in enumerate(program):

@@ -23,7 +23,7 @@ class Repetition(Reading):
         from varflow.laws.part import Part
 
         if repeat.name not in self.maps:
-            self.maps[repeat.name] = BlockMap(repeat, Part(repeat.body))
+            self.maps[repeat.name] = BlockMap(repeat, Part(repeat.body, self.laws.closures))
             self.bodies.append(self.maps[repeat.name].part)
         return self.maps[repeat.name]
 
