@@ -134,6 +134,18 @@ def test_weight_reused_on_permuted_channels() -> None:
     assert d["y"].numeric(at)["second_moment"] == pytest.approx(d["h"].numeric(at)["second_moment"], rel=1e-9)
 
 
+def test_gradients_of_parts_return_through_a_permutation() -> None:
+    """A quarter of the permuted channels is read three times as strongly, the rest through relu: 9/4 + 3/8."""
+    def build(net: Network) -> None:
+        x = net.input("x", 128)
+        a, b = net.split(net.permute(dense(net, x, "1/128", out=128, name="fc")), 32, 96)
+        net.scale(a, 3, name="a")
+        net.relu(b, name="b")
+
+    d = derived(build)
+    same(d["fc"].grad_second_moment, sp.Rational(9, 4) + sp.Rational(3, 8))
+
+
 def test_halves_of_a_projection_are_independent() -> None:
     def build(net: Network) -> None:
         a, b = net.split(dense(net, net.input("x", "n"), "1/n", out="2*n"), "n", "n")
