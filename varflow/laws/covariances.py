@@ -237,7 +237,8 @@ class Covariances:
         result = mo.total(terms)
         if u is v and view.same and u.shrink is not None:
             result = mo.combine(mo.part(0) - mo.part(1), [result, mo.named(u.shrink)])
-        return replace(result, exactness=mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness)))
+        exactness = mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness))
+        return replace(result, exactness=exactness, degree=max(result.degree, 1))
 
     def formula(self, quantity: Quantity) -> Formula:
         """A quantity as a formula."""
@@ -245,7 +246,7 @@ class Covariances:
 
     def quantity(self, f: Formula, kind: str = "c", node: str = "", backward: bool = False) -> Quantity:
         """A formula as one quantity, named if it is not one already."""
-        if not f.args and f.template.is_Number:
+        if not f.args and f.template.is_Number and f.exactness == "exact":
             return f.template
         if len(f.args) == 1 and f.template == mo.place(0, f.args[0]):
             return f.args[0]

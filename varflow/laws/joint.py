@@ -28,6 +28,7 @@ from varflow.laws.variables import (
     Composite,
     Instance,
     MaskEntry,
+    Noise,
     Opaque,
     PositionAverage,
     Product,
@@ -208,7 +209,16 @@ class Laws(Covariances):
             if f.is_zero:
                 return mo.ZERO
             factors.append(f)
-        return mo.product(*factors)
+        result = mo.product(*factors)
+        entangled = result.degree and self._beside_an_input([i for indices, _ in groups for i in indices], args)
+        return replace(result, exactness=mo.weakest(mo.EXACTNESS, (result.exactness, "wide"))) if entangled else result
+
+    @staticmethod
+    def _beside_an_input(indices: list[int], args: tuple[Instance, ...]) -> bool:
+        """Whether an input's own entry stands beside other forward values: W x depends a little on every x_i."""
+        variables = [args[i].variable for i in indices]
+        inputs = [isinstance(v, Noise) and v.kind == "input" for v in variables]
+        return any(inputs) and not all(inputs) and not any(v.backward for v in variables)
 
     def _odd(self, term: Term, args: tuple[Instance, ...]) -> bool:
         """Whether a term is odd in parts of the cotangents that nothing else in it contains.
@@ -352,8 +362,27 @@ class Laws(Covariances):
         for i, c in enumerate(coefficients):
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(_position(given, c), c)
-        found = template(rename(expr, tuple(table.items())), tuple(kinds), matrix)
-        return _filled(Formula(found, tuple(given), self._exactness(expr, indices, args)))
+        renamed = rename(expr, tuple(table.items()))
+        found = template(renamed, tuple(kinds), matrix)
+        degree = self._degree(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
+        exactness = mo.weakest(mo.EXACTNESS, (self._exactness(expr, indices, args), "wide" if degree > 1 else "exact"))
+        return _filled(Formula(found, tuple(given), exactness, degree=degree))
+
+    @staticmethod
+    def _degree(found: sp.Expr, expr: sp.Expr, kinds: tuple[Distribution, ...],
+                matrix: tuple[tuple[sp.Expr, ...], ...], args: list[Instance], given: list[Quantity]) -> int:
+        """Degree in the covariances of what is not a plain source, and in coefficients; covariances that are numbers
+        here fluctuate all the same."""
+        settled = [isinstance(a.variable, Noise | MaskEntry | SphereEntry) for a in args]
+        size = range(len(args))
+        loose = {matrix[i][j] for i in size for j in size if not (settled[i] and settled[j])} - {sp.S.Zero}
+        symbols = {n: mo.positive_slot(1000 + k) for k, n in enumerate(sorted((x for x in loose if x.is_Number), key=str))}
+        if symbols:
+            lifted = tuple(tuple(symbols.get(x, x) for x in row) for row in matrix)
+            found = template(expr, kinds, lifted)
+        unknowns = {symbols.get(x, x) for x in loose}
+        unknowns |= {mo.place(i, q) for i, q in enumerate(given) if isinstance(q, Moment) and q.degree}
+        return mo.degree_in(found, tuple(sorted(unknowns, key=str)))
 
     def _kind(self, x: Instance, given: list[Quantity]) -> Distribution:
         v = x.variable

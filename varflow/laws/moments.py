@@ -46,7 +46,7 @@ class Moment:
     backward: bool = False
     value: int | None = None
     measure: str = ""
-    closure: Formula | None = None
+    degree: int = 1
 
     @property
     def symbol(self) -> sp.Symbol:
@@ -70,14 +70,19 @@ Quantity: TypeAlias = "Moment | sp.Expr"
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """A template and what its placeholders stand for; not yet named. ``labels`` are exactness, tier and
-    assumptions it brings along beyond those of its arguments."""
+    """A template and what its placeholders stand for; not yet named. ``exactness``, ``tier`` and ``assumptions``
+    come on top of those of its arguments.
+
+    ``degree`` is its degree in second moments and covariances that fluctuate at finite width: up to one the
+    formula holds in expectation at any width, beyond (2) only in the wide limit.
+    """
 
     template: sp.Expr
     args: tuple[Quantity, ...] = ()
     exactness: str = "exact"
     tier: str = "closed"
     assumptions: frozenset[str] = frozenset()
+    degree: int = 0
 
     @property
     def is_zero(self) -> bool:
@@ -117,7 +122,7 @@ def constant(expr: sp.Expr) -> Formula:
 
 def named(moment: Moment) -> Formula:
     """The formula that is just this moment."""
-    return Formula(place(0, moment), (moment,))
+    return Formula(place(0, moment), (moment,), degree=moment.degree)
 
 
 _PART = [sp.Symbol(f"_f{i}", real=True) for i in range(64)]
@@ -154,10 +159,11 @@ def combine(shape: sp.Expr, formulas: Sequence[Formula]) -> Formula:
             pairs.append((place(i, a), place(index[key], a)))
         maps.append(tuple(pairs))
     template = _combined(shape, tuple(f.template for f in formulas), tuple(maps))
+    degree = degree_in(shape, tuple(part(i) for i, f in enumerate(formulas) for _ in range(f.degree)))
     return Formula(template, tuple(args) if symbols_in(template) else (),
-                   weakest(EXACTNESS, (f.exactness for f in formulas)),
+                   weakest(EXACTNESS, ["wide" if degree > 1 else "exact", *(f.exactness for f in formulas)]),
                    weakest(TIERS, (f.tier for f in formulas)),
-                   frozenset().union(*(f.assumptions for f in formulas)))
+                   frozenset().union(*(f.assumptions for f in formulas)), degree)
 
 
 def total(formulas: Sequence[Formula]) -> Formula:
@@ -172,18 +178,23 @@ def product(*formulas: Formula) -> Formula:
     """The product of formulas."""
     if any(f.is_zero for f in formulas):
         return ZERO
-    kept = [f for f in formulas if f.template is not sp.S.One]
+    kept = [f for f in formulas if f.template is not sp.S.One or f.degree or f.exactness != "exact"]
     if len(kept) == 1:
         return kept[0]
     return combine(sp.Mul(*(part(i) for i in range(len(kept)))), kept) if kept else ONE
 
 
 @lru_cache(maxsize=65536)
-def _linear(template: sp.Expr, unknowns: tuple[sp.Symbol, ...]) -> bool:
-    """Whether the template is of degree at most one in the moments (then it holds in expectation at any width)."""
-    if not template.is_polynomial(*unknowns):
-        return False
-    return bool(sp.Poly(template, *unknowns).total_degree() <= 1) if unknowns else True
+def degree_in(template: sp.Expr, unknowns: tuple[sp.Symbol, ...]) -> int:
+    """Degree of a template in quantities that fluctuate at finite width (one listed twice counts twice): 0, 1, or 2
+    for anything beyond a linear form."""
+    present = [u for u in unknowns if u in symbols_in(template)]
+    if not present:
+        return 0
+    distinct = tuple(dict.fromkeys(present))
+    if len(present) > len(distinct) or not template.is_polynomial(*distinct):
+        return 2
+    return min(int(sp.Poly(template, *distinct).total_degree()), 2)
 
 
 @dataclass
@@ -194,30 +205,27 @@ class MomentSystem:
     width_limit: str = ""
 
     def define(self, kind: str, node: str, formula: Formula | None, *, backward: bool = False,
-               value: int | None = None, measure: str = "", closure: Formula | None = None) -> Moment:
+               value: int | None = None, measure: str = "") -> Moment:
         """Name a formula; None where there is no formula."""
         index = len(self.moments)
         if formula is None:
-            m = Moment(index, kind, node, None, (), "wide", "population", frozenset(), backward, value, measure,
-                       closure)
+            m = Moment(index, kind, node, None, (), "wide", "population", frozenset(), backward, value, measure)
         else:
             m = self._labelled(index, kind, node, formula, backward)
             m.value, m.measure = value, measure
         self.moments.append(m)
         return m
 
-    def _labelled(self, index: int, kind: str, node: str, f: Formula, backward: bool) -> Moment:
+    @staticmethod
+    def _labelled(index: int, kind: str, node: str, f: Formula, backward: bool) -> Moment:
         over = [a for a in f.args if isinstance(a, Moment)]
         exactness = weakest(EXACTNESS, [f.exactness, *(a.exactness for a in over)])
-        if exactness == "exact":
-            unknowns = tuple(place(i, a) for i, a in enumerate(f.args) if isinstance(a, Moment))
-            if not _linear(f.template, unknowns):
-                exactness = "wide"
         tier = weakest(TIERS, [f.tier, *(a.tier for a in over)])
         if tier == "closed" and has_integral(f.template):
             tier = "quadrature"
         assumptions = f.assumptions.union(*(a.assumptions for a in over))
-        return Moment(index, kind, node, f.template, f.args, exactness, tier, assumptions, backward)
+        return Moment(index, kind, node, f.template, f.args, exactness, tier, assumptions, backward,
+                      degree=min(f.degree, 1))
 
 
 class Expansion:
@@ -299,6 +307,8 @@ def _free(expr: sp.Expr) -> tuple[sp.Symbol, ...]:
 
 
 def _evaluate(expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+    if expr.has(sp.zoo):
+        return float("inf")
     if expr.is_Number:
         return float(expr)
     table = dict(zip(places, numbers, strict=True))
