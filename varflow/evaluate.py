@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws.moments import Evaluation, Moment, Quantity
@@ -90,7 +92,7 @@ class Numbers:
             "local_gain": q / self.second(source) if source else None,
             "grad_second_moment": g, "grad_gain": g, "grad_local_gain": None,
         }
-        if source and d.readers(source) == 1:
+        if source and d.readers(source) == 1 and np.all(g != 0):
             result["grad_local_gain"] = self.gradient(source) / g
         if law.tier == "population" and not d.bodies:
             result["standard_error"] = self._population.standard_error_second_moment[d.program.values[name]]

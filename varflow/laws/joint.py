@@ -37,7 +37,7 @@ from varflow.laws.variables import (
     View,
 )
 from varflow.laws.walk import moments_of_walk
-from varflow.symbols import arg
+from varflow.symbols import arg, positive_slot
 
 ARGUMENT_LIMIT = 10
 ROOT_LIMIT = 3
@@ -376,7 +376,8 @@ class Laws(Covariances):
         settled = [isinstance(a.variable, Noise | MaskEntry | SphereEntry) for a in args]
         size = range(len(args))
         loose = {matrix[i][j] for i in size for j in size if not (settled[i] and settled[j])} - {sp.S.Zero}
-        symbols = {n: mo.positive_slot(1000 + k) for k, n in enumerate(sorted((x for x in loose if x.is_Number), key=str))}
+        numbers = sorted((x for x in loose if x.is_Number), key=str)
+        symbols = {n: positive_slot(1000 + k) for k, n in enumerate(numbers)}
         if symbols:
             lifted = tuple(tuple(symbols.get(x, x) for x in row) for row in matrix)
             found = template(expr, kinds, lifted)

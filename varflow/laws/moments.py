@@ -257,7 +257,8 @@ class Expansion:
         parts = [self._known[a] for a in m.args if isinstance(a, Moment)]
         if m.template is None or any(p is None for p in parts):
             return None
-        return fill(m.template, m.args, lambda a: self._known[a])
+        expr = fill(m.template, m.args, lambda a: self._known[a])
+        return sp.oo if expr.has(sp.zoo) else expr
 
 
 class Evaluation:

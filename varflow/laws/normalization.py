@@ -152,9 +152,10 @@ class Normalization(Reading):
 
     def _finite_batch_gradient(self, rule: Standardize, laws: tuple[Instance | None, ...],
                                whole: bool) -> Instance | None:
-        """|P d|^2 - (y.d)^2/B over the batch, times E[1/var] = B/((B-3)(q-c)): THEORY, normalization."""
+        """|P d|^2 - (y.d)^2/B over the batch, times E[1/var] = B/((B-3)(q-c)); zero for two samples,
+        whose normalized values are +-1 (Yang et al. 2019)."""
         x, y, d = laws
-        if x is None or y is None or d is None:
+        if x is None or y is None or d is None or (rule.batch == 2 and rule.eps == 0):
             return None
         base, _ = shifted(x)
         if base is None or rule.eps != 0:
