@@ -366,7 +366,15 @@ class Laws(Covariances):
         found = template(renamed, tuple(kinds), matrix)
         degree = self._degree(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
         exactness = mo.weakest(mo.EXACTNESS, (self._exactness(expr, indices, args), "wide" if degree > 1 else "exact"))
-        return _filled(Formula(found, tuple(given), exactness, degree=degree))
+        assumptions = self._assumptions(expr, indices, args)
+        return _filled(Formula(found, tuple(given), exactness, assumptions=assumptions, degree=degree))
+
+    @staticmethod
+    def _assumptions(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> frozenset[str]:
+        """Beyond two moments an input's distribution matters: it is taken as Gaussian."""
+        inputs = {i: v for i in indices if isinstance(v := args[i].variable, Noise) and v.kind == "input"}
+        nonlinear = any(not polynomial_in(expr, arg(i)) or sp.degree(expr, arg(i)) > 2 for i in inputs)
+        return frozenset(f"the entries of {v.node} are Gaussian" for v in inputs.values() if nonlinear)
 
     @staticmethod
     def _degree(found: sp.Expr, expr: sp.Expr, kinds: tuple[Distribution, ...],
