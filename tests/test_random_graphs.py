@@ -46,7 +46,8 @@ def compare(spec: Spec, n: int, nodes: Mapping[str, Any]) -> Iterator[Comparison
         for moment, field in MOMENTS.items():
             value, error = node[moment][:2]
             scale = node["q"][0] ** 0.5 if moment == "mean" else abs(value)
-            yield Comparison(spec["name"], key, moment, _tier(d[key], moment), float(numbers[key][field]), value, error, scale)
+            yield Comparison(spec["name"], key, moment, _tier(d[key], moment), float(numbers[key][field]),
+                             value, error, scale)
 
 
 def _tier(law: NodeLaw, moment: str) -> str:

@@ -11,8 +11,8 @@ _CANCELLED = ("1/sigma - elu'(x) nearly cancels (predicted 0.0038 of a gradient 
               "of sigma, O(1/n); the population agrees with the prediction")
 _WIDTH = ("finite width of a heavy-tailed product: by brute force 50.6, 43.4, 42.6, 41.6 at n = 128, 256, 512, "
           "1024; predicted 40.2")
-_WIDTH_TOO = ("finite width: by brute force 0.314, 0.273, 0.252 and 0.245 at n = 128, 256, 512 and 1024; predicted 0.237, "
-              "and by the population 0.237")
+_WIDTH_TOO = ("finite width: by brute force 0.314, 0.273, 0.252 and 0.245 at n = 128, 256, 512 and 1024; predicted "
+              "0.237, and by the population 0.237")
 
 DEVIATIONS: dict[tuple[str, str, str], str] = {
     ("seed2", "dropout_4", "gq"): _ATOM,
