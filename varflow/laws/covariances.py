@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +34,7 @@ from varflow.laws.variables import (
 
 
 @dataclass
-class Covariances:
+class Covariances(ABC):
     """Dependence of variables and covariances of Gaussian ones, computed once each."""
 
     system: MomentSystem = field(default_factory=MomentSystem)
@@ -45,9 +46,9 @@ class Covariances:
     _family_sets: dict[Variable, int] = field(default_factory=dict)
     _backward_bits: int = 0
 
+    @abstractmethod
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
         """E[x y] of any two variables."""
-        raise NotImplementedError
 
     # -- structure -----------------------------------------------------------------------------------
 

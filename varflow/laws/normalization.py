@@ -158,10 +158,10 @@ class Normalization(Reading):
         if x is None or y is None or d is None or (rule.batch == 2 and rule.eps == 0):
             return None
         base, _ = shifted(x)
-        if base is None or rule.eps != 0:
+        if base is None or rule.eps != 0 or rule.batch is None:
             return self._unknown(x, d)
         try:
-            second = self._batch_gradient_moment(sp.sympify(rule.batch), base, y, d)
+            second = self._batch_gradient_moment(rule.batch, base, y, d)
         except NoFormula:
             return self._unknown(x, d)
         q = self.laws.quantity(wide(second), "g", self.step.node, backward=True)
