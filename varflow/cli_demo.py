@@ -29,6 +29,8 @@ VERIFIED: Mapping[str, Mapping[str, int]] = {
 }
 """Shipped graphs and the sizes they are simulated at."""
 DOCUMENT = "two_branch_gate"
+MOST = 6
+"""How many times the draws a network may get that is inconclusive with the draws asked for."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ def run(folder: Path, draws: int, json: bool) -> int:
 
 def _verified(name: str, solution: Solution, draws: int) -> Shown:
     result = verify(solution, values=dict(VERIFIED[name]), draws=draws, seed=0)
+    needed = max((c.draws_needed or 0 for c in result.checks.values() if c.verdict == "inconclusive"), default=0)
+    if draws < needed <= MOST * draws:
+        hint(f"{name}: {draws} draws decide nothing; {needed * 3 // 2} will")
+        result = verify(solution, values=dict(VERIFIED[name]), draws=needed * 3 // 2, seed=0)
     hint(f"{name}: {result.verdict}, {result.seconds:.1f} s")
     return Shown(name, solution, result)
 
@@ -100,7 +106,7 @@ def _print(solved: Mapping[str, Solution], shown: list[Shown], document: Path) -
     first = shown[0].verification
     emit(table(["network", "weights", "Var(W_ij)"], weights, "solved: the second moment preserved forward"),
          table(["network", "sizes", "formulas", "largest deviation", "verdict", "seconds"], checks,
-               f"verified: {first.draws} draws, tolerance {100 * first.delta:g} %"),
+               f"verified: {first.draws} draws or more, tolerance {100 * first.delta:g} %"),
          f"derivation of {DOCUMENT}: {document}")
     hint("next: varflow list; varflow verify residual_block --set n=512; varflow gain gelu")
 

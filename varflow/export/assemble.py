@@ -147,7 +147,8 @@ class Assembly:
         return node
 
     def _shape(self, value: str) -> str:
-        shape = self.d.program.shape(self.d.program.values[value])
+        program = next(part.program for part in self.d.parts() if value in part.program.values)
+        shape = program.shape(program.values[value])
         return r" \times ".join(printed(s, {}) for s in (*shape.positions, shape.channels))
 
     def _layer_citations(self, node: Node) -> tuple[Any, ...]:
@@ -277,7 +278,7 @@ class Assembly:
 
     def _outputs(self) -> list[str]:
         wanted = set(self.d.program.outputs)
-        return [v for v in self.steps.values if self.d.program.values[v] in wanted]
+        return [v for v in self.steps.values if self.d.program.values.get(v) in wanted]
 
     def _weights(self) -> tuple[WeightRow, ...]:
         parts: dict[tuple[object, ...], list[WeightLaw]] = {}
