@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from varflow.derive import Derivation, NodeLaw, WeightLaw, derive
     from varflow.errors import VarflowError
+    from varflow.export import explain, export
+    from varflow.gain import ActivationGain, gain
+    from varflow.load import load, save
     from varflow.network import Handle, Network
+    from varflow.solve import Solution, solve
+    from varflow.verify import verify
+    from varflow.verify_report import Verification
 
 __version__ = "0.1.0"
 _PUBLIC = {
@@ -23,7 +29,10 @@ _PUBLIC = {
     "Verification": "verify", "verify": "verify", "export": "export", "explain": "export", "load": "load",
     "save": "load", "gain": "gain", "ActivationGain": "gain",
 }
-__all__ = ["Derivation", "Handle", "Network", "NodeLaw", "VarflowError", "WeightLaw", "derive"]
+__all__ = [
+    "ActivationGain", "Derivation", "Handle", "Network", "NodeLaw", "Solution", "VarflowError", "Verification",
+    "WeightLaw", "derive", "explain", "export", "gain", "load", "save", "solve", "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -246,7 +246,8 @@ class Derivation(Mapping[str, NodeLaw]):
         self.nodes: dict[str, NodeLaw] = {name: self._node(name) for name in self.program.values}
         for body in self.main.propagation.maps.values():
             self.nodes |= self._inner_nodes(body)
-        self._named = {}  # type: ignore[var-annotated]
+        self._named: dict[int, sp.Symbol] = {}
+        self._taken: set[str] = set()
 
     def _node(self, name: str) -> NodeLaw:
         forward = self._law(self.program.values[name], name)
@@ -327,7 +328,7 @@ class Derivation(Mapping[str, NodeLaw]):
     def __contains__(self, name: object) -> bool:
         return name in self.nodes
 
-    @property
+    @cached_property
     def inputs(self) -> list[str]:
         """Names of the network's inputs."""
         return [n for n, layer in self.network.nodes() if isinstance(layer, InputNode)]
@@ -385,9 +386,9 @@ class Derivation(Mapping[str, NodeLaw]):
         """A readable name: kind and node, made unique."""
         if moment.index not in self._named:
             name = f"{moment.kind}_{moment.node}" if moment.node else moment.symbol.name
-            taken = {s.name for s in self._named.values()}
-            if name in taken:
+            if name in self._taken:
                 name = f"{name}'{moment.index}"
+            self._taken.add(name)
             self._named[moment.index] = sp.Symbol(name, **({"positive": True} if moment.positive else {"real": True}))
         return self._named[moment.index]
 

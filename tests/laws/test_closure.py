@@ -7,6 +7,7 @@ import pytest
 
 import varflow as vf
 from varflow.errors import InputError, UnsupportedError
+from varflow.load import graph_names
 
 
 def nested() -> vf.Network:
@@ -61,8 +62,8 @@ def test_nothing_is_measured_where_formulas_are_asked_for() -> None:
         vf.derive(net, tier="best")
 
 
-@pytest.mark.parametrize("graph", ["postact_residual", "highway50", "gated_ffn", "dense_concat", "nerf_mlp"])
+@pytest.mark.parametrize("graph", graph_names())
 def test_nine_nodes_in_ten_have_formulas(graph: str) -> None:
     d = vf.derive(vf.load(graph), tier="closed")
-    have = [law.forward.second is not None for law in d.values()]
+    have = [m is not None for law in d.values() for m in (law.forward.second, law.backward and law.backward.second)]
     assert sum(have) >= 0.9 * len(have)
