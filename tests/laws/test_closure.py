@@ -7,7 +7,7 @@ import pytest
 
 import varflow as vf
 from varflow.errors import InputError, UnsupportedError
-from varflow.load import graph_names
+from varflow.load import graph_names, load
 
 
 def nested() -> vf.Network:
@@ -64,6 +64,6 @@ def test_nothing_is_measured_where_formulas_are_asked_for() -> None:
 
 @pytest.mark.parametrize("graph", graph_names())
 def test_nine_nodes_in_ten_have_formulas(graph: str) -> None:
-    d = vf.derive(vf.load(graph), tier="closed")
+    d = vf.derive(load(graph), tier="closed")
     have = [m is not None for law in d.values() for m in (law.forward.second, law.backward and law.backward.second)]
     assert sum(have) >= 0.9 * len(have)
