@@ -138,6 +138,29 @@ def test_map_without_closed_form_is_null_and_still_has_numbers() -> None:
     assert d["blk"].numeric({"n": 64, "L": 4})["second_moment"] == unrolled["blk"].numeric()["second_moment"]
 
 
+@pytest.mark.parametrize("tail", [False, True])
+def test_numbers_around_a_map_without_closed_form(tail: bool) -> None:
+    """Both ends of the block and what follows it, against the unrolled network; and the document does not fail."""
+
+    def build(repeat: str | int) -> vf.Network:
+        block = vf.Network("block")
+        z = block.input("z", channels="n")
+        block.add(z, block.tanh(block.linear(z, "n", variance="1/fan_in", name="f")), name="y")
+        net = vf.Network("net")
+        stream = net.block(block, net.input("x", channels="n"), repeat=repeat, name="st")
+        if tail:
+            net.scale(stream, 3, name="o")
+        return net
+
+    d = vf.derive(build("L"))
+    mine, other = d.numeric({"n": 64, "L": 4}), vf.derive(build(4)).numeric({"n": 64})
+    for name in ("x", "st", *(["o"] if tail else [])):
+        for field in ("second_moment", "grad_second_moment"):
+            assert mine[name][field] == pytest.approx(other[name][field], rel=1e-12)
+    for name in d:
+        assert vf.explain(d, name)
+
+
 def test_budgets_share_a_sum() -> None:
     net = vf.Network("branches")
     x = net.input("x", channels="n")

@@ -55,14 +55,12 @@ class Numbers:
 
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
-        if self.derivation.bodies:
-            node = self._unrolled.node(m.node)
-            return float(node["grad_second_moment" if m.backward else m.measure])
         return float(getattr(self._population, m.measure)[m.value])
 
     def of(self, name: str, quantity: Quantity | None, field: str, gradient: bool = False) -> Any:
         """A moment of a node; from the population (or the unrolled network) where it has no formula."""
-        if quantity is not None:
+        measured = quantity is None or getattr(quantity, "tier", "") == "population"
+        if quantity is not None and not (measured and self.derivation.bodies):
             return self._evaluation.of(quantity)
         if self.derivation.bodies:
             plain = name.replace("[l]", f"[{int(self.values[STEP.name])}]")

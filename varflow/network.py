@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -241,9 +241,10 @@ class Network:
         result: Handle = self.apply("scale", x, name=name, factor=factor)
         return result
 
-    def split(self, x: Handle, *sizes: Value, name: str | None = None) -> tuple[Handle, ...]:
-        """Consecutive channel blocks; the last size may be left out."""
-        result: tuple[Handle, ...] = self.apply("split", x, name=name, sizes=sizes)
+    def split(self, x: Handle, *each: Value, sizes: Sequence[Value] = (), name: str | None = None
+              ) -> tuple[Handle, ...]:
+        """Consecutive channel blocks, their sizes one by one or as ``sizes``; the last may be left out."""
+        result: tuple[Handle, ...] = self.apply("split", x, name=name, sizes=(*each, *sizes))
         return result
 
     def dropout(self, x: Handle, p: Value, mask: str | None = None, inverted: bool = True,

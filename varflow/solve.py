@@ -273,7 +273,8 @@ class _Solver:
         chi = sp.Float(float(compile_formula(slope, ())()), 15)
         condition = part.back_factor(s) * chi
         note = (f"{unknown}: E[f'^2] = {sp.N(chi, 8)} is taken at pre-activation second moment "
-                f"{sp.N(scale, 8)}, where the layer keeps a unit second moment (1 where none does).")
+                f"{sp.N(scale, 8)}, where the layer keeps a unit second moment (1 where none does); with numbers for "
+                "the widths (network.bind) the true one is taken.")
         return Answer(unknown, sp.Eq(condition, budget, evaluate=False), unknown * budget / condition, False, note)
 
     def _gradient_ratio(self, part: Part, s: Segment) -> sp.Expr | None:
@@ -390,7 +391,7 @@ def _targets(d: Derivation, equations: Sequence[sp.Eq], unknowns: Sequence[str])
     found = sorted(direct or named, key=str)
     if len(found) != len(equations):
         raise SolveError(f"{len(equations)} equation(s) for the unknowns {', '.join(map(str, found)) or 'none'}",
-                         instead="unknowns=[...], as many as equations")
+                         instead="unknowns=[...] (--unknown s_NAME), as many as equations")
     return found
 
 

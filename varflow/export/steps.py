@@ -239,6 +239,8 @@ class Steps:
         if not isinstance(quantity, Moment):
             return Line(name, quantity, (), True)
         m = self.canonical(quantity)
+        if m.index not in self.names:
+            return Line(name, m.template, m.args, True, m.exactness, m.tier, m.assumptions)
         if self.names[m.index] != name:
             return Line(name, place(0, m), (m,), True, m.exactness, m.tier, m.assumptions, m, self.names[m.index])
         return self._line(m, value, direction)
@@ -262,7 +264,8 @@ class Steps:
     def neighbours(self, value: str, direction: str) -> tuple[str, ...]:
         """The values a step follows from: inputs forward, readers' outputs backward."""
         node = self.node_of(value)
-        assert node is not None
+        if node is None:
+            return ()
         if direction == FORWARD:
             return tuple(i for i in dict.fromkeys(node.inputs) if i in self.derivation.nodes)
         return tuple(v for r in dict.fromkeys(node.readers) for v in self._outputs(r))
