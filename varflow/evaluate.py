@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import sympy as sp
 
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
@@ -14,6 +15,16 @@ from varflow.laws.moments import Evaluation, Moment, Quantity
 from varflow.laws.population import Population, run_population
 from varflow.lowering import lower
 from varflow.symbols import STEP
+
+
+def _check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
+    """Refuse a value that the symbol's assumptions exclude."""
+    numbers = np.asarray(value, dtype=float)
+    if symbol.is_positive and np.any(numbers <= 0):
+        raise InputError(f"{name} = {value} is not positive", why=f"{name} is declared positive",
+                         instead="a positive number, or another assumption in symbols")
+    if symbol.is_integer and np.any(numbers != np.round(numbers)):
+        raise InputError(f"{name} = {value} is not whole", why=f"{name} is declared an integer", instead="1, 2, 3, ...")
 
 
 class Numbers:
@@ -27,6 +38,9 @@ class Numbers:
             hint = ", or solve for the unknown scales first" if derivation.unknowns() else ""
             raise InputError(f"no value for {', '.join(sorted(missing))}", why="numbers need all symbols",
                              instead=f"values={{{listed}}}{hint}")
+        for name, symbol in derivation.network.symbols.items():
+            if name in values:
+                _check_value(name, symbol, values[name])
         self.derivation = derivation
         self.values = {STEP.name: 0, **values}
         self._given = dict(values)
