@@ -383,14 +383,25 @@ class Derivation(Mapping[str, NodeLaw]):
     # -- equations -----------------------------------------------------------------------------------
 
     def symbol(self, moment: Moment) -> sp.Symbol:
-        """A readable name: kind and node, made unique."""
+        """A readable name: kind and the node it is a moment of, made unique."""
+        if not self._named:
+            for name, law in self.nodes.items():
+                self._name(law.forward.second, "q", name)
+                self._name(law.forward.mean, "m", name)
+                self._name(law.backward and law.backward.second, "g", name)
         if moment.index not in self._named:
-            name = f"{moment.kind}_{moment.node}" if moment.node else moment.symbol.name
-            if name in self._taken:
-                name = f"{name}'{moment.index}"
-            self._taken.add(name)
-            self._named[moment.index] = sp.Symbol(name, **({"positive": True} if moment.positive else {"real": True}))
+            self._name(moment, moment.kind, moment.node)
         return self._named[moment.index]
+
+    def _name(self, moment: Quantity | None, kind: str, node: str) -> None:
+        if not isinstance(moment, Moment) or moment.index in self._named:
+            return
+        name = f"{kind}_{node}" if node else moment.symbol.name
+        if name in self._taken:
+            name = f"{name}'{moment.index}"
+        self._taken.add(name)
+        sign = {"positive": True} if moment.positive else {"real": True}
+        self._named[moment.index] = sp.Symbol(name, **sign)
 
     def equation(self, quantity: Quantity | None) -> sp.Eq | None:
         """The equation that defines a moment, over the moments before it."""
