@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import numpy as np
 import pytest
 import sympy as sp
@@ -33,3 +34,14 @@ def test_grids_of_values() -> None:
     law = chain()["y"].numeric({"n": 64, "s": scales})
     np.testing.assert_allclose(law["second_moment"], scales / 2, rtol=1e-14)
     np.testing.assert_allclose(law["mean"], np.sqrt(scales / (2 * np.pi)), rtol=1e-14)
+
+
+def test_a_named_activation_is_an_op_of_a_graph() -> None:
+    g: nx.DiGraph[str] = nx.DiGraph()
+    g.add_node("x", op="input", channels="n")
+    g.add_node("h", op="relu")
+    g.add_edge("x", "h")
+    assert vf.derive(vf.Network.from_networkx(g))["h"].second_moment == sp.Rational(1, 2)
+    g.remove_edge("x", "h")
+    with pytest.raises(InputError, match="takes 1 input"):
+        vf.Network.from_networkx(g)

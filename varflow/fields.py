@@ -184,4 +184,8 @@ def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str
     kind, _, optional = str(f.type).partition(" | ")
     if value is None and optional == "None":
         return None
+    if kind not in READERS:
+        raise InputError(f"the annotation of field {f.name!r} is not read as text", where,
+                         "it says how a value is read: Scalar, Channels, Sizes, Function, Text or Flag",
+                         "from __future__ import annotations, at the head of the layer's file")
     return READERS[kind](value, resolve, where)

@@ -8,9 +8,11 @@ from typing import Any
 import networkx as nx
 import sympy as sp
 
+from varflow.activations import ACTIVATIONS
 from varflow.errors import ErrorList, InputError, VarflowError
 from varflow.fields import closest, exact, make_op
 from varflow.network import BlockNode, Handle, InputNode, Network
+from varflow.ops.base import OPS
 from varflow.ops.linear import Linear, weight_group
 from varflow.symbols import FAN_IN
 
@@ -116,6 +118,8 @@ def _add_node(network: Network, graph: nx.DiGraph[Any], node: Any, names: Mappin
         network.block(body if isinstance(body, Network) else from_networkx(body), *inputs,
                       name=names[node], **attributes)
     else:
+        if op in ACTIVATIONS and op not in OPS and not attributes:
+            op, attributes = "activation", {"function": op}
         layer = make_op(op, attributes, network.resolve, network.where(names[node]))
         network.apply(layer, *inputs, name=names[node])
 
