@@ -78,13 +78,7 @@ def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
     if not isinstance(value, str):
         raise InputError(f"{shown(value)} is not an activation", where,
                          "an activation is written as text", "a name, or an expression of x")
-    known = {n: s for n in _names(value) if (s := resolve(n)) is not None}
-    return parse_activation(value, known, where=where)
-
-
-def _names(text: str) -> set[str]:
-    word = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
-    return {w for w in word if w != "x"}
+    return parse_activation(value, resolve, where=where)
 
 
 def _one_variable(value: sp.Expr, where: str) -> sp.Expr:

@@ -29,13 +29,9 @@ from varflow.laws.variables import (
 from varflow.symbols import arg
 
 
+@cache
 def coefficient(i: int) -> sp.Symbol:
     """The i-th coefficient (a moment or a parameter) of a composite's expression."""
-    return _COEFFICIENTS(i)
-
-
-@cache
-def _COEFFICIENTS(i: int) -> sp.Symbol:
     return sp.Symbol(f"k_{i}", real=True)
 
 

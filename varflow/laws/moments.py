@@ -202,7 +202,6 @@ class MomentSystem:
     """All named moments of one derivation, in the order they are defined."""
 
     moments: list[Moment] = field(default_factory=list)
-    width_limit: str = ""
 
     def define(self, kind: str, node: str, formula: Formula | None, *, backward: bool = False,
                value: int | None = None, measure: str = "") -> Moment:

@@ -31,7 +31,7 @@ class View:
         return not (self.position or self.sample)
 
 
-SAME, POSITION, SAMPLE, BOTH = View(), View(True), View(False, True), View(True, True)
+SAME, POSITION, SAMPLE = View(), View(True), View(False, True)
 
 
 @dataclass(eq=False)
