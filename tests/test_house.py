@@ -26,7 +26,7 @@ FLOORS = (
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),
     ("laws",),
-    ("derive", "evaluate", "gain"),
+    ("derive", "evaluate", "gain", "maps", "fixed_points"),
     ("simulate",),
     ("roots", "solve"),
     ("verify",),
@@ -41,7 +41,7 @@ HIDDEN_FROM_SIMULATION = {"laws", "derive", "gain", "policy", "roots", "solve", 
 def part(module: str) -> str:
     """The part of the house a module belongs to: its first name below ``varflow``."""
     name = module.split(".")[1]
-    return name.split("_")[0] if name.startswith(("cli", "verify", "solve", "derive", "network")) else name
+    return name.split("_")[0] if name.startswith(("cli", "verify", "solve", "derive", "network", "gain")) else name
 
 
 def name_of(file: Path) -> str:
