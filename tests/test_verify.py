@@ -18,7 +18,7 @@ from varflow.network import Network
 from varflow.ops import OPS
 from varflow.simulate.statistics import Statistics, Summary
 from varflow.solve import solve
-from varflow.verify import samples_for, verify
+from varflow.verify import _Clock, samples_for, verify
 from varflow.verify_check import (
     Check,
     Judge,
@@ -26,6 +26,7 @@ from varflow.verify_check import (
     Reading,
     curvature,
     decide,
+    limit_draws,
     limit_weights,
     overall,
     quantile,
@@ -152,6 +153,12 @@ def test_limits_are_extrapolated() -> None:
     assert check.verdict == "pass"
     half = quantile(1e-4, 999) * (1e-4 * 1.5 / 1000) ** 0.5
     assert check.ci[1] - check.estimate == pytest.approx(half)
+
+
+def test_narrow_widths_get_more_draws() -> None:
+    assert limit_draws((1.0,)) == (1.0,)
+    assert limit_draws((0.25, 0.5, 1.0)) == pytest.approx((4.0, 2**0.5, 1.0))
+    assert all(1 <= share <= 4 for share in limit_draws((1.0, 1.1, 1.3, 4.0)))
 
 
 def test_predictions_of_each_width_are_taken_into_account() -> None:
@@ -366,6 +373,26 @@ def test_precision_draws_until_it_is_reached() -> None:
     assert all(p.widest > 0 and p.remaining >= 0 for p in told)
     capped = verify(residual(), {"n": 32}, draws=64, precision=0.001, max_draws=128)
     assert capped.draws == 128
+
+
+def test_draws_go_on_until_decided() -> None:
+    once = verify(residual(), {"n": 32}, draws=64)
+    assert once.verdict == "inconclusive"
+    decided = verify(residual(), {"n": 32}, draws=64, max_draws=2**14)
+    assert decided.verdict == "pass"
+    assert 64 < decided.draws < 2**14
+    assert decided == verify(residual(), {"n": 32}, draws=64, max_draws=2**14, threads=1)
+    assert verify(residual(), {"n": 32}, draws=64, max_draws=100).draws == 100
+    assert verify(residual(), {"n": 32}, draws=100, max_draws=64).draws == 64
+
+
+def test_each_look_spends_its_share_of_the_error() -> None:
+    clock = _Clock(DELTA, 0.01, None, first=64, most=640, max_time=None, progress=None)
+    spent = []
+    for clock.look in range(1, 200):
+        spent.append(clock.spent())
+    assert sum(spent) < 0.01
+    assert replace(clock, most=64).spent() == 0.01
 
 
 def test_time_is_limited() -> None:

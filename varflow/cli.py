@@ -89,7 +89,7 @@ def verify(
     equation: Equations = None, unknown: Unknowns = None, json: Json = False,
     draws: Annotated[int, typer.Option(min=2, help="Independent draws of weights and inputs.")] = 2000,
     max_draws: Annotated[int | None, typer.Option(
-        min=2, help="Go on up to this many draws until --precision is reached.")] = None,
+        min=2, help="Go on up to this many draws until all is decided, or --precision reached.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     delta: Annotated[float, typer.Option(help="Relative tolerance of a pass.")] = 0.02,
     precision: Annotated[float | None, typer.Option(
@@ -168,7 +168,7 @@ def list_(
 def demo(
     json: Json = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the document.")] = Path("varflow-demo"),
-    draws: Annotated[int, typer.Option(min=2, help="Draws of each verification.")] = 1000,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of each verification to begin with.")] = 256,
 ) -> None:
     """Derive, solve and verify published networks, and write one derivation as a document."""
     from varflow import cli_demo

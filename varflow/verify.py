@@ -28,6 +28,7 @@ from varflow.verify_check import (
     Judge,
     Prediction,
     Reading,
+    limit_draws,
     overall,
 )
 from varflow.verify_report import Key, Progress, Verification
@@ -45,6 +46,8 @@ ROUND = 64
 MOST_ROUND = 4096
 UNLIMITED = 100
 """With ``precision`` and no ``max_draws``: how many times ``draws`` at most."""
+MARGIN = 1.25
+"""Draws asked for over those that the last look thinks are needed: the next interval must hold over more looks."""
 
 
 # -- predictions -------------------------------------------------------------------------------------
@@ -132,22 +135,23 @@ def samples_for(program: Program, batch: int = LARGE_BATCH) -> int | None:
 
 
 class _Level:
-    """One width: its predictions, its simulator, and the statistics so far."""
+    """One width: its predictions, its simulator, and the statistics so far; ``share`` draws for each one of the
+    verification."""
 
     def __init__(
-        self, place: int, scale: Scaled, predicted: Mapping[Key, Prediction], nodes: Sequence[str],
+        self, place: int, scale: Scaled, share: float, predicted: Mapping[Key, Prediction], nodes: Sequence[str],
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self.scale, self.predicted = scale, predicted
+        self.scale, self.share, self.predicted = scale, share, predicted
         self.first = place * FIRST_DRAW
         self.simulator = Simulator(scale.program, nodes=nodes, **options)
         self.statistics = Statistics(self.simulator.plan.columns)
 
     def advance(self, total: int) -> None:
-        """Draw until ``total`` draws are counted."""
-        done = self.statistics.draws
-        if total > done:
-            self.statistics.merge(self.simulator.run(total - done, self.first + done))
+        """Draw what ``total`` draws of the verification ask of this width."""
+        done, wanted = self.statistics.draws, math.ceil(total * self.share)
+        if wanted > done:
+            self.statistics.merge(self.simulator.run(wanted - done, self.first + done))
 
 
 @dataclass
@@ -204,6 +208,7 @@ class _Clock:
     delta: float
     alpha: float
     precision: float | None
+    first: int
     most: int
     max_time: float | None
     progress: Callable[[Progress], None] | None
@@ -220,7 +225,21 @@ class _Clock:
 
     def spent(self) -> float:
         """The error probability of the current look: alpha, or with repeated looks a share of a convergent sum."""
-        return self.alpha if self.precision is None else self.alpha / (self.look * (self.look + 1))
+        once = self.precision is None and self.most <= self.first
+        return self.alpha if once else self.alpha / (self.look * (self.look + 1))
+
+    def wanted(self, draws: int, checks: Mapping[Key, Check]) -> int:
+        """How many draws the next look should be at; no more than ``draws``, which there are, to stop."""
+        if self.precision is None:
+            undecided = [c.draws_needed or 0 for c in checks.values() if c.verdict == INCONCLUSIVE]
+            growth = max(undecided, default=0) / draws
+        else:
+            widest = _widest(checks)
+            growth = 0.0 if widest <= self.precision else (widest / self.precision) ** 2
+        if not growth or draws >= self.most or self.late:
+            return draws
+        planned = math.ceil(draws * min(max(growth * MARGIN, MARGIN), 4.0) / ROUND) * ROUND
+        return min(self.most, planned)
 
     def tell(self, run: _Run, planned: int, per_draw: float) -> None:
         if self.progress is not None:
@@ -245,18 +264,16 @@ def _draw(run: _Run, clock: _Clock, planned: int) -> None:
         clock.tell(run, planned, took / (run.draws - done))
 
 
-def _until_precise(run: _Run, clock: _Clock, draws: int) -> dict[Key, Check]:
-    """Look, and draw more until every interval is narrow enough; the intervals hold over all looks together."""
-    planned = min(draws, clock.most)
+def _until_settled(run: _Run, clock: _Clock) -> dict[Key, Check]:
+    """Look, and draw more until nothing more is wanted; the intervals hold over all looks together."""
+    planned = min(clock.first, clock.most)
     while True:
         clock.look += 1
         _draw(run, clock, planned)
         checks = run.checks(clock.spent())
-        widest = _widest(checks)
-        if clock.precision is None or widest <= clock.precision or run.draws >= clock.most or clock.late:
+        planned = clock.wanted(run.draws, checks)
+        if planned <= run.draws:
             return checks
-        growth = (widest / clock.precision) ** 2 * 1.1 if math.isfinite(widest) else 4.0
-        planned = min(clock.most, math.ceil(run.draws * min(max(growth, 1.25), 4.0) / ROUND) * ROUND)
 
 
 # -- verify ------------------------------------------------------------------------------------------
@@ -274,10 +291,11 @@ def verify(
     ``values`` are numbers for the network's symbols; unknown scales are solved for by the network's policy. An
     interval is over the variation between draws, and all of them hold together with probability ``confidence``; it
     must lie within ``delta`` of the prediction to pass, outside to fail. An exact law is tested at the stated
-    width, a limit at widths n/4, n/2, n (``width_scale``: other multiples) extrapolated as a + b/n. With
-    ``precision`` it goes on, up to ``max_draws`` and ``max_time`` seconds, until every half-width is at most that
-    share of its prediction. ``progress`` is called about every second. An interrupt (KeyboardInterrupt) ends it with
-    what was reached, marked ``interrupted``.
+    width, a limit at widths n/4, n/2, n (``width_scale``: other multiples) extrapolated as a + b/n; narrow networks,
+    which cost less, get up to four times the draws. With ``max_draws`` it goes on up to there until every check that
+    more draws can decide is decided; with ``precision``, until every half-width is at most that share of its
+    prediction; never longer than ``max_time`` seconds. ``progress`` is called about every second. An interrupt
+    (KeyboardInterrupt) ends it with what was reached, marked ``interrupted``.
     Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here.
     """
     _check_options(backend, method, cluster, draws, delta, confidence, precision)
@@ -286,10 +304,10 @@ def verify(
     options = {"seed": seed, "method": method, "threads": threads}
     run, more = _prepared(derivation, values, delta, width_scale, options)
     most = max_draws or (draws if precision is None else UNLIMITED * draws)
-    clock = _Clock(delta, 1 - confidence, precision, most, max_time, progress)
+    clock = _Clock(delta, 1 - confidence, precision, draws, most, max_time, progress)
     interrupted = False
     try:
-        checks = _until_precise(run, clock, draws)
+        checks = _until_settled(run, clock)
     except KeyboardInterrupt:
         interrupted, checks = True, run.checks(clock.spent())
     return _verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
@@ -346,10 +364,12 @@ def _prepared(
     if any(samples_of(s.program, 1) == 1 for s in scales):
         notes.append(f"Batch norms without a batch size are simulated with {LARGE_BATCH} samples at the widest.")
     levels, samples = [], samples_for(program)
-    for place, scale in enumerate(scales):
+    shares = limit_draws([float(s.factor) for s in scales])
+    for place, (scale, share) in enumerate(zip(scales, shares, strict=True)):
         batch = max(4, round(LARGE_BATCH * float(scale.factor / scales[-1].factor)))
         again = predictions(derive(scale.network), {}, nodes) if scale.rounded else predicted
-        levels.append(_Level(place, scale, again, nodes, options | {"samples": samples, "large_batch": batch}))
+        batched = options | {"samples": samples, "large_batch": batch}
+        levels.append(_Level(place, scale, share, again, nodes, batched))
     return _Run(levels, predicted, delta, len(levels) == 1), notes
 
 

@@ -86,9 +86,9 @@ def overall(verdicts: Sequence[str]) -> str:
 @lru_cache(maxsize=4096)
 def quantile(alpha: float, freedom: int) -> float:
     """Two-sided quantile of Student's t."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.isf(alpha / 2, freedom))
+    return -float(stdtrit(freedom, alpha / 2))
 
 
 def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
@@ -99,6 +99,14 @@ def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
     centred = x - x.mean()
     weights = 1 / len(x) - x.mean() * centred / (centred**2).sum()
     return tuple(float(w) for w in weights)
+
+
+def limit_draws(factors: Sequence[float]) -> tuple[float, ...]:
+    """Draws at each width for one at the widest: the least work for the variance of the limit, where a draw costs
+    n^2 and its second moment varies by 1/n. Between 1 and 4."""
+    weights = limit_weights(factors)
+    worth = [abs(w) * f**-1.5 for w, f in zip(weights, factors, strict=True)]
+    return tuple(min(max(x / worth[-1], 1.0), 4.0) for x in worth)
 
 
 def tail_size(s: Summary) -> float:
