@@ -21,8 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 FLOORS = (
     ("errors", "symbols"),
-    ("calculus", "grammar", "printing", "activations", "expressions"),
-    ("program",),
+    ("calculus", "grammar", "printing", "activations", "expressions", "window"),
+    ("program", "transpose"),
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),
     ("laws",),

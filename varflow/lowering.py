@@ -8,8 +8,9 @@ import sympy as sp
 from varflow.errors import ErrorList, InputError, ShapeError, VarflowError
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
-from varflow.program import Input, Lowering, Program, Repeat, Shape, transpose
+from varflow.program import Input, Lowering, Program, Repeat, Shape
 from varflow.symbols import STREAM
+from varflow.transpose import transpose
 
 Shapes = dict[str, tuple[Shape, ...]]
 
@@ -194,4 +195,4 @@ def _lower_symbolic(build: Lowering, layer: BlockNode, args: tuple[int, ...], pa
         raise InputError("a block repeated a symbolic number of times has one input and one output", path,
                          instead="a number of repeats, or one stream")
     build.node = path
-    return (build._emit(Repeat(path, layer.repeat, body), args, build.shape(args[0])),)
+    return (build.emit(Repeat(path, layer.repeat, body), args, build.shape(args[0])),)

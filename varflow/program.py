@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import sympy as sp
 
-from varflow.calculus import pulled_back, rename, symbols_in
-from varflow.errors import InputError, ShapeError, UnsupportedError
+from varflow.calculus import rename, symbols_in
+from varflow.errors import InputError, ShapeError
 from varflow.symbols import arg
+from varflow.window import Window
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Weight:
 
     ``variance`` is Var(W_ij) of the entries that are kept; ``keep`` the probability that an entry is kept
     (i.i.d. sparsity mask, drawn with the weight); ``value`` the entry of a constant matrix.
+
+    A convolution has one matrix for each of ``taps`` window positions, at most every ``spacing``-th input
+    position under one tap. With ``groups`` blocks of channels, each row sees the ``columns`` of its block.
     """
 
     name: str
@@ -51,16 +55,35 @@ class Weight:
     value: sp.Expr = sp.S.Zero
     unknown: sp.Symbol | None = None
     transposed_first: bool = False
+    taps: int = 1
+    spacing: int = 1
+    groups: sp.Expr = sp.S.One
 
     @property
     def fan_in(self) -> sp.Expr:
-        """Inputs truly connected to one output, in the orientation of the first use."""
-        return self.keep * (self.rows if self.transposed_first else self.columns)
+        """Inputs truly connected to one output, in the orientation of the first use (on average over positions
+        for a transposed convolution with a stride)."""
+        return self._into_columns if self.transposed_first else self._into_rows
 
     @property
     def fan_out(self) -> sp.Expr:
-        """Outputs truly connected to one input, in the orientation of the first use."""
-        return self.keep * (self.columns if self.transposed_first else self.rows)
+        """Outputs truly connected to one input, in the orientation of the first use (on average over positions
+        for a convolution with a stride)."""
+        return self._into_rows if self.transposed_first else self._into_columns
+
+    @property
+    def _into_rows(self) -> sp.Expr:
+        return self.keep * self.columns * self.taps
+
+    @property
+    def _into_columns(self) -> sp.Expr:
+        return self.keep * self.rows / self.groups * self.taps / self.spacing
+
+    @property
+    def size(self) -> tuple[sp.Expr | int, ...]:
+        """Rows and columns; taps and groups where there are several."""
+        more = [n for n in (self.taps, self.groups) if n != 1]
+        return (self.rows, self.columns, *more)
 
     @property
     def entry_variance(self) -> sp.Expr:
@@ -111,10 +134,44 @@ class Mask(Primitive):
 
 @dataclass(frozen=True)
 class Contract(Primitive):
-    """y = W h, or W^T h, at every place."""
+    """y = W h, or W^T h, at every place; with a ``window``, y[p] = sum_t W_t h[tap t of p], or its transpose."""
 
     weight: str
     transpose: bool = False
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Mix(Primitive):
+    """y[p] = sum_t a_t x[tap t of p] with the same numbers ``coefficients`` for every channel, or its transpose:
+    average pooling, resampling. ``normalized``: divided by the sum of the a_t that fall inside the grid."""
+
+    window: Window
+    coefficients: tuple[sp.Rational, ...]
+    transpose: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class WindowMax(Primitive):
+    """y[p] = max over the window's taps inside the grid (the first one where several are largest)."""
+
+    window: Window
+
+
+@dataclass(frozen=True)
+class WindowMaxBackward(Primitive):
+    """Transpose of ``forward`` at (x, dy): each dy goes to the position of its maximum."""
+
+    forward: WindowMax
+
+
+@dataclass(frozen=True)
+class Deal(Primitive):
+    """Channel ``i`` goes to ``(i mod count) channels/count + i // count``: a fixed order, undone by ``inverse``."""
+
+    count: int
+    inverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,8 +195,9 @@ class PositionExpand(Primitive):
 
 @dataclass(frozen=True)
 class Standardize(Primitive):
-    """(x - mean) / sqrt(variance + eps) with statistics over ``axis``: "channel" (in ``groups`` blocks) or
-    "sample" (of ``batch`` samples; None: many). Without ``center`` the mean is kept (RMS)."""
+    """(x - mean) / sqrt(variance + eps) with statistics over ``axis``: "channel" (all channels of one place),
+    "group" (``groups`` blocks of channels, with all positions of a sample) or "sample" (positions of ``batch``
+    samples, channel by channel; None: many samples). Without ``center`` the mean is kept (RMS)."""
 
     axis: str
     center: bool = True
@@ -232,8 +290,9 @@ class Program:
     """Instructions in order; a value is the index of its instruction.
 
     ``values`` and ``gradients`` map node names (``NAME`` or ``NAME:port``) to values; ``weight_gradients``
-    maps a weight to the pairs (row side, column side) whose outer products sum to dL/dW, ``pulled_back`` a
-    forward value to its gradient, ``names`` what a shared mask or permutation stands for.
+    maps a weight to the pairs (row side, column side) whose outer products sum to dL/dW, ``weight_windows`` to
+    the window of each pair (with one, the row side at p meets the column side at every tap of p), ``pulled_back``
+    a forward value to its gradient, ``names`` what a shared mask or permutation stands for.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -241,6 +300,7 @@ class Program:
     values: dict[str, int] = field(default_factory=dict)
     gradients: dict[str, int] = field(default_factory=dict)
     weight_gradients: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    weight_windows: dict[str, list[Window | None]] = field(default_factory=dict)
     pulled_back: dict[int, int] = field(default_factory=dict)
     names: dict[tuple[str, str], object] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
@@ -279,7 +339,8 @@ class Lowering:
     node: str = ""
     backward: bool = False
 
-    def _emit(self, primitive: Primitive, args: tuple[int, ...], shape: Shape) -> int:
+    def emit(self, primitive: Primitive, args: tuple[int, ...], shape: Shape) -> int:
+        """One instruction of the layer being lowered."""
         return self.program.emit(primitive, args, shape, self.node, self.backward)
 
     def shape(self, value: int) -> Shape:
@@ -289,10 +350,10 @@ class Lowering:
     def declare(self, weight: Weight) -> str:
         """Register a weight; a second use under the same name must agree with the first."""
         first = self.program.weights.setdefault(weight.name, weight)
-        if (first.rows, first.columns) != (weight.rows, weight.columns):
+        if first.size != weight.size:
             raise ShapeError(
-                f"weight {weight.name!r} is {first.rows} x {first.columns} in its first use and "
-                f"{weight.rows} x {weight.columns} here", self.node,
+                f"weight {weight.name!r} is {' x '.join(map(str, first.size))} in its first use and "
+                f"{' x '.join(map(str, weight.size))} here", self.node,
                 "one name is one matrix", "give the second layer another weight name, or widths that agree",
             )
         if weight.unknown is None and weight.variance != first.variance:
@@ -318,13 +379,32 @@ class Lowering:
         """A random value: an input, a bias, a mask."""
         if isinstance(primitive, Mask):
             self._agree(primitive.name, "keep probability", primitive.keep)
-        return self._emit(primitive, (), shape)
+        return self.emit(primitive, (), shape)
 
     def contract(self, weight: str, x: int, transpose: bool = False) -> int:
         """W x (W^T x) for a weight declared in ``program.weights``."""
-        w, shape = self.program.weights[weight], self.shape(x)
-        out = w.columns if transpose else w.rows
-        return self._emit(Contract(weight, transpose), (x,), Shape(out, shape.positions))
+        return self.convolve(weight, x, None, transpose)
+
+    def convolve(self, weight: str, x: int, window: Window | None, transpose: bool = False) -> int:
+        """The sum over the taps of a window (or its transpose) for a weight declared in ``program.weights``."""
+        w, positions = self.program.weights[weight], self.shape(x).positions
+        if window is not None:
+            positions = window.inputs if transpose else window.outputs
+        out = w.columns * w.groups if transpose else w.rows
+        return self.emit(Contract(weight, transpose, window), (x,), Shape(out, positions))
+
+    def mix(self, primitive: Mix, x: int) -> int:
+        """Positions mixed with fixed numbers."""
+        positions = primitive.window.inputs if primitive.transpose else primitive.window.outputs
+        return self.emit(primitive, (x,), Shape(self.shape(x).channels, positions))
+
+    def window_max(self, window: Window, x: int) -> int:
+        """Maxima over a window of positions."""
+        return self.emit(WindowMax(window), (x,), Shape(self.shape(x).channels, window.outputs))
+
+    def deal(self, x: int, count: int, inverse: bool = False) -> int:
+        """Channels dealt into ``count`` heaps (or gathered from them)."""
+        return self.emit(Deal(count, inverse), (x,), self.shape(x))
 
     def pointwise(self, expr: sp.Expr, *args: int) -> int:
         """``expr`` of ``arg(0), arg(1), ...`` standing for ``args``; values it does not use are dropped."""
@@ -334,137 +414,46 @@ class Lowering:
         expr = rename(expr, tuple((arg(i), arg(place[a])) for i, a in enumerate(args) if a in place))
         if self.backward and expr == arg(0):
             return distinct[0]
-        return self._emit(Pointwise(expr), tuple(distinct), self.shape(args[0]))
+        return self.emit(Pointwise(expr), tuple(distinct), self.shape(args[0]))
 
     def position_mean(self, x: int) -> int:
         """Mean over positions."""
-        return self._emit(PositionMean(), (x,), Shape(self.shape(x).channels))
+        return self.emit(PositionMean(), (x,), Shape(self.shape(x).channels))
 
     def position_expand(self, x: int, positions: tuple[sp.Expr, ...]) -> int:
         """The same value at every position."""
-        return self._emit(PositionExpand(positions), (x,), Shape(self.shape(x).channels, positions))
+        return self.emit(PositionExpand(positions), (x,), Shape(self.shape(x).channels, positions))
 
     def standardize(self, primitive: Standardize, x: int) -> int:
         """Normalization without its affine part."""
-        return self._emit(primitive, (x,), self.shape(x))
+        return self.emit(primitive, (x,), self.shape(x))
 
     def concat(self, *xs: int) -> int:
         """Channel blocks one after another."""
         shapes = [self.shape(x) for x in xs]
-        return self._emit(Concat(), xs, Shape(sp.Add(*(s.channels for s in shapes)), shapes[0].positions))
+        return self.emit(Concat(), xs, Shape(sp.Add(*(s.channels for s in shapes)), shapes[0].positions))
 
     def slice(self, x: int, start: sp.Expr, size: sp.Expr) -> int:
         """A channel block."""
-        return self._emit(Slice(start, size), (x,), Shape(size, self.shape(x).positions))
+        return self.emit(Slice(start, size), (x,), Shape(size, self.shape(x).positions))
 
     def embed(self, x: int, start: sp.Expr, total: sp.Expr) -> int:
         """A channel block within zeros."""
-        return self._emit(Embed(start, total), (x,), Shape(total, self.shape(x).positions))
+        return self.emit(Embed(start, total), (x,), Shape(total, self.shape(x).positions))
 
     def permute(self, x: int, name: str, inverse: bool = False) -> int:
         """Channels permuted by the fixed random permutation ``name``."""
         self._agree(name, "number of permuted channels", self.shape(x).channels)
-        return self._emit(Permute(name, inverse), (x,), self.shape(x))
+        return self.emit(Permute(name, inverse), (x,), self.shape(x))
 
     def flatten(self, x: int) -> int:
         """Positions become channels."""
         shape = self.shape(x)
-        return self._emit(Flatten(), (x,), Shape(shape.channels * shape.places))
+        return self.emit(Flatten(), (x,), Shape(shape.channels * shape.places))
 
     def unflatten(self, x: int, channels: sp.Expr, positions: tuple[sp.Expr, ...]) -> int:
         """Channels become positions."""
-        return self._emit(Unflatten(channels, positions), (x,), Shape(channels, positions))
-
-
-def transpose(program: Program, backward_from: list[int] | None = None) -> None:
-    """Append the backward pass: a cotangent at every output, then each instruction's transpose.
-
-    Fills ``program.gradients`` for every node a gradient reaches, and ``weight_gradients``.
-    """
-    build = Lowering(program, backward=True)
-    pending: dict[int, list[int]] = {}
-    forward = len(program)
-    for k, value in enumerate(program.outputs if backward_from is None else backward_from):
-        build.node = program.instructions[value].node
-        source = build.source(Cotangent(f"output {k}"), program.shape(value))
-        pending.setdefault(value, []).append(source)
-    gradients = program.pulled_back
-    for value in reversed(range(forward)):
-        if value not in pending:
-            continue
-        build.node = program.instructions[value].node
-        terms = pending.pop(value)
-        total = build.pointwise(sp.Add(*(arg(i) for i in range(len(terms)))), *terms)
-        gradients[value] = total
-        for source_value, term in _pull_back(build, value, total):
-            pending.setdefault(source_value, []).append(term)
-    for name, value in program.values.items():
-        if value in gradients:
-            program.gradients[name] = gradients[value]
-
-
-def _pull_back(build: Lowering, value: int, d: int) -> list[tuple[int, int]]:
-    """(argument, its share of the gradient) for the instruction that made ``value``."""
-    step = build.program.instructions[value]
-    match step.primitive:
-        case Input() | Bias() | Mask() | Cotangent():
-            return []
-        case Pointwise(expr=expr):
-            return list(_pull_back_pointwise(build, expr, step.args, d))
-        case Contract(weight=weight, transpose=flipped):
-            pair = (step.args[0], d) if flipped else (d, step.args[0])
-            build.program.weight_gradients.setdefault(weight, []).append(pair)
-            return [(step.args[0], build.contract(weight, d, not flipped))]
-        case Concat():
-            return list(_pull_back_concat(build, step.args, d))
-        case _:
-            return [(step.args[0], _pull_back_linear(build, step, d))]
-
-
-def _pull_back_pointwise(
-    build: Lowering, expr: sp.Expr, args: tuple[int, ...], d: int
-) -> Iterator[tuple[int, int]]:
-    for i, value in enumerate(args):
-        if isinstance(build.program.instructions[value].primitive, Bias | Mask):
-            continue
-        share = pulled_back(expr, arg(i), arg(len(args)))
-        if share != 0:
-            yield value, build.pointwise(share, *args, d)
-
-
-def _pull_back_concat(build: Lowering, args: tuple[int, ...], d: int) -> Iterator[tuple[int, int]]:
-    start: sp.Expr = sp.S.Zero
-    for value in args:
-        size = build.shape(value).channels
-        yield value, build.slice(d, start, size)
-        start += size
-
-
-def _pull_back_linear(build: Lowering, step: Instruction, d: int) -> int:
-    """Transposes of one-argument primitives."""
-    x = step.args[0]
-    shape = build.shape(x)
-    match step.primitive:
-        case PositionMean():
-            return build.position_expand(build.pointwise(arg(0) / shape.places, d), shape.positions)
-        case PositionExpand(positions=positions):
-            return build.pointwise(arg(0) * sp.Mul(*positions), build.position_mean(d))
-        case Standardize() as forward:
-            return build._emit(StandardizeBackward(forward), (x, d), shape)
-        case Slice(start=start):
-            return build.embed(d, start, shape.channels)
-        case Embed(start=start):
-            return build.slice(d, start, shape.channels)
-        case Permute(name=name, inverse=inverse):
-            return build.permute(d, name, not inverse)
-        case Flatten():
-            return build.unflatten(d, shape.channels, shape.positions)
-        case Unflatten():
-            return build.flatten(d)
-        case Repeat() as forward:
-            return build._emit(RepeatBackward(forward), (x, d), shape)
-        case other:
-            raise UnsupportedError(f"no transpose is known for {type(other).__name__}", step.node)
+        return self.emit(Unflatten(channels, positions), (x,), Shape(channels, positions))
 
 
 def live_ranges(program: Program, keep: Mapping[str, int] | None = None) -> list[int]:
