@@ -234,8 +234,8 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="n"):
         simulate(lower(net), 1)
     closed = lower(net.bind({"n": 8}))
-    with pytest.raises(UnsupportedError, match="collapsed"):
-        simulate(closed, 1, method="collapsed")
+    with pytest.raises(InputError, match="guessed"):
+        simulate(closed, 1, method="guessed")
     with pytest.raises(InputError, match="nowhere"):
         simulate(closed, 1, values=["nowhere"])
     scaled = Network("scale")

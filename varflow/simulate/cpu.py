@@ -31,10 +31,13 @@ from varflow.program import (
 )
 from varflow.simulate import kernels
 from varflow.simulate.jit import get_threads, set_threads
+from varflow.simulate.kernels import RandomMatrix
+from varflow.simulate.kernels_collapse import Revealed, collapse
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
-from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, number, samples_of
+from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, samples_of
 from varflow.simulate.rng import sample
+from varflow.simulate.sizes import number
 from varflow.simulate.statistics import BLOCK, Rows, Statistics
 from varflow.symbols import arg
 
@@ -43,7 +46,6 @@ Value = NDArray[np.float32]
 MEMORY = 256 * 2**20
 """Bytes that the values of one chunk of draws may occupy."""
 MOST_DRAWS = 1024
-METHODS = ("sampled", "auto")
 
 
 class Chunk:
@@ -54,6 +56,7 @@ class Chunk:
         self.place: dict[str, Any] = {"seed": seed, "first_draw": first_draw}
         self.values: dict[int, Value] = {}
         self.stored: dict[str, Value] = {}
+        self.revealed: dict[str, Revealed] = {}
 
     def rows(self) -> Rows:
         """Moments of every measured value, draw by draw."""
@@ -86,6 +89,8 @@ class Chunk:
             case Input() | Cotangent() | Bias() | Mask() as source:
                 return self._source(source, step)
             case Contract(weight=name, transpose=transpose):
+                if name in self.plan.revealing:
+                    return self._collapse(name, transpose, args[0], step)
                 return self._contract(name, transpose, args[0])
             case Pointwise(expr=expr):
                 symbols = [arg(i) for i in range(len(args))]
@@ -148,6 +153,18 @@ class Chunk:
                 self.stored[name] = self._haar(matrix)
             return kernels.multiply(x, self.stored[name], transpose=transpose)
         return kernels.contract(x, matrix, transpose=transpose, **self.place)
+
+    def _collapse(self, name: str, transpose: bool, x: Value, step: Step) -> Value:
+        """The product in its law given all earlier uses; they are forgotten after the last."""
+        uses, matrix = self.plan.revealing[name], self.plan.matrices[name]
+        assert isinstance(matrix, RandomMatrix)
+        revealed = self.revealed.setdefault(name, Revealed(self.draws, uses.columns))
+        tensor = uses.tensors[step.value]
+        columns = self._full(x, x.shape[2], self.plan.samples * step.positions)
+        result = collapse(columns, matrix, revealed, tensor, transpose=transpose, **self.place)
+        if step.value == uses.last:
+            del self.revealed[name]
+        return result
 
     def _haar(self, m: Orthogonal) -> Value:
         q = kernels.haar(m.rows, m.columns, tensor=m.tensor, draws=self.draws, scale=m.scale, **self.place)
@@ -236,13 +253,11 @@ class Simulator:
         large_batch: int = LARGE_BATCH,
         memory: int = MEMORY,
     ) -> None:
-        if method not in METHODS:
-            raise UnsupportedError(f"method {method!r} is not in this version", instead=" or ".join(METHODS))
         self.seed, self.threads = seed, threads
         batch = samples_of(program, large_batch)
         if batch is not None and samples not in (None, batch):
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
-        self.plan = make_plan(program, batch or samples or 1, nodes, weights)
+        self.plan = make_plan(program, batch or samples or 1, nodes, weights, method)
         self.chunk = max(1, min(MOST_DRAWS, memory // max(self.plan.bytes_per_draw, 1)))
 
     def run(
@@ -273,10 +288,11 @@ def simulate(
 
     A draw carries ``samples`` inputs (1 unless said; the batch size where there is a batch norm, ``large_batch``
     where that states none) through one network. ``values`` names the nodes to measure (None: all); ``weights``
-    adds the gradients of weights. Random numbers depend on (seed, draw, name of the tensor, element) alone:
-    ``threads`` and ``memory`` (bytes for the values of a chunk of draws) change no bit, and statistics of disjoint
-    ranges of draws merge to those of the whole.
-    Raises InputError for symbols without numbers, UnsupportedError for what cannot be drawn.
+    adds the gradients of weights. ``method``: "sampled" draws every weight; "collapsed" draws what Gaussian weights
+    do to the columns they meet, in the same law; "auto" does for each weight what is cheaper. Random numbers depend
+    on (seed, draw, name of the tensor, element) alone: ``threads`` and ``memory`` (bytes for the values of a chunk of
+    draws) change no bit, and statistics of disjoint ranges of draws merge to those of the whole.
+    Raises InputError for symbols without numbers, UnsupportedError for what cannot be drawn, or not collapsed.
     """
     simulator = Simulator(
         program, seed=seed, samples=samples, nodes=values, weights=weights, method=method, threads=threads,

@@ -31,6 +31,7 @@ COMPILED_MODULES = (
     "elementary",
     "vm",
     "kernels",
+    "kernels_collapse",
     "kernels_pointwise",
     "kernels_standardize",
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-
-import sympy as sp
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.program import (
@@ -24,7 +23,9 @@ from varflow.program import (
     StandardizeBackward,
     Weight,
 )
+from varflow.simulate.collapsed import Choices, choose
 from varflow.simulate.kernels import RandomMatrix
+from varflow.simulate.sizes import number, whole
 
 LARGE_BATCH = 256
 """Samples of a draw where a batch norm states no batch size."""
@@ -46,6 +47,26 @@ Matrix = RandomMatrix | Orthogonal
 
 
 @dataclass(frozen=True)
+class Revealing:
+    """The uses of one collapsed weight that a draw makes: the tensor of fresh normals of each (by value, in order),
+    and the columns of W x and of W^T x over all of them."""
+
+    tensors: dict[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def last(self) -> int:
+        """The value of the last use."""
+        return max(self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the factors that condition later uses."""
+        right, left = self.columns
+        return 8 * (right * right + left * left + right * left)
+
+
+@dataclass(frozen=True)
 class Step:
     """One instruction at its numeric shape; ``free``: values no later step reads; ``column``: where the
     statistics of its value go (None: nowhere); ``gradients``: weights whose gradient is known behind it."""
@@ -57,24 +78,6 @@ class Step:
     free: tuple[int, ...] = ()
     column: int | None = None
     gradients: tuple[str, ...] = ()
-
-
-def number(expr: sp.Expr, what: str) -> float:
-    """A float. Raises InputError for an expression with symbols."""
-    if expr.free_symbols:
-        names = ", ".join(sorted(str(s) for s in expr.free_symbols))
-        raise InputError(
-            f"{what} is {expr}, without a number for {names}", instead="numbers for all symbols"
-        )
-    return float(expr)
-
-
-def whole(expr: sp.Expr, what: str) -> int:
-    """A positive integer. Raises InputError for anything else."""
-    value = number(expr, what)
-    if value != int(value) or value < 1:
-        raise InputError(f"{what} is {expr}", why="a size is a positive whole number")
-    return int(value)
 
 
 class Tensors:
@@ -113,14 +116,17 @@ def samples_of(program: Program, large_batch: int = LARGE_BATCH) -> int | None:
 
 @dataclass(eq=False)
 class Plan:
-    """The steps of one draw. ``columns`` maps (direction, name) to the column of its statistics;
-    ``bytes_per_draw`` is the most memory that the values of one draw occupy together."""
+    """The steps of one draw. ``columns`` maps (direction, name) to the column of its statistics, ``revealing`` the
+    weights that are collapsed to their uses; ``bytes_per_draw`` is the most memory that the values of one draw
+    occupy together."""
 
     program: Program
     samples: int
     steps: list[Step] = field(default_factory=list)
     columns: dict[tuple[str, str], int] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    choices: Choices = field(default_factory=lambda: Choices(1))
+    revealing: dict[str, Revealing] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=Tensors)
     bytes_per_draw: int = 0
 
@@ -131,7 +137,11 @@ class Plan:
 
 
 def make_plan(
-    program: Program, samples: int, nodes: Collection[str] | None = None, weights: bool = False
+    program: Program,
+    samples: int,
+    nodes: Collection[str] | None = None,
+    weights: bool = False,
+    method: str = "sampled",
 ) -> Plan:
     """The plan that measures ``nodes`` (None: all), both directions, and gradients of weights if asked.
 
@@ -139,11 +149,14 @@ def make_plan(
     """
     plan = Plan(program, samples)
     _name_tensors(plan)
+    plan.choices = choose(program, samples, method)
     by_value = _columns(plan, nodes, weights)
     pairs = program.weight_gradients if weights else {}
     due = {name: max(max(pair) for pair in uses) for name, uses in pairs.items()}
     needed = _needed(program, [*by_value, *(v for uses in pairs.values() for p in uses for v in p)])
-    last = _last_readers(program, needed, [(due[n], v) for n, uses in pairs.items() for p in uses for v in p])
+    plan.revealing = dict(_revealing(plan, set(needed)))
+    kept = [(due[n], v) for n, uses in pairs.items() for p in uses for v in p] + list(_conditions(plan))
+    last = _last_readers(program, needed, kept)
     for value in needed:
         step = program.instructions[value]
         where = f"the size of {step.node!r}"
@@ -165,6 +178,7 @@ def make_plan(
 
 def _name_tensors(plan: Plan) -> None:
     """Give every tensor of the program its number in the program's order, whatever is measured."""
+    uses: Counter[str] = Counter()
     for step in plan.program:
         match step.primitive:
             case Input(name=name) | Cotangent(name=name) | Bias(name=name) | Mask(name=name) | Permute(name=name):
@@ -172,6 +186,8 @@ def _name_tensors(plan: Plan) -> None:
             case Contract(weight=name):
                 plan.tensors.of("Weight", name)
                 plan.tensors.of("Sparsity", name)
+                plan.tensors.of("Use", f"{name} {uses[name]}")
+                uses[name] += 1
             case Repeat() | RepeatBackward():
                 raise UnsupportedError(
                     f"the block {step.node!r} is repeated a symbolic number of times", step.node,
@@ -205,6 +221,23 @@ def _needed(program: Program, wanted: Iterable[int]) -> list[int]:
     return sorted(needed)
 
 
+def _revealing(plan: Plan, needed: Collection[int]) -> Iterator[tuple[str, Revealing]]:
+    for name, choice in plan.choices.by_weight.items():
+        uses = [(k, u) for k, u in enumerate(choice.uses) if u.value in needed]
+        if choice.collapse and uses:
+            tensors = {u.value: plan.tensors.of("Use", f"{name} {k}") for k, u in uses}
+            right, left = (sum(u.columns for _, u in uses if u.transpose is t) for t in (False, True))
+            yield name, Revealing(tensors, (right, left))
+
+
+def _conditions(plan: Plan) -> Iterator[tuple[int, int]]:
+    """(last use of a collapsed weight, value that an earlier use read or made), which the last one conditions on."""
+    for revealing in plan.revealing.values():
+        for value in revealing.tensors:
+            yield revealing.last, value
+            yield revealing.last, plan.program.instructions[value].args[0]
+
+
 def _last_readers(
     program: Program, needed: Sequence[int], extra: Sequence[tuple[int, int]]
 ) -> dict[int, int]:
@@ -232,7 +265,8 @@ def _matrix(tensors: Tensors, w: Weight) -> Matrix:
 
 
 def _peak(plan: Plan) -> int:
-    """Most bytes alive in one draw: live values, one result as large again for temporaries, stored matrices."""
+    """Most bytes alive in one draw: live values, one result as large again for temporaries, stored matrices, what is
+    revealed of collapsed ones."""
     sizes: dict[int, int] = {}
     alive = peak = 0
     for step in plan.steps:
@@ -240,7 +274,8 @@ def _peak(plan: Plan) -> int:
         alive += sizes[step.value]
         peak = max(peak, alive + 2 * sizes[step.value])
         alive -= sum(sizes[v] for v in step.free)
+    factors = sum(r.bytes for r in plan.revealing.values())
     stored = [m for m in plan.matrices.values() if isinstance(m, Orthogonal)]
-    return peak + sum(4 * m.rows * m.columns for m in stored) + max(
+    return peak + factors + sum(4 * m.rows * m.columns for m in stored) + max(
         (24 * m.rows * m.columns for m in stored), default=0
     )

@@ -1,0 +1,152 @@
+"""Which contractions are collapsed: their result drawn in the law that the matrix gives it, without the matrix.
+
+What a matrix of i.i.d. Gaussian entries does to the columns of a contraction (samples, positions, patches of a
+convolution) is Gaussian given the columns: `kernels_collapse` draws it for the cost of the columns' inner products.
+A weight is collapsed in all of its uses or in none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from varflow.errors import InputError, UnsupportedError
+from varflow.program import Contract, Program, Weight
+from varflow.simulate.sizes import number, whole
+
+METHODS = ("auto", "sampled", "collapsed")
+
+NORMAL, PRODUCT, INNER, COMBINED, SOLVED, CALL = 1.1, 0.05, 0.08, 0.03, 2.0, 300.0
+"""Nanoseconds of one core: a normal number; a generated weight times an entry of one column; a term of an inner
+product in float64; a term of a linear combination; a step of a small solve; a contraction of no size."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One contraction: W x (``transpose``: W^T x) for ``columns`` vectors x of length ``inner``."""
+
+    value: int
+    transpose: bool
+    columns: int
+    inner: int
+    outer: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one weight is simulated. ``reason`` says why it cannot be collapsed (empty where it can); costs are
+    estimated nanoseconds of one core per draw."""
+
+    weight: str
+    uses: tuple[Use, ...]
+    reason: str
+    sampled: float
+    collapsed: float
+    collapse: bool
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Columns of W x, and of W^T x, over all uses."""
+        right, left = (sum(u.columns for u in self.uses if u.transpose is t) for t in (False, True))
+        return right, left
+
+    def line(self) -> str:
+        """The choice in a line of text."""
+        right, left = self.columns
+        costs = f"sampled {_time(self.sampled)}, collapsed {_time(self.collapsed)}"
+        what = "collapsed" if self.collapse else "sampled"
+        size = f"{self.uses[0].outer} x {self.uses[0].inner}" if not self.uses[0].transpose else (
+            f"{self.uses[0].inner} x {self.uses[0].outer}"
+        )
+        why = f"cannot be collapsed: {self.reason}" if self.reason else costs
+        return f"{self.weight} ({size}, {len(self.uses)} uses, columns {right} + {left}): {what}; {why}"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices for all weights of a program; ``samples`` inputs per draw."""
+
+    samples: int
+    by_weight: dict[str, Choice] = field(default_factory=dict)
+
+    def collapsed(self, weight: str) -> bool:
+        """Whether a weight is collapsed."""
+        return self.by_weight[weight].collapse
+
+    def text(self) -> str:
+        """The plan in words: a line for each weight, and the time of a draw's contractions."""
+        total = sum(c.collapsed if c.collapse else c.sampled for c in self.by_weight.values())
+        brute = sum(c.sampled for c in self.by_weight.values())
+        head = f"Plan for {self.samples} samples a draw (estimated times of one core per draw):"
+        foot = f"contractions: {_time(total)} a draw, {_time(brute)} with every weight sampled"
+        return "\n".join([head, *(f"  {c.line()}" for c in self.by_weight.values()), foot])
+
+
+def _time(nanoseconds: float) -> str:
+    for unit, size in (("s", 1e9), ("ms", 1e6)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds / 1e3:.3g} us"
+
+
+def refusal(w: Weight) -> str:
+    """Why products with a weight are not Gaussian; empty where they are."""
+    if w.distribution != "normal":
+        return f"its distribution is {w.distribution}, and only products with Gaussian entries are Gaussian"
+    if number(w.keep, f"keep of {w.name!r}") < 1:
+        return "a sparsity mask (keep < 1) makes its entries non-Gaussian"
+    return ""
+
+
+def uses_of(program: Program, samples: int) -> dict[str, list[Use]]:
+    """Every contraction of the program by weight, in order."""
+    found: dict[str, list[Use]] = {}
+    for value, step in enumerate(program):
+        if isinstance(step.primitive, Contract):
+            x = program.shape(step.args[0])
+            sizes = (x.places, x.channels, step.shape.channels)
+            places, inner, outer = (whole(s, f"the size of {step.node!r}") for s in sizes)
+            use = Use(value, step.primitive.transpose, samples * places, inner, outer)
+            found.setdefault(step.primitive.weight, []).append(use)
+    return found
+
+
+def sampled_cost(uses: Sequence[Use]) -> float:
+    """Nanoseconds a draw: every weight is generated in every use."""
+    return sum(CALL + u.inner * u.outer * (NORMAL + PRODUCT * u.columns) for u in uses)
+
+
+def collapsed_cost(uses: Sequence[Use]) -> float:
+    """Nanoseconds a draw: fresh normals, inner products with all that was revealed, combinations, solves."""
+    return sum(_collapsed_costs(uses))
+
+
+def _collapsed_costs(uses: Sequence[Use]) -> Iterator[float]:
+    before = {False: 0, True: 0}
+    for u in uses:
+        own, across, b = before[u.transpose], before[not u.transpose], u.columns
+        inner = b * (own + across + b) * u.inner + b * across * u.outer
+        combined = b * (own + across + b / 2) * u.outer
+        solved = b * (own + b) ** 2 / 2 + b * (own + across) ** 2
+        yield CALL + NORMAL * b * u.outer + INNER * inner + COMBINED * combined + SOLVED * solved
+        before[u.transpose] += b
+
+
+def choose(program: Program, samples: int, method: str) -> Choices:
+    """How every weight of the program is simulated; independent of what is measured.
+
+    Raises InputError for an unknown method, UnsupportedError where ``method`` is "collapsed" and a weight cannot be.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known", instead=", ".join(map(repr, METHODS)))
+    found: dict[str, Choice] = {}
+    for name, uses in uses_of(program, samples).items():
+        reason = refusal(program.weights[name])
+        if reason and method == "collapsed":
+            raise UnsupportedError(
+                f"weight {name!r} cannot be collapsed", name, reason, 'method="auto" or "sampled"'
+            )
+        costs = sampled_cost(uses), collapsed_cost(uses)
+        wanted = method == "collapsed" or (method == "auto" and costs[1] < costs[0])
+        found[name] = Choice(name, tuple(uses), reason, *costs, wanted and not reason)
+    return Choices(samples, found)

@@ -1,0 +1,277 @@
+"""Products with i.i.d. Gaussian matrices, drawn without the matrix.
+
+For entries of N(0, std^2), W x is Gaussian given what earlier products revealed of W. Those are W x_k = y_k (this
+side) and, from the transpose, W^T d_j = e_j (across), for any columns x_k, d_j that were themselves chosen from
+earlier results. With orthonormal bases V of the x_k and U of the d_j, conditioning removes from W x what is known:
+
+    W x = y V^+ x + U U^T W r + std |r| (1 - U U^T) g,  r = (1 - V V^T) x,  g fresh N(0, 1),
+
+where U^T W r = U^T W x - U^T W V V^T x follows from e and from the inner products d_j . y_k (Bolthausen 2014,
+arXiv:1201.2891, lemma 3.1). Bases are never formed: all that is done to long vectors is inner products and linear
+combinations; coefficients come from Cholesky factors of Gram matrices, in float64, where a column in the span of
+the columns before it has pivot zero and is skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+
+from varflow.errors import ShapeError
+from varflow.simulate.jit import Array, Number, device, kernel, over_draws, reduction
+from varflow.simulate.kernels import RandomMatrix, Value
+from varflow.simulate.kernels_pointwise import pointer
+from varflow.simulate.rng import CHUNK, NORMAL, TILE, check_counter, fill
+
+F = np.float32
+PIECE = 512
+"""Entries of a column that are drawn together: whole batches of them stay in the nearest cache."""
+DEPENDENT = 1e-12
+"""A squared pivot below this share of the column's square counts as zero: float32 cannot tell it from that."""
+
+
+@reduction
+def dots(a: Array, b: Array, out: Array, row: Number, column: Number) -> None:
+    """out[row + i, column + j] = a[i] . b[j], summed in float64."""
+    count = b.shape[0]
+    for i in range(a.shape[0]):
+        x = a[i]
+        for j in range(0, count - count % 4, 4):
+            b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
+            s = t = u = v = 0.0
+            for k in range(x.size):
+                entry = np.float64(x[k])
+                s += entry * b0[k]
+                t += entry * b1[k]
+                u += entry * b2[k]
+                v += entry * b3[k]
+            out[row + i, column + j] = s
+            out[row + i, column + j + 1] = t
+            out[row + i, column + j + 2] = u
+            out[row + i, column + j + 3] = v
+        for j in range(count - count % 4, count):
+            b0 = b[j]
+            s = 0.0
+            for k in range(x.size):
+                s += np.float64(x[k]) * b0[k]
+            out[row + i, column + j] = s
+
+
+@device
+def combine(out: Array, factors: Array, rows: Array) -> None:
+    """out += sum_k factors[k] rows[k], over the length of ``out``."""
+    count = factors.size
+    for k in range(0, count - count % 4, 4):
+        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        for i in range(out.size):
+            out[i] += (a * r0[i] + b * r1[i]) + (c * r2[i] + d * r3[i])
+    for k in range(count - count % 4, count):
+        a = factors[k]
+        r0 = rows[k]
+        for i in range(out.size):
+            out[i] += a * r0[i]
+
+
+@device
+def factorize(factor: Array, start: Number, stop: Number) -> None:
+    """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done."""
+    for i in range(start, stop):
+        square = pivot = factor[i, i]
+        for k in range(i):
+            entry = factor[i, k]
+            for j in range(k):
+                entry -= factor[i, j] * factor[k, j]
+            entry = entry / factor[k, k] if factor[k, k] != 0.0 else 0.0
+            factor[i, k] = entry
+            pivot -= entry * entry
+        dependent = pivot <= DEPENDENT * square and square < np.inf
+        factor[i, i] = 0.0 if dependent else math.sqrt(pivot)
+
+
+@device
+def solve_lower(factor: Array, x: Array, size: Number) -> None:
+    """x[:size] = L^-1 x, zero where the pivot is."""
+    for k in range(size):
+        entry = x[k]
+        for j in range(k):
+            entry -= factor[k, j] * x[j]
+        x[k] = entry / factor[k, k] if factor[k, k] != 0.0 else 0.0
+
+
+@device
+def solve_upper(factor: Array, x: Array, size: Number) -> None:
+    """x[:size] = L^-T x, zero where the pivot is."""
+    for k in range(size - 1, -1, -1):
+        entry = x[k]
+        for j in range(k + 1, size):
+            entry -= factor[j, k] * x[j]
+        x[k] = entry / factor[k, k] if factor[k, k] != 0.0 else 0.0
+
+
+@device
+def draw_fresh(
+    y: Array, factor: Array, start: Number, std: Number, seed: Number, draw: Number, tensor: Number,
+    words: Array, spare: Array, weights: Array,
+) -> None:  # fmt: skip
+    """y = std T g with g of independent N(0, 1) rows and T the factor's square from ``start``."""
+    count, length = y.shape
+    stride = (length + TILE - 1) // TILE * TILE
+    for first in range(0, length, PIECE):
+        size = min(PIECE, length - first)
+        for i in range(count):
+            part = y[i, first : first + size]
+            if factor[start + i, start + i] != 0.0:
+                fill(part, size, NORMAL, 1.0, seed, draw, tensor, i * stride + first, words, spare)
+            else:
+                part[:] = F(0.0)
+        for i in range(count - 1, -1, -1):
+            part = y[i, first : first + size]
+            scale = F(std * factor[start + i, start + i])
+            for k in range(size):
+                part[k] *= scale
+            if i > 0:
+                for j in range(i):
+                    weights[j] = F(std * factor[start + i, start + j])
+                combine(part, weights[:i], y[:i, first:])
+
+
+@device
+def block(address: Number, stride: Number, draw: Number, places: Number, length: Number) -> Any:
+    """The columns of one earlier use, (places, length), of one draw."""
+    return carray(pointer(address + stride * draw), (places, length), np.float32)
+
+
+@device
+def collapse_one(
+    x: Array, y: Array, blocks: Array, own: Number, d: Number, start: Number, across: Number, factor: Array,
+    other: Array, cross: Array, flip: Number, std: Number, seed: Number, draw: Number, tensor: Number,
+    words: Array, spare: Array, small: Array, weights: Array,
+) -> None:  # fmt: skip
+    """One draw of y = W x, (columns, length) both, given the earlier uses that ``blocks`` lists.
+
+    The first ``own`` rows of ``blocks`` are uses of this side, ``start`` columns together, the others ``across``
+    columns: addresses and strides of what went in and what came out, and the number of columns. ``factor``,
+    ``other``: Cholesky factors of both sides; ``cross[j, k]`` = d_j . y_k (``flip``: transposed). ``small``,
+    ``weights``: scratch, (2 columns + 1, earlier columns).
+    """
+    columns, inner, outer = x.shape[0], x.shape[1], y.shape[1]
+    at = 0
+    for k in range(own):
+        dots(x, block(blocks[k, 0], blocks[k, 1], d, blocks[k, 4], inner), factor, start, at)
+        at += blocks[k, 4]
+    dots(x, x, factor, start, start)
+    factorize(factor, start, start + columns)
+    for i in range(columns):
+        for k in range(start):
+            small[i, k] = factor[start + i, k]
+        solve_upper(factor, small[i], start)
+    draw_fresh(y, factor, start, std, seed, draw, tensor, words, spare, weights[columns])
+    at = 0
+    known, drawn = small[columns : 2 * columns], small[:columns]
+    for k in range(own, blocks.shape[0]):
+        size = blocks[k, 4]
+        dots(x, block(blocks[k, 2], blocks[k, 3], d, size, inner), known, 0, at)
+        dots(y, block(blocks[k, 0], blocks[k, 1], d, size, outer), drawn, 0, start + at)
+        at += size
+    for i in range(columns):
+        rest = drawn[i, start : start + across]
+        for j in range(across):
+            entry = known[i, j] - rest[j]
+            for k in range(start):
+                entry -= small[i, k] * (cross[k, j] if flip else cross[j, k])
+            rest[j] = entry
+            if flip:
+                cross[start + i, j] = known[i, j]
+            else:
+                cross[j, start + i] = known[i, j]
+        solve_lower(other, rest, across)
+        solve_upper(other, rest, across)
+        for k in range(start + across):
+            weights[i, k] = F(small[i, k])
+    at = 0
+    for k in range(blocks.shape[0]):
+        source = 2 if k < own else 0
+        rows = block(blocks[k, source], blocks[k, source + 1], d, blocks[k, 4], outer)
+        for i in range(columns):
+            combine(y[i], weights[i, at : at + blocks[k, 4]], rows)
+        at += blocks[k, 4]
+
+
+@kernel
+def _collapse(
+    x: Array, y: Array, blocks: Array, own: Number, before: Number, across: Number, factor: Array, other: Array,
+    cross: Array, flip: Number, std: Number, seed: Number, first_draw: Number, tensor: Number, start: Number,
+    stop: Number,
+) -> None:  # fmt: skip
+    words = np.empty(CHUNK, np.uint32)
+    spare = np.empty(CHUNK, np.float32)
+    columns, width = x.shape[1], max(before + across, x.shape[1], 1)
+    small = np.empty((2 * columns, width))
+    weights = np.empty((columns + 1, width), np.float32)
+    for d in range(start, stop):
+        draw = first_draw + np.uint64(d)
+        collapse_one(
+            x[d], y[d], blocks, own, d, before, across, factor[d], other[d], cross[d], flip, std, seed, draw,
+            tensor, words, spare, small, weights,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Revealed:
+    """What products have revealed of one matrix in consecutive draws, for ``columns`` columns right and left.
+
+    ``uses[False]`` holds (x, W x), ``uses[True]`` (d, W^T d), each (draws, columns, length).
+    """
+
+    draws: int
+    columns: tuple[int, int]
+    uses: tuple[list[tuple[Value, Value]], list[tuple[Value, Value]]] = field(
+        default_factory=lambda: ([], [])
+    )
+
+    def __post_init__(self) -> None:
+        right, left = self.columns
+        self.factors = (np.empty((self.draws, right, right)), np.empty((self.draws, left, left)))
+        self.cross = np.empty((self.draws, left, right))
+
+    def count(self, side: bool) -> int:
+        """Columns revealed on a side."""
+        return sum(x.shape[1] for x, _ in self.uses[side])
+
+
+def _blocks(uses: list[tuple[Value, Value]]) -> NDArray[np.int64]:
+    rows = [
+        (x.ctypes.data, x[0].nbytes, y.ctypes.data, y[0].nbytes, x.shape[1]) for x, y in uses
+    ]
+    return np.array(rows, np.int64).reshape(-1, 5)
+
+
+def collapse(
+    x: Value, weight: RandomMatrix, revealed: Revealed, tensor: int, *, seed: int, first_draw: int = 0,
+    transpose: bool = False,
+) -> Value:  # fmt: skip
+    """W x, or W^T x, for all columns x of a draw, in the law that ``revealed`` leaves; added to what is revealed.
+
+    (draws, places, columns) -> (draws, places, rows), or the other way round for the transpose. ``tensor`` numbers
+    the fresh normals of this use. Raises ShapeError when the channels do not fit.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    inner, outer = (weight.rows, weight.columns) if transpose else (weight.columns, weight.rows)
+    if x.ndim != 3 or x.shape[2] != inner:
+        raise ShapeError(f"a value of shape {x.shape} meets a matrix that takes {inner} channels")
+    check_counter(seed, first_draw, x.shape[0], tensor, x.shape[1] * (outer + TILE))
+    y = np.empty((*x.shape[:2], outer), np.float32)
+    own, across = revealed.uses[transpose], revealed.uses[not transpose]
+    over_draws(
+        _collapse, x.shape[0], x, y, _blocks([*own, *across]), len(own), revealed.count(transpose),
+        revealed.count(not transpose), revealed.factors[transpose], revealed.factors[not transpose],
+        revealed.cross, transpose, float(weight.std), np.uint64(seed), np.uint64(first_draw), np.uint64(tensor),
+    )  # fmt: skip
+    own.append((x, y))
+    return y
