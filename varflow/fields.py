@@ -72,6 +72,19 @@ def _read_sizes(value: object, resolve: Resolve, where: str) -> tuple[sp.Expr, .
     return tuple(read_scalar(v, resolve, where) for v in value)
 
 
+def _read_axes(value: object, resolve: Resolve, where: str) -> tuple[int, ...]:
+    numbers = _read_sizes(value, resolve, where)
+    for n in numbers:
+        if not (n.is_Integer and n.is_nonnegative):
+            raise InputError(f"{shown(value)} is not made of whole numbers", where,
+                             "it counts positions, along every axis or axis by axis", "1, 2, 3, ... or a list of them")
+    return tuple(int(n) for n in numbers)
+
+
+def _read_padding(value: object, resolve: Resolve, where: str) -> tuple[int, ...] | str:
+    return value if isinstance(value, str) and value == "same" else _read_axes(value, resolve, where)
+
+
 def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
     if isinstance(value, sp.Expr):
         return _one_variable(value, where)
@@ -106,6 +119,8 @@ READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
     "Scalar": lambda v, r, w: read_scalar(v, r, w),
     "Channels": _read_size,
     "Sizes": _read_sizes,
+    "Axes": _read_axes,
+    "Padding": _read_padding,
     "Function": _read_function,
     "Text": _read_text,
     "Flag": _read_flag,
@@ -180,6 +195,6 @@ def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str
         return None
     if kind not in READERS:
         raise InputError(f"the annotation of field {f.name!r} is not read as text", where,
-                         "it says how a value is read: Scalar, Channels, Sizes, Function, Text or Flag",
+                         "it says how a value is read: Scalar, Channels, Sizes, Axes, Padding, Function, Text or Flag",
                          "from __future__ import annotations, at the head of the layer's file")
     return READERS[kind](value, resolve, where)

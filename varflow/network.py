@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -254,14 +255,30 @@ class Network:
         return result
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
-        """One method per registered layer and per named activation: ``net.layer_norm(x)``, ``net.relu(x)``."""
+        """One method per registered layer and per named activation: ``net.layer_norm(x)``, ``net.relu(x)``.
+
+        What follows the inputs are the layer's fields in their order: ``net.conv(x, 64, 3, padding=1)``.
+        """
         from varflow.ops import OPS
 
         if op in OPS:
-            return lambda *xs, name=None, **fields: self.apply(op, *xs, name=name, **fields)
+            return lambda *xs, name=None, **fields: self._by_place(op, xs, name, fields)
         if op in ACTIVATIONS:
             return lambda x, *parameters, name=None: self.activation(x, _call(op, parameters), name=name)
         raise AttributeError(f"Network has no layer, activation or attribute {op!r}")
+
+    def _by_place(self, op: str, given: tuple[Any, ...], name: str | None, fields: Mapping[str, Any]) -> Any:
+        """A layer whose inputs, and fields after them, are given by their place."""
+        from varflow.ops import OPS
+
+        order = [f.name for f in dataclasses.fields(OPS[op])]
+        inputs = len(given) if not order else next((k for k, x in enumerate(given) if not isinstance(x, Handle)),
+                                                   len(given))
+        placed = dict(zip(order, given[inputs:], strict=False))
+        if len(given) - inputs > len(order) or placed.keys() & fields.keys():
+            raise InputError(f"{op} is given {len(given) - inputs} fields by their place",
+                             why=f"its fields are {', '.join(order)}", instead="each field once")
+        return self.apply(op, *given[:inputs], name=name, **placed, **fields)
 
     # -- reading -------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from varflow.errors import ErrorList, InputError, VarflowError
 from varflow.fields import closest, exact, make_op
 from varflow.network import BlockNode, Handle, InputNode, Network
 from varflow.ops.base import OPS
-from varflow.ops.linear import Linear, weight_group
+from varflow.ops.linear import unknown_variances
 from varflow.symbols import FAN_IN
 
 
@@ -34,14 +34,17 @@ def substituted(network: Network, table: Mapping[sp.Symbol, sp.Expr], variances:
             copy.block(body, *inputs, repeat=_replace(layer.repeat, table), name=name)
         else:
             fields = {k: _replace(v, table) for k, v in layer.fields().items()}
-            if isinstance(layer, Linear) and layer.variance is None:
-                group = weight_group(layer.weight or prefix + name)
-                if group in variances and group not in stated:
-                    fields["variance"] = variances[group]
-                    stated.add(group)
+            fields |= _solved(unknown_variances(layer, prefix + name), variances, stated)
             copy._place(name, layer.name, type(layer)(**fields), fields, tuple(inputs))
     copy.declared_outputs = list(network.declared_outputs)
     return copy
+
+
+def _solved(unknown: Mapping[str, str], variances: Mapping[str, sp.Expr], stated: set[str]) -> dict[str, sp.Expr]:
+    """Variances for the weights of one layer, by field, where they are known and not stated before."""
+    found = {field: variances[group] for group, field in unknown.items() if group in variances and group not in stated}
+    stated |= {group for group in unknown if group in variances}
+    return found
 
 
 def _replace(value: Any, table: Mapping[sp.Symbol, sp.Expr]) -> Any:

@@ -67,7 +67,7 @@ class Window:
     def outputs(self) -> tuple[sp.Expr, ...]:
         """Sizes of the output grid."""
         return tuple(
-            sp.floor(sp.expand((n + low + high - reach) / sp.Integer(s))) + 1
+            _whole(sp.expand((n + low + high - reach) / sp.Integer(s))) + 1
             for n, (low, high), reach, s in zip(self.inputs, self.padding, self._reach, self.stride, strict=True)
         )
 
@@ -102,6 +102,12 @@ class Window:
         if not self.is_numeric:
             raise InputError(f"the grid {self.inputs} has no numbers", instead="numbers for all symbols")
         return _table(self)
+
+
+def _whole(size: sp.Expr) -> sp.Expr:
+    """The floor of a size, whose symbols stand for whole numbers whatever their assumptions say."""
+    whole = {s: sp.Dummy(s.name, integer=True, positive=True) for s in size.free_symbols if not s.is_integer}
+    return sp.floor(size.xreplace(whole)).xreplace({d: s for s, d in whole.items()})
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ from varflow.load.write import flow, scalar
 from varflow.load.yaml import read_tree
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops import OPS
-from varflow.ops.linear import DISTRIBUTIONS
+from varflow.ops.linear import DISTRIBUTIONS, NORMALIZED
 
 
 def again(net: Network) -> Network:
@@ -56,7 +56,8 @@ def test_every_layer(op: str) -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_distributions(distribution: str) -> None:
-    net = simple(variance="2/fan_in", distribution=distribution, bias="1/10", keep="1/4", weight="W")
+    keep = 1 if distribution in NORMALIZED else "1/4"
+    net = simple(variance="2/fan_in", distribution=distribution, bias="1/10", keep=keep, weight="W")
     d, e = derive(net), derive(again(net))
     assert d["fc"].second_moment == e["fc"].second_moment
     assert d.weights["W"].draw == e.weights["W"].draw

@@ -2,8 +2,9 @@
 
 Registering is defining: every final subclass of :class:`Op` is in :data:`OPS` under its ``name``.
 Field annotations say how a value given as text or number is read: ``Scalar`` (an expression of the network's
-symbols), ``Channels`` (a width), ``Sizes`` (several widths), ``Function`` (an expression of x), ``Text``,
-``Flag`` and their optional forms.
+symbols), ``Channels`` (a width), ``Sizes`` (several widths), ``Axes`` (whole numbers, one or one per position
+axis), ``Padding`` (the same, or "same"), ``Function`` (an expression of x), ``Text``, ``Flag`` and their optional
+forms.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import sympy as sp
@@ -22,6 +24,8 @@ from varflow.program import Lowering, Shape
 Scalar: TypeAlias = sp.Expr
 Channels: TypeAlias = sp.Expr
 Sizes: TypeAlias = tuple[sp.Expr, ...]
+Axes: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[int, ...] | str
 Function: TypeAlias = sp.Expr
 Text: TypeAlias = str
 Flag: TypeAlias = bool
@@ -43,7 +47,8 @@ class Op(ABC):
 
     ``arity`` is the least and the largest number of inputs (None: any), ``outputs`` the port names of a layer
     with several outputs, ``examples`` field values that the generic tests run, ``torch`` the name of the
-    same layer in PyTorch (None: it has none).
+    same layer in PyTorch (None: it has none), ``variances`` the field that holds Var(W_ij) for each weight of
+    the layer, by what follows the layer's name in the weight's ("" for a layer with one weight).
     """
 
     name: ClassVar[str]
@@ -51,6 +56,7 @@ class Op(ABC):
     lemma: ClassVar[Lemma]
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     torch: ClassVar[str | None] = None
+    variances: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:

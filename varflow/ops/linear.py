@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import sympy as sp
 
@@ -12,13 +12,71 @@ from varflow.ops.base import Channels, Flag, Lemma, Op, Scalar, Text
 from varflow.program import Bias, Lowering, Shape, Weight
 from varflow.symbols import FAN_IN, FAN_OUT, arg, scale_of
 
-DISTRIBUTIONS = ("normal", "uniform", "truncated_normal", "orthogonal", "rademacher", "constant")
+NORMALIZED = ("standardized", "weight_norm", "spectral")
+DISTRIBUTIONS = ("normal", "uniform", "truncated_normal", "orthogonal", "rademacher", "constant", *NORMALIZED)
+
+
+class Random(Protocol):
+    """The fields of a layer that say how its weights are drawn."""
+
+    @property
+    def distribution(self) -> str: ...
+    @property
+    def keep(self) -> sp.Expr: ...
+    @property
+    def value(self) -> sp.Expr: ...
 
 
 def weight_group(name: str) -> str:
     """A weight's name without repeat indices: repeated blocks share one unknown."""
     head, *rest = name.split("[")
     return head + "".join(part.split("]", 1)[1] for part in rest if "]" in part)
+
+
+def unknown_variances(layer: Op, node: str) -> dict[str, str]:
+    """The groups of a layer's weights whose variance is not given, and the field that would give it."""
+    name = getattr(layer, "weight", None) or node
+    full = {f"{name}.{part}" if part else name: field for part, field in layer.variances.items()}
+    return {weight_group(n): field for n, field in full.items() if getattr(layer, field) is None}
+
+
+def check_distribution(layer: Random) -> None:
+    """Raise InputError for a distribution that is not known, or a normalized one with a sparsity mask."""
+    if layer.distribution not in DISTRIBUTIONS:
+        raise InputError(
+            f"distribution {layer.distribution!r} is not known", instead="one of " + ", ".join(DISTRIBUTIONS)
+        )
+    if layer.distribution in NORMALIZED and layer.keep != 1:
+        raise InputError(f"{layer.distribution} weights with keep = {layer.keep}",
+                         why="a row with missing entries is normalized otherwise",
+                         instead="keep = 1, or distribution: normal")
+
+
+def random_weight(layer: Random, variance: sp.Expr | None, bare: Weight) -> Weight:
+    """The weight of a layer: ``bare`` (name, sizes, orientation) with the law that its fields state.
+
+    ``variance`` is Var(W_ij); None makes the scale fan_in Var(W_ij) an unknown (of spectrally normalized weights,
+    the variance at spectral norm 1).
+    """
+    w = replace(bare, distribution=layer.distribution, keep=layer.keep)
+    if layer.distribution == "constant":
+        return replace(w, value=layer.value)
+    if variance is not None:
+        return replace(w, variance=in_fans(variance, w))
+    if layer.distribution == "spectral":
+        return replace(w, variance=unit_norm_variance(w))
+    unknown = scale_of(weight_group(w.name))
+    return replace(w, variance=unknown / w.fan_in, unknown=unknown)
+
+
+def unit_norm_variance(w: Weight) -> sp.Expr:
+    """Var(W_ij) of a wide matrix, its taps side by side, of spectral norm 1 (Bai and Yin 1993)."""
+    return (sp.sqrt(w.rows) + sp.sqrt(w.columns * w.taps)) ** -2
+
+
+def in_fans(expr: sp.Expr, w: Weight) -> sp.Expr:
+    """An expression of fan_in and fan_out for one weight."""
+    return expr.xreplace({FAN_IN: w.fan_in, FAN_OUT: w.fan_out})
 
 
 @dataclass(frozen=True)
@@ -29,6 +87,11 @@ class Linear(Op):
     is Var(W_ij), an expression that may use fan_in and fan_out; without it the scale s = fan_in Var(W_ij) is
     an unknown. ``keep`` is the share of entries that an i.i.d. sparsity mask keeps (fan_in counts those),
     ``value`` the entry of a constant matrix, ``bias`` the variance of a bias vector.
+
+    Normalized ``distribution``: "standardized" (each row of mean 0 and of the stated variance, Brock et al. 2021),
+    "weight_norm" (each row g v/|v|, g^2 = fan_in Var(W_ij), Salimans and Kingma 2016), "spectral" (the matrix divided
+    by its largest singular value, Miyato et al. 2018, and multiplied by that of a wide matrix of the stated variance;
+    1 unless stated).
     """
 
     name: ClassVar[str] = "linear"
@@ -41,6 +104,7 @@ class Linear(Op):
                 {"out_channels": 160, "variance": "2/fan_in", "keep": "1/4"},
                 {"out_channels": 128, "variance": "1/fan_in", "distribution": "uniform"})
     torch: ClassVar[str | None] = "Linear"
+    variances = {"": "variance"}
 
     out_channels: Channels
     weight: Text | None = None
@@ -52,42 +116,26 @@ class Linear(Op):
     value: Scalar = sp.S.Zero
 
     def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise InputError(
-                f"distribution {self.distribution!r} is not known", instead="one of " + ", ".join(DISTRIBUTIONS)
-            )
+        check_distribution(self)
 
     def infer(self, *shapes: Shape) -> tuple[Shape, ...]:
         return (Shape(self.out_channels, shapes[0].positions),)
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
-        first = b.program.weights.get(self.weight or b.node)
-        weight = self.matrix(b.shape(args[0]).channels, b.node, first.transposed_first if first else None)
-        y = b.contract(b.declare(weight), args[0], self.transpose)
-        return (y if self.bias is None else add_bias(b, y, self._in_fans(self.bias, weight)),)
-
-    def matrix(self, in_channels: sp.Expr, node: str, transposed_first: bool | None = None) -> Weight:
-        """The matrix this layer uses; fan_in counts in the orientation of its first use."""
-        name = self.weight or node
-        rows, columns = self.out_channels, in_channels
+        name = self.weight or b.node
+        rows, columns = self.out_channels, b.shape(args[0]).channels
         if self.transpose:
             rows, columns = columns, rows
-        unknown = scale_of(weight_group(name)) if self.variance is None else None
-        bare = Weight(name, rows, columns, sp.S.Zero, self.distribution, self.keep, self.value, unknown,
-                      self.transpose if transposed_first is None else transposed_first)
-        return self._with_variance(bare)
+        bare = Weight(name, rows, columns, sp.S.Zero, transposed_first=first_use(b, name, self.transpose))
+        weight = random_weight(self, self.variance, bare)
+        y = b.contract(b.declare(weight), args[0], self.transpose)
+        return (y if self.bias is None else add_bias(b, y, in_fans(self.bias, weight)),)
 
-    def _with_variance(self, w: Weight) -> Weight:
-        if w.distribution == "constant":
-            return Weight(w.name, w.rows, w.columns, sp.S.Zero, "constant", w.keep, self.value,
-                          transposed_first=w.transposed_first)
-        variance = w.unknown / w.fan_in if self.variance is None else self._in_fans(self.variance, w)
-        return Weight(w.name, w.rows, w.columns, variance, w.distribution, w.keep, unknown=w.unknown,
-                      transposed_first=w.transposed_first)
 
-    @staticmethod
-    def _in_fans(expr: sp.Expr, w: Weight) -> sp.Expr:
-        return expr.xreplace({FAN_IN: w.fan_in, FAN_OUT: w.fan_out})
+def first_use(b: Lowering, name: str, transpose: bool) -> bool:
+    """Whether the first use of a weight is a transposed one; fan_in counts in that orientation."""
+    first = b.program.weights.get(name)
+    return transpose if first is None else first.transposed_first
 
 
 def add_bias(b: Lowering, x: int, variance: sp.Expr) -> int:
