@@ -21,11 +21,13 @@ from varflow.program import (
     Concat,
     Contract,
     Cotangent,
+    Deal,
     Embed,
     Flatten,
     Input,
     Instruction,
     Mask,
+    Mix,
     Permute,
     Pointwise,
     PositionExpand,
@@ -35,8 +37,12 @@ from varflow.program import (
     Standardize,
     StandardizeBackward,
     Unflatten,
+    Weight,
+    WindowMax,
+    WindowMaxBackward,
 )
 from varflow.symbols import arg
+from varflow.window import Window
 
 Array = npt.NDArray[np.float64]
 
@@ -44,8 +50,9 @@ Array = npt.NDArray[np.float64]
 @dataclass
 class Given:
     """The random parts of a network, by name: inputs, masks and cotangents (samples x positions x channels, or
-    what broadcasts to it), weights (rows x columns), biases (channels), permutations (channel c of the result
-    is channel ``permutations[name][c]`` of the value)."""
+    what broadcasts to it), weights (rows x columns; with several taps or groups taps x rows x columns, the columns
+    those of the row's block), biases (channels), permutations (channel c of the result is channel
+    ``permutations[name][c]`` of the value)."""
 
     samples: int = 1
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -58,7 +65,7 @@ class Given:
 
 def draw(program: Program, samples: int, rng: np.random.Generator) -> Given:
     """Everything random in a program, drawn at its widths (inputs uncorrelated; weights of any law as Gaussian,
-    orthogonal ones as a Haar matrix of the stated entry variance)."""
+    orthogonal ones as a Haar matrix of the stated entry variance, normalized ones normalized)."""
     given = Given(samples)
     for step in program:
         shape = (samples, int(step.shape.places), int(step.shape.channels))
@@ -83,13 +90,34 @@ def draw(program: Program, samples: int, rng: np.random.Generator) -> Given:
 def _matrix(program: Program, name: str, rng: np.random.Generator) -> Array:
     w = program.weights[name]
     rows, columns = int(w.rows), int(w.columns)
+    if w.taps != 1 or w.groups != 1:
+        return float(w.value) + law(w, rng.standard_normal((w.taps, rows, columns)))
     entries = rng.standard_normal((rows, columns))
     if w.distribution == "orthogonal":
         tall = entries if rows >= columns else entries.T
         q = np.linalg.solve(np.linalg.cholesky(tall.T @ tall), tall.T).T * np.sqrt(len(tall))
         entries = q if rows >= columns else q.T
-    mask = rng.random((rows, columns)) < float(w.keep)
-    return float(w.value) + float(sp.sqrt(w.variance)) * entries * mask
+    entries = law(w, entries)
+    return entries * (rng.random((rows, columns)) < float(w.keep)) + float(w.value) * (w.distribution == "constant")
+
+
+def law(w: Weight, entries: Array) -> Array:
+    """A weight of the law of ``w`` made of entries of unit variance: scaled, or normalized (rows run over taps and
+    columns): scaled weight standardization (Brock et al. 2021), weight normalization (Salimans and Kingma 2016),
+    spectral normalization (Miyato et al. 2018)."""
+    flat = np.moveaxis(entries, -2, 0).reshape(entries.shape[-2], -1)
+    std = float(sp.sqrt(w.variance))
+    match w.distribution:
+        case "standardized":
+            flat = flat - flat.mean(axis=1, keepdims=True)
+            flat = flat / np.sqrt(np.square(flat).mean(axis=1, keepdims=True)) * std
+        case "weight_norm":
+            flat = flat / np.sqrt(np.square(flat).mean(axis=1, keepdims=True)) * std
+        case "spectral":
+            flat = flat / np.linalg.norm(flat, 2) * float(w.value or 1)
+        case _:
+            flat = flat * std
+    return np.moveaxis(flat.reshape(entries.shape[-2], *entries.shape[:-2], -1), 0, -2)
 
 
 def interpret(program: Program, given: Given) -> list[Array]:
@@ -103,9 +131,70 @@ def interpret(program: Program, given: Given) -> list[Array]:
 
 
 def weight_gradient(program: Program, values: Sequence[Array], weight: str) -> Array:
-    """dL/dW, rows x columns, summed over samples and positions."""
-    pairs = program.weight_gradients[weight]
-    return np.asarray(sum(np.einsum("bpr,bpc->rc", values[r], values[c]) for r, c in pairs))
+    """dL/dW, shaped as the weight in `Given`, summed over samples and positions."""
+    w = program.weights[weight]
+    total = np.zeros((w.taps, int(w.rows), int(w.columns)))
+    for (row, column), window in zip(program.weight_gradients[weight], program.weight_windows[weight], strict=True):
+        d, h = values[row], values[column]
+        for t, (at, seen) in enumerate(_taps(window, d.shape[1])):
+            full = np.einsum("bpr,bpc->rc", d[:, at], h[:, seen])
+            total[t] += _blocks(full, int(w.groups))
+    return total if w.taps != 1 or w.groups != 1 else total[0]
+
+
+def _blocks(full: Array, groups: int) -> Array:
+    """The diagonal blocks of a matrix, one below another."""
+    parts = full.reshape(groups, full.shape[0] // groups, groups, -1)
+    return np.concatenate([parts[g, :, g] for g in range(groups)])
+
+
+def _taps(window: Window | None, places: int) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """For each tap the output positions that see the grid through it, and what they see."""
+    table = np.arange(places)[:, None] if window is None else window.table()
+    return [(np.flatnonzero(seen >= 0), seen[seen >= 0]) for seen in table.T]
+
+
+def _contract(w: Array, x: Array, window: Window | None, transpose: bool, shape: tuple[int, int, int]) -> Array:
+    w = w if w.ndim == 3 else w[None]
+    rows, columns = w.shape[1:]
+    groups = (shape[2] if transpose else x.shape[2]) // columns
+    full = np.zeros((len(w), rows, groups * columns))
+    for r in range(rows):
+        start = r // (rows // groups) * columns
+        full[:, r, start : start + columns] = w[:, r]
+    out = np.zeros(shape)
+    for matrix, (at, seen) in zip(full, _taps(window, shape[1]), strict=True):
+        if transpose:
+            for p, q in zip(at, seen, strict=True):
+                out[:, q] += x[:, p] @ matrix
+        else:
+            out[:, at] += x[:, seen] @ matrix.T
+    return out
+
+
+def _mix(mix: Mix, x: Array, shape: tuple[int, int, int]) -> Array:
+    inputs = shape[1] if mix.transpose else x.shape[1]
+    taps = _taps(mix.window, 0)
+    matrix = np.zeros((x.shape[1] if mix.transpose else shape[1], inputs))
+    for a, (at, seen) in zip(mix.coefficients, taps, strict=True):
+        np.add.at(matrix, (at, seen), float(a))
+    if mix.normalized:
+        matrix /= matrix.sum(axis=1, keepdims=True)
+    return np.asarray(np.einsum("pq,spc->sqc" if mix.transpose else "pq,sqc->spc", matrix, x))
+
+
+def _window_max(x: Array, table: npt.NDArray[np.int64]) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Maxima, and the positions they came from (samples x positions x channels both)."""
+    seen = np.where((table >= 0)[None, :, :, None], x[:, table], -np.inf)
+    first = seen.argmax(axis=2)
+    return seen.max(axis=2), table[np.arange(len(table))[None, :, None], first]
+
+
+def _window_max_backward(x: Array, d: Array, table: npt.NDArray[np.int64]) -> Array:
+    place = _window_max(x, table)[1]
+    out = np.zeros_like(x)
+    np.add.at(out, (np.arange(len(x))[:, None, None], place, np.arange(x.shape[2])), d)
+    return out
 
 
 def _value(step: Instruction, args: list[Array], shape: tuple[int, int, int], given: Given) -> Array:
@@ -118,9 +207,14 @@ def _value(step: Instruction, args: list[Array], shape: tuple[int, int, int], gi
             return given.biases[name]
         case Mask(name=name):
             return given.masks[name]
-        case Contract(weight=weight, transpose=transpose):
-            w = given.weights[weight]
-            return args[0] @ (w if transpose else w.T)
+        case Contract(weight=weight, transpose=transpose, window=window):
+            return _contract(given.weights[weight], args[0], window, transpose, shape)
+        case Mix() as mix:
+            return _mix(mix, args[0], shape)
+        case WindowMax(window=over):
+            return _window_max(args[0], over.table())[0]
+        case WindowMaxBackward(forward=forward):
+            return _window_max_backward(args[0], args[1], forward.window.table())
         case Pointwise(expr=expr):
             return np.asarray(_compiled(expr, len(args))(*args), dtype=np.float64)
         case Standardize() as norm:
@@ -136,6 +230,9 @@ def _value(step: Instruction, args: list[Array], shape: tuple[int, int, int], gi
 def _moved(step: Instruction, x: Array, shape: tuple[int, int, int],
            permutations: Mapping[str, npt.NDArray[np.int64]]) -> Array:
     match step.primitive:
+        case Deal(count=count, inverse=inverse):
+            heaps = x.shape[2] // count if not inverse else count
+            return x.reshape(*x.shape[:2], heaps, -1).swapaxes(2, 3).reshape(x.shape)
         case PositionMean():
             return np.asarray(x.mean(axis=1, keepdims=True))
         case PositionExpand():
@@ -157,11 +254,16 @@ def _moved(step: Instruction, x: Array, shape: tuple[int, int, int],
             raise NotImplementedError(f"{type(other).__name__} has no reference")
 
 
+AXES = {"channel": (3,), "group": (1, 3), "sample": (0, 1)}
+
+
+def _grouped(norm: Standardize, x: Array) -> Array:
+    return x.reshape(*x.shape[:2], 1 if norm.axis == "sample" else int(norm.groups), -1)
+
+
 def _standardize(norm: Standardize, x: Array) -> tuple[Array, Array]:
     """The normalized value, and sigma."""
-    axes: tuple[int, ...] = (3,) if norm.axis == "channel" else (0, 1)
-    groups = int(norm.groups) if norm.axis == "channel" else 1
-    grouped = x.reshape(*x.shape[:2], groups, -1)
+    axes, grouped = AXES[norm.axis], _grouped(norm, x)
     mean = grouped.mean(axis=axes, keepdims=True) if norm.center else np.zeros(())
     sigma = np.sqrt(((grouped - mean) ** 2).mean(axis=axes, keepdims=True) + float(norm.eps))
     sigma = np.broadcast_to(sigma, grouped.shape)
@@ -170,13 +272,11 @@ def _standardize(norm: Standardize, x: Array) -> tuple[Array, Array]:
 
 def _standardize_backward(norm: Standardize, x: Array, d: Array) -> Array:
     y, sigma = _standardize(norm, x)
-    groups = int(norm.groups) if norm.axis == "channel" else 1
 
     def mean(a: Array) -> Array:
-        if norm.axis == "sample":
-            return np.asarray(a.mean(axis=(0, 1), keepdims=True))
-        grouped = a.reshape(*a.shape[:2], groups, -1)
-        return np.broadcast_to(grouped.mean(axis=3, keepdims=True), grouped.shape).reshape(a.shape)
+        grouped = _grouped(norm, a)
+        over = grouped.mean(axis=AXES[norm.axis], keepdims=True)
+        return np.broadcast_to(over, grouped.shape).reshape(a.shape)
 
     return np.asarray((d - (mean(d) if norm.center else 0.0) - y * mean(y * d)) / sigma)
 
