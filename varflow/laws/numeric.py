@@ -164,11 +164,23 @@ _MODULE = {
 }
 
 
+_REAL = {k: f for k, f in _MODULE.items() if k not in ("sqrt", "asin", "arcsin")}
+
+
 @lru_cache(maxsize=2048)
-def vectorized(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
-    """The expression as a function of numpy arrays (no GaussianExpectation inside)."""
+def vectorized(
+    expr: sp.Expr, symbols: tuple[sp.Symbol, ...], real: bool = False
+) -> Callable[..., Any]:
+    """The expression as a function of numpy arrays (no GaussianExpectation inside).
+
+    Square roots and arc sines just outside their domain are those of its border, since formulas get there
+    by rounding; with ``real`` they are nan.
+    """
     made: Callable[..., Any] = sp.lambdify(
-        list(symbols), stable(expr), modules=[_MODULE, "numpy"], cse=len(str(expr)) > 400
+        list(symbols),
+        stable(expr),
+        modules=[_REAL if real else _MODULE, "numpy"],
+        cse=len(str(expr)) > 400,
     )
     return made
 

@@ -1,0 +1,118 @@
+"""Gaussian moments and kernels on grids against closed forms and high-precision integrals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.laws.grids import Integrand, gaussian_kernel, gaussian_moment
+from varflow.symbols import X as x
+
+Array = npt.NDArray[np.float64]
+RELU = sp.Max(x, 0)
+STEP = sp.Heaviside(x)
+VARIANCES = 10.0 ** np.arange(-6, 7, 2)
+CORRELATIONS = np.array(
+    [-1, -1 + 1e-12, -0.9999, -0.97, -0.5, 0, 1e-9, 0.3, 0.9, 0.985, 0.999, 1 - 1e-7, 1 - 1e-14, 1]
+)
+
+
+def arc_cosine(q1: Array, q2: Array, r: Array) -> Array:
+    """E relu(u) relu(v), Cho and Saul 2009."""
+    angle = np.arccos(r)
+    return np.asarray(np.sqrt(q1 * q2) * (np.sin(angle) + (np.pi - angle) * r) / (2 * np.pi))
+
+
+def orthant(q1: Array, q2: Array, r: Array) -> Array:
+    return np.asarray((np.pi - np.arccos(r)) / (2 * np.pi) + 0 * q1 * q2)
+
+
+def arc_sine(q1: Array, q2: Array, r: Array) -> Array:
+    """E erf(u) erf(v), Williams 1997."""
+    s = 2 * np.sqrt(q1 * q2) * r / np.sqrt((1 + 2 * q1) * (1 + 2 * q2))
+    return np.asarray(2 / np.pi * np.arcsin(s))
+
+
+def exponential(q1: Array, q2: Array, r: Array) -> Array:
+    return np.asarray(np.exp((q1 + q2) / 2 + r * np.sqrt(q1 * q2)))
+
+
+def waves(q1: Array, q2: Array, r: Array) -> Array:
+    """E sin(3 u) sin(3 v)."""
+    c = r * np.sqrt(q1 * q2)
+    plus, minus = (np.exp(-4.5 * (q1 + q2 + s * 2 * c)) for s in (1, -1))
+    return np.asarray((minus - plus) / 2)
+
+
+@pytest.mark.parametrize(
+    ("f", "want", "variances"),
+    [
+        (RELU, arc_cosine, VARIANCES),
+        (STEP, orthant, VARIANCES),
+        (sp.erf(x), arc_sine, VARIANCES),
+        (sp.exp(x), exponential, 10.0 ** np.arange(-6, 3, 2)),
+        (sp.sin(3 * x), waves, 10.0 ** np.arange(-6, 3, 2)),
+        (lambda t: np.maximum(t, 0.0), arc_cosine, VARIANCES),
+    ],
+    ids=["relu", "step", "erf", "exp", "sin", "callable"],
+)
+def test_kernels_with_closed_forms(f: Any, want: Any, variances: Array) -> None:
+    q1, q2 = variances[:, None, None], variances[None, :, None][:, ::2]
+    got = gaussian_kernel(f, f, q1, q2, CORRELATIONS)
+    exact = want(q1, q2, CORRELATIONS)
+    scale = np.sqrt(want(q1, q1, np.ones(1)) * want(q2, q2, np.ones(1)))
+    assert got.shape == exact.shape
+    assert np.max(np.abs(got - exact) / scale) < 1e-10
+
+
+def test_moments_of_every_scale() -> None:
+    assert np.allclose(gaussian_moment(RELU**2, VARIANCES), VARIANCES / 2, rtol=1e-12)
+    q = 10.0 ** np.arange(-6, 4)
+    assert np.allclose(
+        gaussian_moment(sp.sin(30 * x) ** 2, q), -np.expm1(-1800 * q) / 2, rtol=1e-11
+    )
+    shifted = gaussian_moment(sp.exp(x), [1.0, 100.0], mean=[[0.5], [-3.0]])
+    assert np.allclose(
+        shifted, np.exp(np.array([[0.5], [-3.0]]) + np.array([0.5, 50.0])), rtol=1e-11
+    )
+
+
+def test_vanishing_variance_is_the_limit() -> None:
+    assert gaussian_moment(STEP, 0.0) == 0.5
+    assert np.array_equal(gaussian_moment(sp.sign(x - 1), 0.0, [0.0, 1.0, 2.0]), [-1.0, 0.0, 1.0])
+    assert gaussian_kernel(STEP, sp.exp(x), 0.0, 2.0, 0.3) == pytest.approx(0.5 * np.e, rel=1e-12)
+    assert gaussian_kernel(STEP, STEP, 0.0, 0.0, 1.0) == 0.5
+    assert gaussian_kernel(STEP, STEP, 0.0, 0.0, -1.0) == 0.0
+
+
+def test_what_has_no_value_is_refused_or_infinite() -> None:
+    assert gaussian_moment(sp.exp(x), 1e4) == np.inf
+    assert gaussian_moment(sp.exp(x**2), 0.5) == np.inf
+    assert gaussian_moment(-sp.exp(x**2), 2.0) == -np.inf
+    assert gaussian_moment(sp.exp(x**2), 0.25) == pytest.approx(np.sqrt(2), rel=1e-11)
+    with pytest.raises(InputError, match="no real value"):
+        gaussian_moment(sp.sqrt(x), 1.0)
+    with pytest.raises(InputError, match="no value for a"):
+        gaussian_moment(x * sp.Symbol("a"), 1.0)
+    with pytest.raises(InputError, match="negative"):
+        gaussian_moment(RELU, -1.0)
+    with pytest.raises(InputError, match="correlation"):
+        gaussian_kernel(RELU, RELU, 1.0, 1.0, 1.5)
+
+
+def test_kinks_of_a_callable_are_found() -> None:
+    f = Integrand(lambda t: np.where(t < 0.3, 0.0, np.sqrt(2) * t) + np.abs(t + 7.1))
+    g = Integrand(
+        sp.Piecewise((0, x < sp.Rational(3, 10)), (sp.sqrt(2) * x, True)) + sp.Abs(x + 7.1)
+    )
+    q = 10.0 ** np.arange(-4, 5)
+    assert np.allclose(gaussian_moment(f, q), gaussian_moment(g, q), rtol=1e-11)
+    assert np.allclose(f.breaks, [-7.1, 0.3], rtol=1e-10)
+    r = np.array([-0.999, 0.2, 0.9999])
+    args = (q[:, None], 2 * q[:, None], r, 0.4, -0.2)
+    assert np.allclose(gaussian_kernel(f, f, *args), gaussian_kernel(g, g, *args), rtol=1e-10)

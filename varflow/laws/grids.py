@@ -1,0 +1,265 @@
+"""Gaussian expectations of arbitrary functions on grids of parameters: numbers, many at a time.
+
+``gaussian_moment`` is E f(mean + sqrt(q) z); ``gaussian_kernel`` is E f(u) g(v) for jointly Gaussian u, v.
+Both take a sympy expression in ``symbols.X`` or a callable on numpy arrays, broadcast their parameters, and
+aim at 1e-10 of the natural scale sqrt(E f^2 E g^2). One dimension: Gauss-Legendre panels refined where
+the Legendre coefficients of the integrand do not decay. Two: Mehler's series, its remainder bounded by
+Parseval's identity, where that bound is small enough; else ``rotated`` coordinates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from varflow.errors import InputError
+from varflow.laws.hermite import SIZES, Coefficients, Collector, grid, mehler, remainder
+from varflow.laws.integrand import Function, Integrand, integrand
+from varflow.laws.meshes import Line, Overflow, chunks, damped, mesh, reaches, uniform
+from varflow.laws.panels import Array, Index, integrate, resolved
+from varflow.laws.rotated import rotated
+
+__all__ = ["Integrand", "gaussian_kernel", "gaussian_moment"]
+
+ACCEPTED = 1e-12
+BLOCK = 16_384
+ROWS = 512
+
+
+def gaussian_moment(f: Function, q: Any, mean: Any = 0.0) -> Array:
+    """E f(mean + sqrt(q) z), z ~ N(0, 1); ``q`` >= 0 and ``mean`` broadcast, the result has their shape.
+
+    At q = 0 it is f(mean), at a jump the mean of both sides. inf or -inf where f grows so fast that the
+    integral diverges or f overflows within it; nan where it does so in both directions.
+    Raises InputError for a negative or infinite parameter, and for an f that is not real.
+    """
+    f = integrand(f)
+    (q, mean), shape = _parameters(q, mean)
+    _check_variances(q)
+    table, back = np.unique(np.stack([q, mean], axis=1), axis=0, return_inverse=True)
+    result = np.empty(len(table))
+    zero = table[:, 0] == 0
+    result[zero] = f.at(table[zero, 1])
+    rows = table[~zero]
+    result[~zero] = moments(Line(f, rows[:, 1], np.sqrt(rows[:, 0])))
+    return np.asarray(result[np.ravel(back)].reshape(shape))
+
+
+def moments(line: Line) -> Array:
+    """E f(mean + sigma z) for every row, sigma > 0."""
+    result = np.empty(len(line.sigma))
+    for rows in chunks(line.sigma, ROWS):
+        result[rows] = _moments_of(line.take(rows))
+    return result
+
+
+def _moments_of(line: Line) -> Array:
+    overflow = Overflow(len(line.sigma))
+    reach = reaches(line, 2, overflow)
+    result = np.empty(len(line.sigma))
+    for one in np.unique(reach):
+        rows = np.flatnonzero(reach == one)
+        part = line.take(rows)
+        base = uniform(one, 1.5)
+
+        def f(row: Index, z: Array, part: Line = part, rows: Index = rows) -> Array:
+            return overflow.cleared(rows[row], damped(part.values(row, z), z, 2))
+
+        result[rows] = integrate(f, mesh(base, part.breaks(one, 1.5)))[0]
+    return overflow.applied(result)
+
+
+def gaussian_kernel(
+    f: Function,
+    g: Function,
+    q1: Any,
+    q2: Any,
+    r: Any,
+    mean1: Any = 0.0,
+    mean2: Any = 0.0,
+) -> Array:
+    """E f(u) g(v), u ~ N(mean1, q1), v ~ N(mean2, q2), correlation r; all five broadcast.
+
+    r = 1 and r = -1 are exact (one dimension); a vanishing variance makes its function a constant, at a
+    jump the mean of both sides. inf, -inf or nan where E f^2 or E g^2 diverges or overflows.
+    Raises InputError for a negative variance, for abs(r) > 1, and for functions that are not real.
+    """
+    f, g = integrand(f), integrand(g)
+    (q1, q2, r, mean1, mean2), shape = _parameters(q1, q2, r, mean1, mean2)
+    _check_variances(q1, q2)
+    if np.any(np.abs(r) > 1 + 1e-9):
+        raise InputError(
+            f"a correlation is {float(r[np.argmax(np.abs(r))])!r}", why="it lies between -1 and 1"
+        )
+    r = np.clip(r, -1.0, 1.0)
+    table, back = np.unique(
+        np.stack([q1, mean1, q2, mean2, r], axis=1), axis=0, return_inverse=True
+    )
+    blocks = [_kernel(f, g, table[i : i + BLOCK]) for i in range(0, len(table), BLOCK)]
+    result = np.concatenate(blocks) if blocks else np.empty(0)
+    return np.asarray(result[np.ravel(back)].reshape(shape))
+
+
+def _parameters(*values: Any) -> tuple[list[Array], tuple[int, ...]]:
+    arrays = np.broadcast_arrays(*[np.asarray(v, dtype=float) for v in values])
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise InputError("a parameter of a Gaussian expectation is not a finite number")
+    return [a.ravel() for a in arrays], arrays[0].shape
+
+
+def _check_variances(*variances: Array) -> None:
+    if any(np.any(q < 0) for q in variances):
+        raise InputError("a variance is negative", why="q is the variance of a Gaussian variable")
+
+
+def _kernel(f: Integrand, g: Integrand, table: Array) -> Array:
+    q1, m1, q2, m2, r = table.T
+    result = np.empty(len(table))
+    fixed = (q1 == 0) | (q2 == 0)
+    line = ~fixed & (np.abs(r) == 1)
+    rest = ~fixed & ~line
+    for kind, rule in ((fixed, _fixed), (line, _on_line), (rest, _plane)):
+        if kind.any():
+            first = Line(f, m1[kind], np.sqrt(q1[kind]))
+            second = Line(g, m2[kind], np.sqrt(q2[kind]))
+            result[kind] = rule(first, second, r[kind])
+    return result
+
+
+def _fixed(first: Line, second: Line, r: Array) -> Array:
+    """At least one variable is a constant."""
+    product = np.asarray(
+        gaussian_moment(first.f, first.sigma**2, first.mean)
+        * gaussian_moment(second.f, second.sigma**2, second.mean)
+    )
+    both = (first.sigma == 0) & (second.sigma == 0) & (np.abs(r) == 1)
+    if both.any():
+        below, above = first.f.sides(first.mean[both])
+        left, right = second.f.sides(second.mean[both])
+        same = r[both] > 0
+        product[both] = (
+            below * np.where(same, left, right) + above * np.where(same, right, left)
+        ) / 2
+    return product
+
+
+def _on_line(first: Line, second: Line, r: Array) -> Array:
+    """r = 1 or -1: one variable."""
+    second = Line(second.f, second.mean, second.sigma * r)
+    result = np.empty(len(r))
+    for rows in chunks(first.sigma, ROWS):
+        result[rows] = _product(first.take(rows), second.take(rows))
+    return result
+
+
+def _product(first: Line, second: Line) -> Array:
+    overflow = Overflow(len(first.sigma))
+    reach = np.maximum(reaches(first, 1, overflow), reaches(second, 1, overflow))
+    result = np.empty(len(reach))
+    for one in np.unique(reach):
+        rows = np.flatnonzero(reach == one)
+        left, right = first.take(rows), second.take(rows)
+
+        def f(
+            row: Index, z: Array, left: Line = left, right: Line = right, rows: Index = rows
+        ) -> Array:
+            values = damped(left.values(row, z), z, 1) * damped(right.values(row, z), z, 1)
+            return overflow.cleared(rows[row], values)
+
+        breaks = mesh(uniform(one, 1.5), left.breaks(one, 1.5), right.breaks(one, 1.5))
+        result[rows] = integrate(f, breaks)[0]
+    return _signed(overflow, result, first, second)
+
+
+def _signed(overflow: Overflow, result: Array, first: Line, second: Line) -> Array:
+    """A product that overflows: the sign is only known where both functions are nonnegative."""
+    lost = overflow.up | overflow.down
+    return np.where(lost, np.where(overflow.down, np.nan, np.inf), result)
+
+
+def _plane(first: Line, second: Line, r: Array) -> Array:
+    """abs(r) < 1: Mehler's series where it converges, rotated coordinates elsewhere."""
+    left, i = _distinct(first)
+    right, j = _distinct(second)
+    overflow = Overflow(len(r))
+    reach1, reach2 = _reached(left, i, overflow), _reached(right, j, overflow)
+    result, scale = np.zeros(len(r)), np.zeros(len(r))
+    todo = np.flatnonzero(~(overflow.up | overflow.down))
+    for size in SIZES:
+        todo = _series(size, (left, reach1, i), (right, reach2, j), r, todo, (result, scale))
+    if len(todo):
+        reach = np.maximum(reach1[i], reach2[j])[todo]
+        result[todo] = rotated(first.take(todo), second.take(todo), r[todo], reach, scale[todo])
+    return _signed(overflow, result, first, second)
+
+
+def _distinct(line: Line) -> tuple[Line, Index]:
+    table, back = np.unique(np.stack([line.sigma, line.mean], axis=1), axis=0, return_inverse=True)
+    return Line(line.f, table[:, 1], table[:, 0]), np.ravel(back)
+
+
+def _reached(line: Line, owner: Index, overflow: Overflow) -> Array:
+    own = Overflow(len(line.sigma))
+    reach = reaches(line, 1, own)
+    overflow.up |= own.up[owner]
+    overflow.down |= own.down[owner]
+    return reach
+
+
+Side = tuple[Line, Array, Index]
+
+
+def _series(
+    size: int, left: Side, right: Side, r: Array, todo: Index, out: tuple[Array, Array]
+) -> Index:
+    """Fill in the pairs whose series of ``size`` terms is accurate enough; the others are left.
+
+    ``out``: results and natural scales sqrt(E f^2 E g^2).
+    """
+    result, scale = out
+    if len(todo) == 0:
+        return todo
+    trial = todo[_worth(size, r[todo])]
+    if len(trial) == 0:
+        return todo
+    a, i = _coefficients(size, left, trial)
+    same = left[0].f is right[0].f and np.array_equal(left[2][trial], right[2][trial])
+    same = same and np.array_equal(left[0].sigma, right[0].sigma)
+    same = same and np.array_equal(left[0].mean, right[0].mean)
+    b, j = (a, i) if same else _coefficients(size, right, trial)
+    bound = remainder(a.tail[i], b.tail[j], r[trial], size)
+    scale[trial] = np.sqrt(a.square[i] * b.square[j])
+    good = bound <= ACCEPTED * scale[trial]
+    result[trial[good]] = mehler(a, b, i[good], j[good], r[trial[good]])
+    return np.setdiff1d(todo, trial[good])
+
+
+def _worth(size: int, r: Array) -> Any:
+    return np.abs(r) > -1 if size < SIZES[-1] else np.abs(r) < 0.98
+
+
+def _coefficients(size: int, side: Side, trial: Index) -> tuple[Coefficients, Index]:
+    line, reach, owner = side
+    used, place = np.unique(owner[trial], return_inverse=True)
+    line, reach = line.take(used), reach[used]
+    values, square = np.empty((len(used), size)), np.empty(len(used))
+    for one in np.unique(reach):
+        inside = np.flatnonzero(reach == one)
+        for part in chunks(line.sigma[inside], ROWS):
+            rows = inside[part]
+            made = _resolve(size, one, line.take(rows))
+            values[rows], square[rows] = made.values, made.square
+    return Coefficients(values, square), np.ravel(place)
+
+
+def _resolve(size: int, reach: float, line: Line) -> Coefficients:
+    collector = Collector(size, reach, len(line.sigma))
+
+    def f(row: Index, z: Array) -> Array:
+        return damped(line.values(row, z), z, 1)
+
+    base = grid(size, reach)
+    for panels in resolved(f, mesh(base, line.breaks(reach, base[1] - base[0]))):
+        collector.add(panels)
+    return collector.result()

@@ -1,0 +1,195 @@
+"""A function of one variable made ready for Gaussian integrals: its kinks, its jumps, where it bends.
+
+The mesh of a function is a list of points between which it is a polynomial to ten digits. A kink that
+nobody announced shows as a panel that never becomes one: it is closed in by halving and then remembered.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.laws.algebra import affine, depends, rational
+from varflow.laws.cells import KINKED, NotFlat, pieces
+from varflow.laws.numeric import vectorized
+from varflow.laws.panels import ORDER, TO_COEFFICIENTS, Array, points, tails
+from varflow.symbols import X
+
+Function: TypeAlias = Any
+"""A sympy expression in ``symbols.X``, or a callable on float64 arrays."""
+MESH_TOLERANCE = 1e-10
+MESH_LEVELS = 56
+MAX_MESH = 300_000
+SMALLEST = 2.0**-20
+_ODD = 1.0 + 1 / 29.3
+"""Keeps the starting points of a mesh off the round numbers where kinks are, so that these show."""
+_INSET = 1e-9
+_AT_ENDS = np.polynomial.legendre.legvander(np.array([2 * _INSET - 1, 1 - 2 * _INSET]), ORDER - 1).T
+_GRADES = np.array([-8.0, -2.0, -0.5, 0.5, 2.0, 8.0])
+
+
+class Integrand:
+    """f as a function of numpy arrays, with the points where it bends.
+
+    ``f``: a sympy expression in ``symbols.X``, its kinks read off; or a callable from a float64 array to an
+    array of its shape, its kinks found by sampling (a feature narrower than about 1e-3 of its distance to
+    the origin can be missed there: announce it in ``breaks``). ``breaks`` are kinks and jumps, sorted.
+    Raises InputError for an expression with other symbols. Values that are not numbers raise when met.
+    """
+
+    def __init__(self, f: Function, breaks: tuple[float, ...] = ()) -> None:
+        known = set(breaks)
+        scales: list[tuple[float, float]] = []
+        if isinstance(f, sp.Expr):
+            f = rational(f)
+            _only_x(f)
+            self._function = vectorized(f, (X,), real=True)
+            known |= set(_kinks(f))
+            scales = _bends(f)
+            self.text = str(f)
+        else:
+            self._function = f
+            self.text = getattr(f, "__name__", "the function")
+        self.breaks: Array = np.array(sorted(known), dtype=float)
+        self._bends = scales
+        self._meshes: dict[int, Array] = {}
+
+    def __call__(self, x: Array) -> Array:
+        """f at every point; raises InputError where f is not a real number."""
+        with np.errstate(all="ignore"):
+            values = np.asarray(self._function(x))
+        if np.iscomplexobj(values) or np.isnan(values).any():
+            self._refuse(x, values)
+        return np.asarray(np.broadcast_to(values.astype(float, copy=False), x.shape))
+
+    def _refuse(self, x: Array, values: Any) -> None:
+        lost = np.broadcast_to(np.isnan(values) | (np.imag(values) != 0), x.shape)
+        if lost.any():
+            place = float(x[lost][np.argmin(np.abs(x[lost]))])
+            raise InputError(
+                f"{self.text} has no real value at x = {place:.6g}",
+                why="a Gaussian variable takes every real value",
+                instead="a function that is real and finite on the whole line",
+            )
+
+    def at(self, x: Array) -> Array:
+        """f at points, the mean of both sides at a jump: the limit of E f as the variance vanishes."""
+        below, above = self.sides(x)
+        return (below + above) / 2
+
+    def sides(self, x: Array) -> tuple[Array, Array]:
+        """f just below and just above every point."""
+        x = np.asarray(x, dtype=float)
+        gap = np.where(np.isin(x, self.breaks), 1e-13 * np.abs(x) + 1e-100, 0.0)
+        return self(x - gap), self(x + gap)
+
+    def mesh(self, reach: float) -> Array:
+        """Sorted points of [-X, X], X >= reach, between which f is close to a polynomial."""
+        octave = max(0, int(np.ceil(np.log2(max(reach, 1.0)))))
+        if octave not in self._meshes:
+            self._meshes[octave] = self._find_mesh(2.0**octave)
+        return self._meshes[octave]
+
+    def _find_mesh(self, reach: float) -> Array:
+        known = self.breaks
+        mesh, found = self._halved(self._start(reach, known))
+        fresh = [x for x in found if np.all(np.abs(known - x) > 1e-11 * (abs(x) + SMALLEST))]
+        if fresh:
+            self.breaks = np.sort(np.concatenate([known, fresh]))
+            mesh, _ = self._halved(self._start(reach, self.breaks))
+        return mesh
+
+    def _start(self, reach: float, hard: Array) -> Array:
+        dyadic = _ODD * 2.0 ** np.arange(-3, np.log2(reach))
+        parts = [hard, dyadic, -dyadic / _ODD, np.array([reach, -reach])]
+        parts += [centre + scale * _ODD * _GRADES for centre, scale in self._bends]
+        every = np.unique(np.concatenate(parts))
+        return np.asarray(every[np.abs(every) <= reach])
+
+    def _halved(self, start: Array) -> tuple[Array, list[float]]:
+        a, b = start[:-1], start[1:]
+        edges, kinks, scale = [start], [], np.zeros(len(a))
+        for _ in range(MESH_LEVELS):
+            size, error = self._unevenness(a, b)
+            scale = np.maximum(scale, size)
+            rough = error > MESH_TOLERANCE * size + 2e-15 * scale + 1e-250
+            thin = b - a < 1e-12 * np.maximum(np.abs(a), np.abs(b)) + 1e-15
+            kinks += [float(x) for x in (a + b)[rough & thin] / 2]
+            rough &= ~thin
+            a, b, scale = a[rough], b[rough], np.tile(scale[rough], 2)
+            if len(a) == 0 or len(a) > MAX_MESH:
+                break
+            middle = (a + b) / 2
+            edges.append(middle)
+            a, b = np.concatenate([a, middle]), np.concatenate([middle, b])
+        return np.unique(np.concatenate(edges)), _distinct(kinks)
+
+    def _unevenness(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """Size of f on every panel, and how far it is from a polynomial, inside and at the ends."""
+        inner = points(a, b)
+        near = (b - a)[:, None] * np.array([_INSET, -_INSET])
+        values = self(np.concatenate([inner, np.stack([a, b], axis=1) + near], axis=1))
+        values = np.where(np.abs(values) < 1e250, values, 0.0)
+        inner, ends = values[:, :-2], values[:, -2:]
+        missed = np.abs(inner @ TO_COEFFICIENTS @ _AT_ENDS - ends).max(axis=1)
+        return np.abs(inner).max(axis=1), np.maximum(tails(inner), 1e-2 * missed)
+
+
+def _distinct(values: list[float]) -> list[float]:
+    """Kinks that lie apart, moved to the round number beside them if there is one."""
+    kept: list[float] = []
+    for x in sorted(values):
+        short = round(x, 9)
+        x = short if abs(short - x) < 2e-12 * abs(x) + 2e-15 else x
+        if not kept or x - kept[-1] > 1e-11 * abs(x) + 1e-14:
+            kept.append(x)
+    return kept
+
+
+def _only_x(expr: sp.Expr) -> None:
+    others = sorted(map(str, expr.free_symbols - {X}))
+    if others:
+        raise InputError(
+            f"no value for {', '.join(others)}",
+            instead="an expression whose only symbol is varflow.symbols.X",
+        )
+
+
+def _kinks(expr: sp.Expr) -> list[float]:
+    if not expr.has(*KINKED):
+        return []
+    try:
+        return [float(b) for b in pieces(expr, X)[0]]
+    except (NotFlat, TypeError):
+        return []
+
+
+def _bends(expr: sp.Expr) -> list[tuple[float, float]]:
+    """(root, 1/slope) of every affine argument inside the expression."""
+    found: set[tuple[float, float]] = set()
+    waiting = list(expr.args)
+    while waiting:
+        part = waiting.pop()
+        form = affine(part, (X,)) if isinstance(part, sp.Expr) and depends(part, (X,)) else None
+        if form is None:
+            waiting += part.args
+        else:
+            slope = float(form[0][X])
+            found.add((-float(form[1]) / slope, 1 / abs(slope)))
+    return sorted(found)
+
+
+@lru_cache(maxsize=512)
+def _of_expression(expr: sp.Expr) -> Integrand:
+    return Integrand(expr)
+
+
+def integrand(f: Function) -> Integrand:
+    """The Integrand of an expression (made once), of a callable, or the one given."""
+    if isinstance(f, Integrand):
+        return f
+    return _of_expression(f) if isinstance(f, sp.Expr) else Integrand(f)
