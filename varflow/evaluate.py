@@ -13,6 +13,7 @@ from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws.moments import Evaluation, Moment, Quantity
 from varflow.laws.population import Population, run_population
+from varflow.laws.profile import Profile, has_windows
 from varflow.lowering import lower
 from varflow.symbols import STEP
 
@@ -67,12 +68,35 @@ class Numbers:
         values = {k: v for k, v in self._given.items() if k != STEP.name}
         return Numbers(derive(self.derivation.network.bind(values)), {})
 
+    @cached_property
+    def profile(self) -> Profile | None:
+        """Moments position by position, for a network with windows over positions whose sizes are all numbers."""
+        d = self.derivation
+        if d.bodies or d.only_formulas or not has_windows(d.program):
+            return None
+        sizes = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
+        program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
+        self._refuse_arrays()
+        return Profile(program, self.values, self._measured)
+
+    def _in_profile(self, name: str, measure: str, gradient: bool) -> float | None:
+        """A moment averaged over positions; None where the network has no profile, or no formula there."""
+        profile = self.profile
+        if profile is None:
+            return None
+        value = (profile.program.gradients if gradient else profile.program.values)[name]
+        found = profile.mean(value) if measure == "mean" else profile.second(value)
+        return None if found is None else float(found.mean())
+
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
         return float(getattr(self._population, m.measure)[m.value])
 
     def of(self, name: str, quantity: Quantity | None, field: str, gradient: bool = False) -> Any:
         """A moment of a node; from the population (or the unrolled network) where it has no formula."""
+        exact = self._in_profile(name, field, gradient)
+        if exact is not None:
+            return exact
         measured = quantity is None or getattr(quantity, "tier", "") == "population"
         if quantity is not None and not (measured and self.derivation.bodies):
             return self._evaluation.of(quantity)

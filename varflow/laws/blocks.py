@@ -17,7 +17,10 @@ from varflow.laws.variables import (
     Composite,
     GaussianSum,
     Instance,
+    Largest,
     MaskEntry,
+    Member,
+    Mixed,
     Noise,
     Opaque,
     PositionAverage,
@@ -89,7 +92,10 @@ def parts(v: Variable) -> tuple[Instance, ...]:
             return roots
         case GaussianSum(terms=terms):
             return tuple(t for _, t in terms)
-        case SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) if of is not None:
+        case Largest(of=of, weight_args=beside) if of is not None:
+            return (of, *beside)
+        case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)
+              | Member(of=of)) if of is not None:
             return (of,)
     return ()
 

@@ -11,6 +11,7 @@ from varflow.laws.blocks import carried, refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading
 from varflow.laws.moments import Formula, Moment, Quantity
+from varflow.laws.positions import Kernel
 from varflow.laws.slopes import has_jump
 from varflow.laws.variables import (
     Block,
@@ -19,7 +20,10 @@ from varflow.laws.variables import (
     Composite,
     GaussianSum,
     Instance,
+    Largest,
     MaskEntry,
+    Member,
+    Mixed,
     Noise,
     PositionAverage,
     Product,
@@ -28,6 +32,9 @@ from varflow.laws.variables import (
 )
 from varflow.program import Contract, Weight
 from varflow.symbols import arg
+
+MAX_GROUPS = 64
+DEPTHWISE = "the output of a depthwise convolution, a scale mixture of Gaussians, is taken as Gaussian"
 
 
 class Contraction(Reading):
@@ -42,6 +49,8 @@ class Contraction(Reading):
                 "all units are identical: the signal has rank one and no wide limit", "random entries")
         if all(b.law is None for b in x) or w.entry_variance == 0:
             return self._one(None)
+        if w.groups != 1 and (len(x) > 1 or w.columns == 1):
+            return self._grouped(w, transpose, x)
         backward = self.step.backward
         mine = self._uses.setdefault((w.name, transpose, backward), [])
         fresh = next((p for blocks, p in mine if blocks == x), None) or self._product(w, transpose, x, mine)
@@ -58,24 +67,66 @@ class Contraction(Reading):
         assert isinstance(primitive, Contract)
         reused = not self.step.backward and bool(mine or self._uses.get((w.name, not transpose, False)))
         result = Product(
-            **self._label(), weight=w.name, transpose=transpose, operand=x, factor=w.entry_variance,  # type: ignore[arg-type]
+            **self._label(), weight=w.name, transpose=transpose, operand=x,  # type: ignore[arg-type]
+            factor=quotient(w.entry_variance, w.groups), window=primitive.window,
+            centred=w.distribution == "standardized" and not transpose,
             normal=w.distribution == "normal" and w.keep == 1, exactness="wide" if reused else "exact",
-            alone=self._counts[(primitive, self.step.backward)] == 1)
+            alone=self._counts[primitive.weight, transpose, self.step.backward] == 1)
         mine.append((x, result))
         return result
+
+    def _grouped(self, w: Weight, transpose: bool, x: Blocks) -> Blocks:
+        """A block-diagonal matrix on several blocks, or one entry per channel: a law for each part."""
+        count = self._counts[w.name, transpose, self.step.backward] + self._counts[
+            w.name, not transpose, self.step.backward]
+        if count > 1:
+            return self._one(self._unknown(*(b.law for b in x)))
+        out, into = (w.columns, quotient(w.rows, w.groups)) if transpose else (quotient(w.rows, w.groups), w.columns)
+        if into == 1 or (into == out and w.columns == 1):
+            return tuple(Block(times(b.size, quotient(out, into)), b.law and self._part(w, transpose, k, (Block(
+                sp.S.One, b.law),), DEPTHWISE)) for k, b in enumerate(x))
+        if not w.groups.is_number or w.groups > MAX_GROUPS:
+            return self._one(self._unknown(*(b.law for b in x)))
+        groups = int(w.groups)
+        marks = tuple(Block(into, Instance(Composite(0, "", expr=sp.Integer(k)))) for k in range(groups))
+        parts: list[list[Block]] = [[] for _ in range(groups)]
+        for size, (mark, law) in refine(marks, x):
+            assert mark is not None and isinstance(mark.variable, Composite)
+            parts[int(mark.variable.expr)].append(Block(size, law))
+        return tuple(Block(out, self._part(w, transpose, k, tuple(part))) for k, part in enumerate(parts))
+
+    def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:
+        """The product of one diagonal block of a weight."""
+        primitive = self.step.primitive
+        assert isinstance(primitive, Contract)
+        return self._make(
+            Product, False, weight=f"{w.name}#{k}", transpose=transpose, operand=x, factor=w.entry_variance,
+            window=primitive.window, centred=w.distribution == "standardized" and not transpose,
+            normal=w.distribution == "normal" and w.keep == 1, exactness="closure" if note else "exact", note=note)
 
     def _corrected(self, w: Weight, fresh: Product, opposite: list[tuple[Blocks, Product]], h: Blocks,
                    uses: int) -> Blocks:
         """W^T h with W used as W x before: a part along x, with coefficient Var m E[dh/dg] (Yang 2020)."""
         corrections = []
         for x, g in opposite:
-            c = mo.total([mo.product(mo.constant(times(w.entry_variance, b.size)), self._response(b.law, g))
+            scale = quotient(w.entry_variance, w.groups)
+            c = mo.total([mo.product(mo.constant(times(scale, b.size)), self._response(b.law, g))
                           for b in h if b.law is not None])
+            c = self._over_taps(c, fresh, g)
             if not c.is_zero:
                 corrections.append((self.laws.quantity(c, "k", self.step.node), x))
         if w.distribution == "orthogonal" and corrections:
             self._shrink(w, fresh, corrections, opposite, uses)
         return self._with_corrections(fresh, corrections)
+
+    def _over_taps(self, c: Formula, fresh: Product, g: Product) -> Formula:
+        """A correction summed over the taps of a window."""
+        if g.window != fresh.window:
+            raise NoFormula("one weight used with different windows", self.step.node)
+        if fresh.window is None:
+            return c
+        kernel = Kernel(fresh.window, fresh.transpose, False)
+        return self.laws.operated(kernel, (c,), mo.combine(kernel.limit * mo.part(0), [c]))
 
     def _with_corrections(self, fresh: Product, corrections: list[tuple[Quantity, Blocks]]) -> Blocks:
         if not corrections:
@@ -118,6 +169,8 @@ class Contraction(Reading):
         if v is g:
             return self._make(Composite, False, expr=sp.S.One) if not x.moves else None
         match v:
+            case Mixed() | Member() | Largest() if any(_is_made_of(r.variable, g) for r in self.laws.roots(x)):
+                raise NoFormula("a reused weight's output at several positions", v.node)
             case GaussianSum(terms=terms):
                 return self._chain([(c, self._slope(carried(t, x), g)) for c, t in terms])
             case Composite():
@@ -152,11 +205,15 @@ class Contraction(Reading):
         return self._make(Composite, False, expr=expr, args=tuple(args), coefficients=v.coefficients)
 
 
+def _is_made_of(v: Variable, g: Product) -> bool:
+    return any(b is g for b in _basics(v))
+
+
 def _basics(v: Variable) -> set[Variable]:
     """Basic Gaussian variables within a Gaussian one."""
     match v:
         case GaussianSum(terms=terms):
             return set().union(*(_basics(t.variable) for _, t in terms))
-        case SampleMean(of=of) | PositionAverage(of=of) if of is not None:
+        case SampleMean(of=of) | PositionAverage(of=of) | Mixed(of=of) | Member(of=of) if of is not None:
             return _basics(of.variable)
     return {v}

@@ -10,18 +10,30 @@ from typing import Any
 
 import sympy as sp
 
-from varflow.calculus import times
+from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, family, fresh, parts, refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
+from varflow.laws.positions import (
+    Among,
+    Average,
+    Kernel,
+    Mixing,
+    Overall,
+    Spread,
+    Turn,
+)
 from varflow.laws.variables import (
     SAME,
     BlockChoice,
     Composite,
     GaussianSum,
     Instance,
+    Largest,
     MaskEntry,
+    Member,
+    Mixed,
     Noise,
     Opaque,
     PositionAverage,
@@ -32,11 +44,22 @@ from varflow.laws.variables import (
     View,
 )
 
+BORDERS = "the image is large: what zero padding takes off at its borders is left out"
+
+
+def _unturned(quantity: Quantity) -> Quantity:
+    return quantity
+
 
 @dataclass
 class Covariances(ABC):
-    """Dependence of variables and covariances of Gaussian ones, computed once each."""
+    """Dependence of variables and covariances of Gaussian ones, computed once each.
 
+    With ``profiles`` moments are arrays over positions (see :mod:`~varflow.laws.positions`): of a moment between two
+    places the first argument's place is the first axis; ``there`` moments at one place lie along the second.
+    """
+
+    profiles: bool = False
     system: MomentSystem = field(default_factory=MomentSystem)
     _second: dict[Variable, Formula] = field(default_factory=dict)
     _pair: dict[Any, Formula] = field(default_factory=dict)
@@ -45,6 +68,11 @@ class Covariances(ABC):
     _bits: dict[object, int] = field(default_factory=dict)
     _family_sets: dict[Variable, int] = field(default_factory=dict)
     _backward_bits: int = 0
+    _turns: dict[Moment, Moment] = field(default_factory=dict)
+
+    @abstractmethod
+    def mean(self, x: Instance) -> Formula:
+        """E[x] of any variable."""
 
     @abstractmethod
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
@@ -70,8 +98,10 @@ class Covariances(ABC):
             children = v.args
         elif isinstance(v, Opaque):
             children = v.roots
-        elif isinstance(v, PositionAverage) and not v.gaussian and v.of is not None:
+        elif isinstance(v, PositionAverage | Mixed) and not v.gaussian and v.of is not None:
             children = (v.of,)
+        elif isinstance(v, Largest) and v.of is not None:
+            children = (v.of, *v.weight_args)
         else:
             yield Instance(v)
             return
@@ -92,10 +122,12 @@ class Covariances(ABC):
                 return sample or not per_sample
             case BlockChoice():
                 return False
-            case SampleMean(of=of) if of is not None:
-                return not sample and self.varies(of.variable, sample)
+            case SampleMean(of=of, count=count) if of is not None:
+                return not sample and count == 1 and self.varies(of.variable, sample)
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
+            case Mixed(of=of) | Member(of=of) | Largest(of=of) if of is not None:
+                return self.varies(of.variable, sample)
             case SphereEntry(of=of) if of is not None:
                 return sample or self.varies(of.variable, sample)
             case Product(operand=operand):
@@ -160,10 +192,12 @@ class Covariances(ABC):
     # -- covariances of Gaussian variables -----------------------------------------------------------
 
     def covariance(self, x: Instance, y: Instance, view: View) -> Formula:
-        """Covariance of two Gaussian variables; zero by structure where they are independent."""
+        """Covariance of two Gaussian variables, ``y`` at the other place of the view; zero by structure where they are
+        independent."""
         u, v = x.variable, y.variable
         if u.backward != v.backward:
             return mo.ZERO
+        first, asked = u, view
         view = self._reduced(view, u, v)
         if x.moves == y.moves:
             if view.position and x.moves and x.moves[-1][0] == "unflatten":
@@ -176,20 +210,51 @@ class Covariances(ABC):
         key = (u, x.moves, v, y.moves, view)
         if key not in self._pair:
             self._pair[key] = self._find_covariance(x, y, view)
-        return self._pair[key]
+        return self._oriented(self._pair[key], asked, view, first, u, v)
+
+    def _oriented(self, f: Formula, asked: View, view: View, first: Variable, u: Variable, v: Variable) -> Formula:
+        """A covariance of u and v, found at ``view``, with the place of ``first`` as the first axis."""
+        if not self.profiles or not asked.position or f.is_zero:
+            return f
+        if view.position:
+            return f if first is u else self.turned(f)
+        second = v if first is u else u
+        return self.turned(f) if self.varies(second, False) and not self.varies(first, False) else f
+
+    def turned(self, f: Formula) -> Formula:
+        """The formula with its two places exchanged (profiles only)."""
+        if not self.profiles or not any(isinstance(a, Moment) for a in f.args):
+            return f
+        return replace(f, args=tuple(self.turned_quantity(a) for a in f.args))
+
+    def turned_quantity(self, q: Quantity) -> Quantity:
+        """The quantity with its two places exchanged (profiles only)."""
+        if not self.profiles or not isinstance(q, Moment):
+            return q
+        if q not in self._turns:
+            self._turns[q] = self.system.operate(Turn(), (q,), q.kind, q.node, q.backward)
+            self._turns[self._turns[q]] = q
+        return self._turns[q]
 
     def _find_covariance(self, x: Instance, y: Instance, view: View) -> Formula:
         for newer, older in ((x, y), (y, x)):
+            at = partial(self._in_order, newer is x, older)
             match newer.variable:
                 case GaussianSum(terms=terms) as v:
                     self._climb(v, older, view)
-                    parts = [(c, self.covariance(carried(t, newer), older, view)) for c, t in terms]
+                    turn = self.turned_quantity if view.position and newer is y else _unturned
+                    parts = [(turn(c), at(carried(t, newer), view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
-                case SampleMean(of=of) if of is not None:
-                    return self.covariance(carried(of, newer), older, View(view.position, True))
-                case PositionAverage(of=of) as z if of is not None:
+                case SampleMean(of=of, count=count) if of is not None:
                     inner = carried(of, newer)
-                    return self._averaged(z, partial(self.covariance, inner, older), view)
+                    if count == 1:
+                        return at(inner, View(view.position, True))
+                    return self._averaged(count, older, partial(self.covariance, older, inner), View(False, True))
+                case PositionAverage(of=of, count=count) if of is not None:
+                    inner = carried(of, newer)
+                    return self._averaged(count, older, partial(self.covariance, older, inner), view)
+                case Mixed(of=of) | Member(of=of) if of is not None:
+                    return self._resampled(newer, older, newer is x, view, self.covariance)
         return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
 
     def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
@@ -209,14 +274,77 @@ class Covariances(ABC):
         u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
         return (u, (), v, (), view) in self._pair or fresh(Instance(u), Instance(v))
 
-    def _averaged(self, z: PositionAverage, at: Any, view: View) -> Formula:
-        """(E at the same position + (P-1) E at others) / P."""
-        count = mo.constant(z.count)
-        here, other = at(View(False, view.sample)), at(View(True, view.sample))
-        if here is other:
+    def _in_order(self, first: bool, older: Instance, newer: Instance, view: View) -> Formula:
+        return self.covariance(newer, older, view) if first else self.covariance(older, newer, view)
+
+    def _averaged(self, count: sp.Expr, older: Instance, at: Any, view: View) -> Formula:
+        """(E at the same position + (P-1) E at others) / P, the mean over the second place of ``at``."""
+        here = at(View(False, view.sample))
+        if self.profiles and not self.varies(older.variable, False):
+            return self.operated(Overall(), (here,), here)
+        other = at(View(True, view.sample))
+        if here is other or (here.is_zero and other.is_zero):
             return here  # type: ignore[no-any-return]
         p = mo.part
-        return mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, count])
+        limit = mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, mo.constant(count)])
+        return self.operated(Average(), (here, other, mo.constant(count)), limit)
+
+    def operated(self, operator: Any, parts: tuple[Formula, ...], limit: Formula) -> Formula:
+        """What ``operator`` makes of the arrays of ``parts`` (profiles), or its limit far from borders."""
+        if not self.profiles or limit.is_zero:
+            return limit
+        args = tuple(self.quantity(f) for f in parts)
+        moments = [a for a in args if isinstance(a, Moment)]
+        node, backward = (moments[0].node, moments[0].backward) if moments else ("", False)
+        return mo.named(self.system.operate(operator, args, "c", node, backward))
+
+    def _resampled(self, newer: Instance, older: Instance, first: bool, view: View, pair: Any) -> Formula:
+        """E[newer older] for a value resampled over positions."""
+        v = newer.variable
+        assert isinstance(v, Mixed | Member) and v.of is not None
+        x = replace(carried(v.of, newer), there=False)
+        y, beside = replace(older, there=False), older.variable
+        fixed = not self.varies(beside, False)
+        if type(beside) is type(v) and not fixed:
+            y = replace(carried(beside.of, older), there=False)  # type: ignore[arg-type]
+        a, b = (x, y) if first else (y, x)
+        here, there = View(False, view.sample), View(True, view.sample)
+        same = pair(a, replace(b, there=not here.same), here)
+        if fixed:
+            return self._spread(v, same)
+        other = pair(a, replace(b, there=True), there)
+        if isinstance(v, Member):
+            return self._of_members(v, beside, same, other, view)
+        left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
+        if left is None or right is None:
+            self._on_one_grid(v)
+        mixing = Mixing(left, right, view.position)
+        alike, apart = mixing.limit
+        limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
+        return self.operated(mixing, (same, other), limit)
+
+    @staticmethod
+    def _on_one_grid(v: Mixed) -> None:
+        assert v.mix is not None
+        if v.mix.window.outputs != v.mix.window.inputs:
+            raise NoFormula("a resampled value beside one that depends on it", v.node)
+
+    def _spread(self, v: Mixed | Member, same: Formula) -> Formula:
+        """E[v y] for a ``y`` that is the same at all positions."""
+        if isinstance(v, Member):
+            assert v.window is not None
+            return self.operated(Among(v.window, v.transpose, False), (same, same), same)
+        assert v.mix is not None
+        one = Mixing(v.mix, v.mix, True).limit[1]
+        limit = mo.combine(sp.sqrt(one) * mo.part(0), [same])
+        return self.operated(Spread(v.mix), (same,), limit)
+
+    def _of_members(self, v: Member, beside: Variable, same: Formula, other: Formula, view: View) -> Formula:
+        if not isinstance(beside, Member) or (beside.window, beside.transpose) != (v.window, v.transpose):
+            raise NoFormula("an entry of a window beside what it depends on", v.node)
+        assert v.window is not None
+        limit = other if view.position else same
+        return self.operated(Among(v.window, v.transpose, view.position), (same, other), limit)
 
     def _basic_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
         if isinstance(u, Noise) and u is v:
@@ -230,16 +358,38 @@ class Covariances(ABC):
         return mo.ZERO
 
     def _product_covariance(self, u: Product, v: Product, view: View) -> Formula:
-        terms = []
-        for size, (a, b) in refine(u.operand, v.operand):
-            if a is not None and b is not None:
-                scale = mo.constant(times(u.factor, size))
-                terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
-        result = mo.total(terms)
+        if u.window != v.window:
+            raise NoFormula("one weight used with different windows", u.node)
+        result = self._summed(u, v, view)
+        if u.window is not None:
+            kernel = Kernel(u.window, u.transpose, view.position)
+            parts = (result, self._summed(u, v, View(False, view.sample))) if view.position else (result,)
+            result = self.operated(kernel, parts, mo.combine(kernel.limit * mo.part(0), [result]))
+            if not u.window.uniform and not result.is_zero:
+                result = replace(result, exactness="wide", assumptions=result.assumptions | {BORDERS})
+        if u.note and not result.is_zero:
+            result = replace(result, assumptions=result.assumptions | {u.note})
         if u is v and view.same and u.shrink is not None:
             result = mo.combine(mo.part(0) - mo.part(1), [result, mo.named(u.shrink)])
         exactness = mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness))
         return replace(result, exactness=exactness, degree=max(result.degree, 1))
+
+    def _summed(self, u: Product, v: Product, view: View) -> Formula:
+        """Var(W_ij) times the sum over the operand's channels of E[h h'] (centred: less its mean squared)."""
+        terms, means = [], []
+        total = sp.Add(*(b.size for b in u.operand))
+        for size, (a, b) in refine(u.operand, v.operand):
+            scale = mo.constant(times(u.factor, size))
+            if a is not None and b is not None:
+                terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
+            if u.centred:
+                means.append([mo.product(mo.constant(quotient(size, total)), self.mean(x)) if x else mo.ZERO
+                              for x in (a, b)])
+        if not means or all(f.is_zero for row in means for f in row):
+            return mo.total(terms)
+        here, there = (mo.total([row[k] for row in means]) for k in (0, 1))
+        lost = mo.product(mo.constant(times(u.factor, total)), here, self.turned(there) if view.position else there)
+        return mo.combine(mo.part(0) - mo.part(1), [mo.total(terms), lost])
 
     def formula(self, quantity: Quantity) -> Formula:
         """A quantity as a formula."""

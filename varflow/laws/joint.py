@@ -20,6 +20,7 @@ from varflow.laws.closure import closed
 from varflow.laws.covariances import Covariances
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.moments import Formula, Moment, Quantity
+from varflow.laws.positions import Overall
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
@@ -27,7 +28,9 @@ from varflow.laws.variables import (
     BlockChoice,
     Composite,
     Instance,
+    Largest,
     MaskEntry,
+    Mixed,
     Noise,
     Opaque,
     PositionAverage,
@@ -103,7 +106,11 @@ class Laws(Covariances):
             case BlockChoice(index=index, probabilities=probabilities):
                 return mo.constant(probabilities[index])
             case PositionAverage(of=of) if of is not None:
-                return self.mean(of)
+                return self.operated(Overall(), (self.mean(of),), self.mean(of))
+            case Mixed(of=of) if of is not None:
+                return self._spread(v, self.mean(of))
+            case Largest():
+                return self.of_largest(arg(0), v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
                 walk = moments_of_walk(self, v)
                 return walk[0] if walk else self.expectation(expr, args, coefficients, SAME)
@@ -127,6 +134,10 @@ class Laws(Covariances):
                 return mo.ONE
             case PositionAverage():
                 return self._pair_average(v, x, SAME)
+            case Mixed():
+                return self._resampled(x, x, True, SAME, self.pair)
+            case Largest():
+                return self.of_largest(arg(0) ** 2, v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
                 walk = moments_of_walk(self, v)
                 return walk[1] if walk else self.expectation(expr**2, args, coefficients, SAME)
@@ -136,32 +147,48 @@ class Laws(Covariances):
 
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
         """E[x y], ``there`` instances at the other place of ``view``."""
-        u, v = x.variable, y.variable
-        view = self._reduced(self._view_of(x, y, view), u, v)
-        if u is v and x.moves == y.moves and view.same:
+        if x.there and y.there and view.position:
+            return self.turned(self.pair(replace(x, there=False), replace(y, there=False), SAME))
+        if x.there and not y.there:
+            x, y = y, x
+        asked = self._view_of(x, y, view)
+        first, second = x.variable, y.variable
+        view = self._reduced(asked, first, second)
+        if first is second and x.moves == y.moves and view.same:
             return self.second(x)
-        if view.position and x.moves and x.moves[-1][0] == "unflatten":
-            return mo.product(self.mean(x), self.mean(y))
-        if u.backward != v.backward:
+        apart = asked.position and self.varies(second, False)
+        if first.backward != second.backward:
             return mo.ZERO
+        unrelated = view.position and x.moves and x.moves[-1][0] == "unflatten"
         x, y = replace(x, there=False), replace(y, there=not view.same)
-        if u.backward and v.backward and not self._families(u) & self._families(v) & self._backward_bits:
+        both_backward = first.backward and second.backward
+        if both_backward and not self._families(first) & self._families(second) & self._backward_bits:
             return mo.ZERO
-        if not self.dependent(x, y, view):
-            return mo.product(self.mean(x), self.mean(y))
-        if u.gaussian and v.gaussian:
-            return self.covariance(x, y, view)
-        key = (u, x.moves, v, y.moves, view) if u.born <= v.born else (v, y.moves, u, x.moves, view)
+        if unrelated or not self.dependent(x, y, view):
+            return mo.product(self.mean(x), self.turned(self.mean(y)) if apart else self.mean(y))
+        if first.gaussian and second.gaussian:
+            return self.covariance(x, y, asked)
+        return self._named_pair(x, y, asked, view)
+
+    def _named_pair(self, x: Instance, y: Instance, asked: View, view: View) -> Formula:
+        """E[x y], named once."""
+        first = x.variable
+        if x.variable.born > y.variable.born:
+            x, y = replace(y, there=False), replace(x, there=not view.same)
+        u, v = x.variable, y.variable
+        key = (u, x.moves, v, y.moves, view)
         if key not in self._pair:
             found = self._find_pair(x, y, view)
             self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=_born).node,
                                                          backward=u.backward or v.backward))
-        return self._pair[key]
+        return self._oriented(self._pair[key], asked, view, first, u, v)
 
     def _find_pair(self, x: Instance, y: Instance, view: View) -> Formula:
         for a, b in ((x, y), (y, x)):
             if isinstance(a.variable, PositionAverage):
                 return self._pair_average(a.variable, b, view)
+            if isinstance(a.variable, Mixed):
+                return self._resampled(a, b, a is x, view, self.pair)
         for a, b in ((x, y), (y, x)):
             if isinstance(a.variable, Opaque):
                 return self._pair_opaque(a, b, view)
@@ -169,8 +196,14 @@ class Laws(Covariances):
 
     def _pair_average(self, z: PositionAverage, other: Instance, view: View) -> Formula:
         assert z.of is not None
-        of = z.of
-        return self._averaged(z, lambda w: self.pair(of, replace(other, there=not w.same), w), view)
+        of, other = z.of, replace(other, there=False)
+        return self._averaged(z.count, other, lambda w: self.pair(other, replace(of, there=not w.same), w), view)
+
+    def of_largest(self, f: sp.Expr, v: Largest) -> Formula:
+        """E[f(v)] of the largest entry of a window."""
+        assert v.of is not None
+        weight = rename(v.weight, tuple((arg(i), arg(i + 1)) for i in reversed(range(len(v.weight_args)))))
+        return self.expectation(f * weight, (v.of, *v.weight_args), v.coefficients, SAME)
 
     def _pair_opaque(self, a: Instance, b: Instance, view: View) -> Formula:
         v = a.variable
@@ -277,7 +310,9 @@ class Laws(Covariances):
     def _group(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
         if len(indices) == 1:
-            return self._one(rename(expr, ((arg(indices[0]), arg(0)),)), args[indices[0]], coefficients)
+            x = args[indices[0]]
+            f = self._one(rename(expr, ((arg(indices[0]), arg(0)),)), x, coefficients)
+            return self.turned(f) if x.there and view.position else f
         if len(indices) == 2 and expr == arg(indices[0]) * arg(indices[1]):
             return self.pair(args[indices[0]], args[indices[1]], view)
         return self._joint(expr, indices, args, coefficients, view)
@@ -299,7 +334,9 @@ class Laws(Covariances):
             return mo.product(_coefficient_formula(f.subs(arg(0), 1), coefficients), self.mean(Instance(v)))
         if isinstance(v, Composite):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
-        if isinstance(v, Opaque | PositionAverage) and not v.gaussian:
+        if isinstance(v, Largest) and not coefficients:
+            return self.of_largest(f, v)
+        if isinstance(v, Opaque | PositionAverage | Mixed | Largest) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
 
@@ -338,7 +375,9 @@ class Laws(Covariances):
             inner[coefficient(i)] = coefficient(len(coefficients) + i)
         outer: dict[sp.Symbol, sp.Expr] = {arg(i): arg(place[args[i]]) for i in used}
         outer[arg(which)] = rename(v.expr, tuple(inner.items()))
-        return self.expectation(rename(expr, tuple(outer.items())), tuple(place), coefficients + v.coefficients, view)
+        turned = x.there and view.position
+        own = tuple(self.turned_quantity(c) for c in v.coefficients) if turned else v.coefficients
+        return self.expectation(rename(expr, tuple(outer.items())), tuple(place), coefficients + own, view)
 
     def _settled(self, x: Instance, view: View) -> Instance:
         """``x``, here instead of there where it does not vary along the view."""
@@ -407,9 +446,15 @@ class Laws(Covariances):
         if not (x.variable.gaussian and y.variable.gaussian):
             self._refuse_mixed(x, y, view)
             return sp.S.Zero
-        f = self.second(x) if x == y else self.covariance(x, y, self._view_of(x, y, view))
+        f = self._entry_formula(x, y, view)
         c = self.quantity(f, node=x.variable.node, backward=x.variable.backward)
         return c if isinstance(c, sp.Number) and _plain(c) else mo.place(_position(given, c), c)
+
+    def _entry_formula(self, x: Instance, y: Instance, view: View) -> Formula:
+        if x.there and not y.there:
+            x, y = y, x
+        f = self.second(x) if x == y else self.covariance(x, y, self._view_of(x, y, view))
+        return self.turned(f) if x.there and y.there and view.position else f
 
     def _refuse_mixed(self, x: Instance, y: Instance, view: View) -> None:
         spheres = [i for i in (x, y) if isinstance(i.variable, SphereEntry)]

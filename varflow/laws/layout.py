@@ -8,7 +8,7 @@ from varflow.calculus import quotient
 from varflow.laws.blocks import refine
 from varflow.laws.making import Reading, moved_by
 from varflow.laws.variables import Block, BlockChoice, Blocks, Composite, Instance
-from varflow.program import Concat, Embed, Flatten, Instruction, Permute, Slice
+from varflow.program import Concat, Deal, Embed, Flatten, Instruction, Permute, Slice
 from varflow.symbols import arg
 
 
@@ -27,6 +27,8 @@ class Layout(Reading):
                 return tuple(b for b in (Block(start, None), *shifted, Block(rest, None)) if b.size != 0)
             case Permute(name=name, inverse=inverse):
                 return self._permute(args[0], name, inverse)
+            case Deal(count=count, inverse=inverse):
+                return self._deal(args[0], count, inverse)
             case Flatten():
                 places = self.program.shape(step.args[0]).places
                 return tuple(Block(b.size * places, moved_by(b.law, ("flatten", 0))) for b in args[0])
@@ -42,6 +44,12 @@ class Layout(Reading):
             result += [Block(b.size, moved_by(b.law, ("shift", -start))) for b in blocks]
             start = sp.expand(start + sp.Add(*(b.size for b in blocks)))
         return tuple(result)
+
+    def _deal(self, x: Blocks, count: int, inverse: bool) -> Blocks:
+        """A fixed order of channels: other coordinates of the same law where there is one law."""
+        if len(x) > 1:
+            return self._one(self._unknown(*(b.law for b in x)))
+        return (Block(x[0].size, moved_by(x[0].law, ("gather" if inverse else "deal", count))),)
 
     def _permute(self, x: Blocks, name: str, inverse: bool) -> Blocks:
         move = "unpermute" if inverse else "permute"

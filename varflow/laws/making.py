@@ -49,16 +49,17 @@ class Reading:
     step: Instruction
     index: int
 
-    def __init__(self, program: Program, closures: bool = False) -> None:
+    def __init__(self, program: Program, closures: bool = False, profiles: bool = False) -> None:
         self.program = program
-        self.laws = Laws(closures=closures)
+        self.laws = Laws(profiles=profiles, closures=closures)
         self.values: list[Blocks] = []
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
         self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
         self._mixed: dict[str, tuple[object, ...]] = {}
         self._slopes = False
-        self._counts = Counter((s.primitive, s.backward) for s in program if isinstance(s.primitive, Contract))
+        self._counts = Counter((s.primitive.weight, s.primitive.transpose, s.backward)
+                               for s in program if isinstance(s.primitive, Contract))
         self._masks: dict[Mask, MaskEntry] = {}
         self.bodies: list[Any] = []
         self.maps: dict[str, Any] = {}

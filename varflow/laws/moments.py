@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
 import sympy as sp
 
 from varflow.calculus import symbols_in
@@ -31,7 +32,8 @@ class Moment:
     """One named number of the derivation: ``symbol`` = ``template`` with its placeholders standing for ``args``.
 
     ``kind`` is q (second moment), m (mean), c (covariance), r (another expectation); ``node`` the node it
-    describes. ``template`` is None where no formula exists; then ``value`` and ``measure`` say which program
+    describes. ``operator`` (profiles only) mixes positions of the arguments' arrays and stands instead of the
+    template. ``template`` is None where no formula exists; then ``value`` and ``measure`` say which program
     value and which of its moments a population must supply (``value`` None: nothing can).
     """
 
@@ -47,6 +49,7 @@ class Moment:
     value: int | None = None
     measure: str = ""
     degree: int = 1
+    operator: Any = None
 
     @property
     def symbol(self) -> sp.Symbol:
@@ -215,6 +218,15 @@ class MomentSystem:
         self.moments.append(m)
         return m
 
+    def operate(self, operator: Any, args: tuple[Quantity, ...], kind: str, node: str, backward: bool) -> Moment:
+        """Name what ``operator.apply`` makes of the arrays of ``args``."""
+        over = [a for a in args if isinstance(a, Moment)]
+        m = Moment(len(self.moments), kind, node, None, args, weakest(EXACTNESS, (a.exactness for a in over)),
+                   weakest(TIERS, (a.tier for a in over)), frozenset().union(*(a.assumptions for a in over)),
+                   backward, operator=operator)
+        self.moments.append(m)
+        return m
+
     @staticmethod
     def _labelled(index: int, kind: str, node: str, f: Formula, backward: bool) -> Moment:
         over = [a for a in f.args if isinstance(a, Moment)]
@@ -286,10 +298,12 @@ class Evaluation:
         return self._known[quantity]
 
     def _one(self, m: Moment) -> Any:
-        if m.template is None:
+        if m.template is None and m.operator is None:
             return self.measured(m)
         numbers = tuple(self._known[a] if isinstance(a, Moment) else _evaluate(a, (), (), self.values)
                         for a in m.args)
+        if m.operator is not None:
+            return m.operator.apply(*(np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in numbers))
         places = tuple(place(i, a) for i, a in enumerate(m.args))
         return _evaluate(m.template, places, numbers, self.values)
 

@@ -28,16 +28,19 @@ from varflow.laws.variables import (
     PositionAverage,
     View,
 )
+from varflow.laws.windows import Windows
 from varflow.program import (
     Bias,
     Concat,
     Contract,
     Cotangent,
+    Deal,
     Embed,
     Flatten,
     Input,
     Instruction,
     Mask,
+    Mix,
     Permute,
     Pointwise,
     PositionExpand,
@@ -49,17 +52,19 @@ from varflow.program import (
     Standardize,
     StandardizeBackward,
     Unflatten,
+    WindowMax,
+    WindowMaxBackward,
 )
 
 DEEP = 150
 """Instructions of a program whose covariances are named as it is read."""
 
 
-class Propagation(Contraction, Normalization, Layout, Repetition):
+class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
     """The laws of a program's values. ``values[i]`` are the blocks of instruction i's value."""
 
-    def __init__(self, program: Program, closures: bool = False) -> None:
-        super().__init__(program, closures)
+    def __init__(self, program: Program, closures: bool = False, profiles: bool = False) -> None:
+        super().__init__(program, closures, profiles)
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
         for i, step in enumerate(program):
@@ -112,7 +117,9 @@ class Propagation(Contraction, Normalization, Layout, Repetition):
                                                                 count=count)) for b in args[0])
             case PositionExpand():
                 return args[0]
-            case Concat() | Slice() | Embed() | Permute() | Flatten() | Unflatten():
+            case Mix() | WindowMax() | WindowMaxBackward():
+                return self._window(step, args)
+            case Concat() | Slice() | Embed() | Permute() | Flatten() | Unflatten() | Deal():
                 return self._layout(step, args)
             case Repeat() as repeat:
                 return self._one(self._repeat(repeat, args[0]))

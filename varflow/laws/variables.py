@@ -13,7 +13,8 @@ from typing import TypeAlias
 import sympy as sp
 
 from varflow.laws.moments import Moment, Quantity
-from varflow.program import Standardize
+from varflow.program import Mix, Standardize
+from varflow.window import Window
 
 Move: TypeAlias = tuple[str, object]
 
@@ -73,7 +74,8 @@ def _append(moves: tuple[Move, ...], move: Move) -> tuple[Move, ...]:
     return (*moves, move)
 
 
-_INVERSE = {"permute": "unpermute", "unpermute": "permute", "flatten": "unflatten", "unflatten": "flatten"}
+_INVERSE = {"permute": "unpermute", "unpermute": "permute", "flatten": "unflatten", "unflatten": "flatten",
+            "deal": "gather", "gather": "deal"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Product(Variable):
 
     ``factor`` is the second moment of an entry, ``normal`` whether entries are Gaussian, ``alone`` whether it is
     the only use of W in this orientation, ``exactness`` that of its covariances, and ``shrink`` what a Haar
-    matrix takes off its variance for an earlier opposite use.
+    matrix takes off its variance for an earlier opposite use. ``centred``: the rows of W sum to zero, so that
+    the operand's mean over channels is lost. ``note``: what its law assumes.
     """
 
     weight: str = ""
@@ -117,6 +120,9 @@ class Product(Variable):
     alone: bool = True
     exactness: str = "exact"
     shrink: Moment | None = None
+    window: Window | None = None
+    centred: bool = False
+    note: str = ""
     gaussian = True
 
 
@@ -130,9 +136,10 @@ class GaussianSum(Variable):
 
 @dataclass(eq=False)
 class SampleMean(Variable):
-    """The part of a Gaussian variable that all samples of a large batch share."""
+    """The mean of a Gaussian variable over a large batch and over its ``count`` positions."""
 
     of: Instance | None = None
+    count: sp.Expr = sp.S.One
     gaussian = True
 
 
@@ -147,6 +154,41 @@ class PositionAverage(Variable):
     def gaussian(self) -> bool:  # type: ignore[override]
         """Whether what is averaged is Gaussian."""
         return self.of is not None and self.of.variable.gaussian
+
+
+@dataclass(eq=False)
+class Mixed(Variable):
+    """A value's positions mixed with fixed numbers (Gaussian if the value is)."""
+
+    of: Instance | None = None
+    mix: Mix | None = None
+
+    @property
+    def gaussian(self) -> bool:  # type: ignore[override]
+        """Whether what is mixed is Gaussian."""
+        return self.of is not None and self.of.variable.gaussian
+
+
+@dataclass(eq=False)
+class Member(Variable):
+    """Any entry of a window of positions of a Gaussian value; with ``transpose`` any window that a position is in.
+    Only profiles tell it from the value itself."""
+
+    of: Instance | None = None
+    window: Window | None = None
+    transpose: bool = False
+    gaussian = True
+
+
+@dataclass(eq=False)
+class Largest(Variable):
+    """The largest of a value over a window of positions: E[f(largest)] = E[f(``of``) ``weight``], where ``weight``, an
+    expression of ``weight_args`` and coefficients, is how much more often an entry of this size wins."""
+
+    of: Instance | None = None
+    weight: sp.Expr = sp.S.One
+    weight_args: tuple[Instance, ...] = ()
+    coefficients: tuple[Quantity, ...] = ()
 
 
 @dataclass(eq=False)

@@ -1,0 +1,276 @@
+"""What mixing positions does to moments: to those at one position, and to those between two.
+
+A moment at one position is an array over positions (P, 1), a moment between two positions an array (P, P')
+whose diagonal is not used: there the two positions are one. In the limit of a large image every position sees
+the full window and two positions are far apart; then both are numbers and mixing is a linear form of the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import sympy as sp
+
+from varflow.program import Mix
+from varflow.window import Window
+
+Array: TypeAlias = npt.NDArray[np.float64]
+MAX_PLACES = 2048
+"""Positions beyond which moments are averages over positions, with exact averages of the borders."""
+Taps: TypeAlias = list[tuple[tuple[int, ...], sp.Rational]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The two places of a moment exchanged."""
+
+    def apply(self, same: Array) -> Array:
+        """(P, 1) becomes (1, P)."""
+        return same.T
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """sum_t s[p + t, p' + t]: what a contraction over a window (or its transpose) adds up."""
+
+    window: Window
+    transpose: bool
+    between: bool
+
+    @property
+    def limit(self) -> sp.Rational:
+        """Terms in the sum where the whole window is inside, on average over phases."""
+        return sp.Rational(self.window.taps, self.window.spacing if self.transpose else 1)
+
+    def apply(self, moment: Array, same: Array | None = None) -> Array:
+        """``moment`` at one position (or between two, its diagonal from ``same``) summed over the taps."""
+        w = self.window
+        even = w.uniform and (not self.transpose or w.covers_evenly)
+        if (moment.size == 1 and even) or _too_many(w):
+            return np.full((1, 1), float(moment.mean()) * _mean_count(w, self.transpose))
+        matrices = _matrices(w, self.transpose)
+        if not self.between:
+            return np.asarray(sum(m @ np.broadcast_to(moment, (m.shape[1], 1)) for m in matrices))
+        full = _completed(moment, same, matrices[0].shape[1])
+        return np.asarray(sum(m @ (m @ full).T for m in matrices)).T
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """sum_tt' a_t b_t' s[p + t, p' + t'] for two mixtures of positions (None: the position itself); ``between``
+    two different output positions, or at one."""
+
+    left: Mix | None
+    right: Mix | None
+    between: bool
+
+    @property
+    def limit(self) -> tuple[sp.Rational, sp.Rational]:
+        """Coefficients of the moments at one position and between two."""
+        left, right = _phases(self.left, self.right), _phases(self.right, self.left)
+        alike = everything = sp.S.Zero
+        for a, b in zip(left, right, strict=True):
+            everything += sum((x for _, x in a), sp.S.Zero) * sum((y for _, y in b), sp.S.Zero)
+            alike += sum((x * y for p, x in a for r, y in b if p == r), sp.S.Zero)
+        n = sp.Integer(len(left))
+        return (sp.S.Zero, everything / n) if self.between else (alike / n, (everything - alike) / n)
+
+    def apply(self, same: Array, other: Array) -> Array:
+        """``same`` (P, 1) and ``other`` (P, P') mixed."""
+        mix = self.left or self.right
+        assert mix is not None
+        if (same.size == 1 and other.size == 1 and mix.window.uniform) or _too_many(mix.window):
+            alike, apart = self.limit
+            return np.full((1, 1), float(alike) * same.mean() + float(apart) * other.mean())
+        count = (mix_matrix(self.left) if self.left else mix_matrix(mix)).shape[1]
+        full = _completed(other, same, count)
+        full = mix_matrix(self.left) @ full if self.left else full
+        full = (mix_matrix(self.right) @ full.T).T if self.right else full
+        return np.asarray(full) if self.between else np.diag(full)[:, None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """sum_t a_t s[p + t]: a mixture of positions beside something that is the same at all of them."""
+
+    mix: Mix
+
+    def apply(self, same: Array) -> Array:
+        """(P, 1) mixed."""
+        if _too_many(self.mix.window):
+            return np.full((1, 1), float(sp.sqrt(Mixing(self.mix, self.mix, True).limit[1])) * same.mean())
+        matrix = mix_matrix(self.mix)
+        return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
+
+
+@dataclass(frozen=True)
+class Among:
+    """The mean over the entries of a window (with ``transpose``: over the windows an entry is in), at one output
+    position or between two."""
+
+    window: Window
+    transpose: bool
+    between: bool
+
+    def apply(self, same: Array, other: Array) -> Array:
+        """Means of ``same`` (P, 1), or of ``other`` (P, P')."""
+        if _too_many(self.window):
+            return np.full((1, 1), (other if self.between else same).mean())
+        matrix = _mean_matrix(self.window, self.transpose)
+        if not self.between:
+            return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
+        return np.asarray((matrix @ (matrix @ _completed(other, same, matrix.shape[1])).T).T)
+
+
+@dataclass(frozen=True)
+class Within:
+    """The mean over pairs of different entries of a window."""
+
+    window: Window
+
+    def apply(self, same: Array, other: Array) -> Array:
+        """Means of ``other`` (P, P') off the diagonal."""
+        if other.size == 1 or _too_many(self.window):
+            return np.full((1, 1), other.mean())
+        mean = _mean_matrix(self.window, False)
+        count = taps_inside(self.window, False)
+        every = np.diag(mean @ (mean @ _completed(other, same, mean.shape[1])).T)[:, None]
+        alike = mean @ np.broadcast_to(same, (mean.shape[1], 1))
+        return np.asarray((count * every - alike) / np.maximum(count - 1, 1))
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How many taps of an output position's window are inside the grid (transpose: windows a position is in)."""
+
+    window: Window
+    transpose: bool
+
+    def apply(self, *_: Array) -> Array:
+        """(P, 1)."""
+        if _too_many(self.window):
+            return np.full((1, 1), _mean_count(self.window, self.transpose))
+        return taps_inside(self.window, self.transpose)
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean over the second place, of ``count`` positions."""
+
+    def apply(self, same: Array, other: Array, count: Array) -> Array:
+        """(P, 1) and (P, P') become (P, 1)."""
+        n = int(count.item())
+        if max(same.size, other.size) == 1 or n > MAX_PLACES:
+            return np.full((1, 1), (same.mean() + (n - 1) * other.mean()) / n)
+        return np.asarray(_completed(other, same, n).mean(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Overall:
+    """The mean over positions of a moment at one position."""
+
+    def apply(self, same: Array) -> Array:
+        """(P, 1) becomes (1, 1)."""
+        return np.full((1, 1), same.mean())
+
+
+def _completed(other: Array, same: Array | None, count: int) -> Array:
+    """The moment between all pairs of positions, equal ones included."""
+    full = np.array(np.broadcast_to(other, (count, count)))
+    if same is not None:
+        np.fill_diagonal(full, np.broadcast_to(same, (count, 1))[:, 0])
+    return full
+
+
+def taps_inside(w: Window, transpose: bool) -> Array:
+    """Number of taps inside the grid for every output position (windows it is in, for every input position)."""
+    total: Any = sum(_matrices(w, transpose))
+    return np.asarray(total.sum(axis=1), dtype=np.float64).reshape(-1, 1)
+
+
+@lru_cache(maxsize=64)
+def _mean_matrix(w: Window, transpose: bool) -> Any:
+    from scipy.sparse import diags_array
+
+    total: Any = sum(_matrices(w, transpose))
+    return diags_array(1 / np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1)) @ total
+
+
+def _too_many(w: Window) -> bool:
+    return int(np.prod([int(n) for n in w.inputs])) > MAX_PLACES
+
+
+@lru_cache(maxsize=256)
+def _mean_count(w: Window, transpose: bool) -> float:
+    """Taps inside the grid per output position (per input position for the transpose)."""
+    inside = 1.0
+    for n, out, k, s, (low, _), d in zip(w.inputs, w.outputs, w.kernel, w.stride, w.padding, w.dilation, strict=True):
+        axis = Window((n,), (k,), (s,), ((low, 0),), (d,), w.mode)
+        places = s * np.arange(int(out))[:, None] + d * np.arange(k) - low
+        within = ((places >= 0) & (places < int(n))).sum() if axis.mode == "zeros" else places.size
+        inside *= float(within) / (int(n) if transpose else int(out))
+    return inside
+
+
+@lru_cache(maxsize=64)
+def _matrices(w: Window, transpose: bool) -> tuple[Any, ...]:
+    """For each tap the matrix from input to output positions (or its transpose)."""
+    from scipy.sparse import csr_array
+
+    table, size = w.table(), int(np.prod([int(n) for n in w.inputs]))
+    result = []
+    for column in table.T:
+        rows = np.flatnonzero(column >= 0)
+        matrix = csr_array((np.ones(len(rows)), (rows, column[rows])), shape=(len(table), size))
+        result.append(matrix.T.tocsr() if transpose else matrix)
+    return tuple(result)
+
+
+@lru_cache(maxsize=64)
+def mix_matrix(mix: Mix) -> Any:
+    """The matrix of a mixture, from positions of its operand to those of its value (sparse)."""
+    from scipy.sparse import diags_array
+
+    total: Any = sum(float(a) * m for a, m in zip(mix.coefficients, _matrices(mix.window, False), strict=True))
+    if mix.normalized and not mix.transpose:
+        total = diags_array(1 / total.sum(axis=1)) @ total
+    elif mix.normalized:
+        total = total @ diags_array(1 / total.sum(axis=0))
+    return total.T.tocsr() if mix.transpose else total.tocsr()
+
+
+def _phases(mix: Mix | None, beside: Mix | None) -> list[Taps]:
+    """For every phase of the output positions, the operand's offsets and their coefficients."""
+    if mix is None:
+        axes = len((beside or mix).window.kernel)  # type: ignore[union-attr]
+        return [[((0,) * axes, sp.S.One)]] * _phase_count(beside)
+    w = mix.window
+    if not mix.transpose:
+        taps = [(tuple(d * i - low for i, d, (low, _) in zip(t, w.dilation, w.padding, strict=True)), a)
+                for t, a in zip(w.offsets(), mix.coefficients, strict=True)]
+        return [_scaled(taps, mix.normalized)]
+    return [_scaled(_phase(mix, phase), mix.normalized) for phase in product(*(range(s) for s in w.stride))]
+
+
+def _phase_count(mix: Mix | None) -> int:
+    return mix.window.spacing if mix is not None and mix.transpose else 1
+
+
+def _phase(mix: Mix, phase: tuple[int, ...]) -> Taps:
+    """Coarse offsets that reach one phase of the fine grid."""
+    w, found = mix.window, []
+    for t, a in zip(w.offsets(), mix.coefficients, strict=True):
+        steps = [p + low - d * i for p, i, d, (low, _) in zip(phase, t, w.dilation, w.padding, strict=True)]
+        if all(x % s == 0 for x, s in zip(steps, w.stride, strict=True)):
+            found.append((tuple(x // s for x, s in zip(steps, w.stride, strict=True)), a))
+    return found
+
+
+def _scaled(taps: Taps, normalized: bool) -> Taps:
+    total = sum((a for _, a in taps), sp.S.Zero) if normalized else sp.S.One
+    return [(offset, a / total) for offset, a in taps]

@@ -1,0 +1,183 @@
+"""Positions mixed with fixed numbers, and maxima over windows of positions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import sympy as sp
+
+from varflow.calculus import derivative, rename
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried, coefficient, refine
+from varflow.laws.distributions import NoFormula
+from varflow.laws.making import Reading, listed
+from varflow.laws.moments import Quantity
+from varflow.laws.numeric import vectorized
+from varflow.laws.positions import Inside, Within
+from varflow.laws.variables import (
+    POSITION,
+    Block,
+    Blocks,
+    Composite,
+    Instance,
+    Largest,
+    Member,
+    Mixed,
+    Noise,
+)
+from varflow.program import Instruction, Mix, WindowMax, WindowMaxBackward
+from varflow.symbols import arg
+from varflow.window import Window
+
+EXCHANGEABLE = "the entries of a pooling window are exchangeable"
+_GRID = np.linspace(-8.0, 8.0, 1601)
+
+
+class Windows(Reading):
+    """Laws of resampling and of pooling."""
+
+    def _window(self, step: Instruction, args: list[Blocks]) -> Blocks:
+        match step.primitive:
+            case Mix() as mix:
+                return tuple(Block(b.size, b.law and self._resampling(mix, b.law, len(args[0]) == 1)) for b in args[0])
+            case WindowMax(window=window):
+                return tuple(Block(b.size, b.law and self._largest(window, b.law, len(args[0]) == 1))
+                             for b in args[0])
+            case WindowMaxBackward(forward=forward):
+                cuts = refine(*args)
+                whole = len(cuts) == 1
+                return tuple(Block(size, d and self._won(forward.window, x, d, whole)) for size, (x, d) in cuts)
+        raise NotImplementedError
+
+    def _resampling(self, mix: Mix, x: Instance, whole: bool) -> Instance:
+        w = mix.window
+        if w.taps == 1 and mix.coefficients == (1,) and not mix.transpose and not self.laws.profiles and w.uniform:
+            return x
+        return self._make(Mixed, whole, of=x, mix=mix)
+
+    def _largest(self, window: Window, x: Instance, whole: bool) -> Instance:
+        """Maxima of an increasing function of exchangeable Gaussians: density n Phi^(n-1) of the winner."""
+        found = as_function(x)
+        if found is None:
+            return self._unknown(x)
+        f, g = found
+        try:
+            entry = self._member(window, g, False)
+            power, beside, numbers = self._odds(window, g, entry)
+        except NoFormula:
+            return self._unknown(x)
+        n = self._entries(window, False)
+        count = n if isinstance(n, sp.Expr) else listed(numbers, n)
+        weight = count * power ** (count - 1)
+        args = (entry, *beside)
+        of = self._pointwise(f, (entry,), False)
+        return self._make(Largest, whole, of=of, weight=weight, weight_args=args, coefficients=tuple(numbers))
+
+    def _won(self, window: Window, x: Instance | None, d: Instance, whole: bool) -> Instance | None:
+        """What reaches an entry from the windows it wins: d_A for each, with probability Phi^(n-1) given the entry,
+        Phi^(m-1) for two windows of m entries together."""
+        found = None if x is None else as_function(x)
+        if found is None:
+            return self._unknown(x, d)
+        g = found[1]
+        try:
+            power, beside, numbers = self._odds(window, g, g)
+            expr = self._shares(window, d, power, numbers)
+        except NoFormula:
+            return self._unknown(x, d)
+        arriving = self._member(window, d, True) if d.variable.gaussian else d
+        args = (g, *beside, arriving)
+        root = sp.sqrt(expr) * arg(len(args) - 1)
+        return self._make(Composite, whole, expr=root, args=args, coefficients=tuple(numbers))
+
+    def _shares(self, window: Window, d: Instance, power: sp.Expr, numbers: list[Quantity]) -> sp.Expr:
+        """Probability-weighted number of windows that send their gradient to an entry, pairs counted with the
+        correlation of their gradients."""
+        windows = self._entries(window, True)
+        count = windows if isinstance(windows, sp.Expr) else listed(numbers, windows)
+        expr = count * power ** (window.taps - 1)
+        apart = self.laws.pair(d, _there(d), POSITION)
+        unions = overlaps(window)
+        if apart.is_zero or not unions:
+            return expr
+        ratio = mo.combine(mo.part(0) / mo.part(1), [apart, self.laws.second(d)])
+        shared = sp.Add(*(share * power ** (size - 1) for size, share in unions))
+        return expr + listed(numbers, self.laws.quantity(ratio, "k", self.step.node)) * shared
+
+    def _entries(self, window: Window, transpose: bool) -> Quantity:
+        """Entries of a window (windows of an entry); inside the grid, for a profile."""
+        limit = sp.Rational(window.taps, window.spacing if transpose else 1)
+        even = window.covers_evenly if transpose else window.uniform
+        if not self.laws.profiles or even:
+            return limit
+        return self.laws.system.operate(Inside(window, transpose), (limit,), "k", self.step.node, self.step.backward)
+
+    def _member(self, window: Window, g: Instance, transpose: bool) -> Instance:
+        """Any entry of a window (any window of an entry): differs from the value itself in profiles only."""
+        return self._make(Member, False, of=g, window=window, transpose=transpose) if self.laws.profiles else g
+
+    def _odds(self, window: Window, g: Instance, entry: Instance
+              ) -> tuple[sp.Expr, tuple[Instance, ...], list[Quantity]]:
+        """The probability that another entry is below one of size arg(0), as an expression of arg(0) and, for
+        correlated entries, of a common unit Gaussian arg(1); and its coefficients."""
+        laws = self.laws
+        q, other = laws.second(entry), laws.pair(g, _there(g), POSITION)
+        if other.is_zero:
+            return _below(arg(0) / sp.sqrt(coefficient(0))), (), [laws.quantity(q, "q", self.step.node)]
+        within = laws.operated(Within(window), (laws.second(g), other), other)
+        rho = mo.combine(mo.part(0) / mo.part(1), [within, q])
+        scale = laws.quantity(mo.combine(sp.sqrt((1 - mo.part(0)) / mo.part(1)), [rho, q]), "k", self.step.node)
+        pull = laws.quantity(mo.combine(sp.sqrt(mo.part(0)), [rho]), "k", self.step.node)
+        common = Instance(Noise(**{**self._label(False), "backward": False}, kind="window"))  # type: ignore[arg-type]
+        return _below(arg(0) * coefficient(0) - coefficient(1) * arg(1)), (common,), [scale, pull]
+
+
+def _below(x: sp.Expr) -> sp.Expr:
+    return (1 + sp.erf(x / sp.sqrt(2))) / 2
+
+
+def _there(x: Instance) -> Instance:
+    return Instance(x.variable, x.moves, True)
+
+
+def as_function(x: Instance) -> tuple[sp.Expr, Instance] | None:
+    """(f, g) with x = f(g), f an increasing function of arg(0) and g Gaussian; None for anything else."""
+    if x.variable.gaussian:
+        return arg(0), x
+    v = x.variable
+    if not isinstance(v, Composite) or len(v.args) != 1 or not all(isinstance(c, sp.Number) for c in v.coefficients):
+        return None
+    inner = as_function(carried(v.args[0], x))
+    if inner is None:
+        return None
+    numbers = tuple((coefficient(i), c) for i, c in enumerate(v.coefficients))
+    f = rename(v.expr, ((arg(0), inner[0]), *numbers))
+    return (f, inner[1]) if increasing(f) else None
+
+
+@lru_cache(maxsize=256)
+def increasing(f: sp.Expr) -> bool:
+    """Whether a function of arg(0) never falls, as its derivative at 1,601 points from -8 to 8 shows."""
+    slope = derivative(f, arg(0))
+    if slope.free_symbols - {arg(0)}:
+        return False
+    values = np.asarray(vectorized(slope, (arg(0),))(_GRID), dtype=np.float64)
+    return bool(np.all(values >= -1e-12))
+
+
+@lru_cache(maxsize=64)
+def overlaps(window: Window) -> tuple[tuple[int, sp.Rational], ...]:
+    """(size of the union, how many) of the ordered pairs of different windows that share an entry, on average over
+    entries far from the border."""
+    axes = [list(product(range(k), range(k))) for k in window.kernel]
+    counts: Counter[int] = Counter()
+    for pairs in product(*axes):
+        gaps = [(b - a) * d for (a, b), d in zip(pairs, window.dilation, strict=True)]
+        if any(gaps) and all(g % s == 0 for g, s in zip(gaps, window.stride, strict=True)):
+            shared = int(np.prod([max(sum(1 for i in range(k) if 0 <= i + (b - a) < k), 0)
+                                  for k, (a, b) in zip(window.kernel, pairs, strict=True)]))
+            counts[2 * window.taps - shared] += 1
+    return tuple((size, sp.Rational(n, window.spacing)) for size, n in sorted(counts.items()))
