@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import sympy as sp
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from varflow.simulate.vm import OP, VMProgram, compile_pointwise
 Value = NDArray[np.float32]
 
 F = np.float32
-LANES = 256
+LANES = 512
 LOAD, ADD, SUB, MUL, DIV, MIN, MAX = (
     OP[n] for n in ("load", "add", "sub", "mul", "div", "min", "max")
 )
@@ -102,173 +102,192 @@ def function(op: Number, x: Number) -> Any:
 
 
 @device
-def run_binary(op: Number, out: Array, x: Array, y: Array) -> None:
-    """One step of two operands over all lanes."""
+def run_binary(op: Number, out: Array, x: Array, y: Array, size: Number) -> None:
+    """One step of two operands over ``size`` lanes."""
     if op == ADD:
-        for i in range(LANES):
-            out[i] = x[i] + y[i]
+        for i in range(size):
+            out[i] = F(x[i] + y[i])
     elif op == SUB:
-        for i in range(LANES):
-            out[i] = x[i] - y[i]
+        for i in range(size):
+            out[i] = F(x[i] - y[i])
     elif op == MUL:
-        for i in range(LANES):
-            out[i] = x[i] * y[i]
+        for i in range(size):
+            out[i] = F(x[i] * y[i])
     elif op == DIV:
-        for i in range(LANES):
-            out[i] = x[i] / y[i]
+        for i in range(size):
+            out[i] = F(x[i] / y[i])
     elif op == MIN:
-        for i in range(LANES):
-            out[i] = x[i] if x[i] < y[i] else y[i]
+        for i in range(size):
+            a, b = x[i], y[i]
+            out[i] = a if a < b else b
     elif op == MAX:
-        for i in range(LANES):
-            out[i] = x[i] if x[i] > y[i] else y[i]
+        for i in range(size):
+            a, b = x[i], y[i]
+            out[i] = a if a > b else b
     elif op == LT:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = F(1.0) if x[i] < y[i] else F(0.0)
     elif op == LE:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = F(1.0) if x[i] <= y[i] else F(0.0)
     else:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.power(x[i], y[i])
 
 
 @device
-def run_exponential(op: Number, out: Array, x: Array) -> None:
-    """Exponentials and logarithms over all lanes."""
+def run_exponential(op: Number, out: Array, x: Array, size: Number) -> None:
+    """Exponentials and logarithms over ``size`` lanes."""
     if op == EXP:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.exp(x[i])
     elif op == LOG:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.log(x[i])
     elif op == LOG1P:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.log1p(x[i])
     elif op == TANH:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.tanh(x[i])
     elif op == ERF:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.erf(x[i])
     else:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.erfc(x[i])
 
 
 @device
-def run_unary(op: Number, out: Array, x: Array) -> None:
-    """The other steps of one operand over all lanes."""
+def run_unary(op: Number, out: Array, x: Array, size: Number) -> None:
+    """The other steps of one operand over ``size`` lanes."""
     if op == SQRT:
-        for i in range(LANES):
-            out[i] = math.sqrt(x[i])
+        for i in range(size):
+            out[i] = F(math.sqrt(x[i]))
     elif op == ABS:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = abs(x[i])
     elif op == SIGN:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = sign(x[i])
     elif op == SIN:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.cos_sin(x[i])[1]
     elif op == COS:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.cos_sin(x[i])[0]
     elif op == ATAN:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.atan(x[i])
     else:
-        for i in range(LANES):
+        for i in range(size):
             out[i] = fn.asinh(x[i])
 
 
 @device
-def run_select(out: Array, condition: Number, x: Array, y: Array) -> None:
+def run_select(out: Array, condition: Array, x: Array, y: Array, size: Number) -> None:
     """Lanes of x where the condition is not zero, of y elsewhere."""
-    for i in range(LANES):
-        out[i] = y[i] if condition[i] == F(0.0) else x[i]
+    for i in range(size):
+        a, b, c = x[i], y[i], condition[i]
+        out[i] = b if c == F(0.0) else a
 
 
 @device
 def run_load(
-    out: Array,
-    address: Number,
-    layout: Number,
-    draw: Number,
-    first: Number,
-    size: Number,
-    channels: Number,
+    out: Array, data: Array, layout: Array, first: Number, size: Number, channels: Number
 ) -> None:
-    """Lanes first.. of one input; `layout` is a row of `_layouts`."""
-    start = layout[0] * draw
-    data = carray(pointer(address), (start + layout[3],), np.float32)
-    if layout[4]:
-        part = data[start + first : start + first + size]
-        for i in range(size):
-            out[i] = part[i]
-        return
+    """Lanes first.. of a broadcast input; ``layout`` is a row of `layout_of`."""
     place = first // channels
     channel = first - place * channels
     for i in range(size):
-        out[i] = data[start + place * layout[1] + channel * layout[2]]
+        out[i] = data[place * layout[1] + channel * layout[2]]
         channel += 1
         if channel == channels:
             channel = 0
             place += 1
 
 
+@device
+def run_step(step: Array, to: Number, at: Array, size: Number) -> None:
+    """One step, no load; ``to`` is the address of its target, ``at`` those of the registers."""
+    op, out, x, y = step[0], pointer(to), pointer(at[step[2]]), pointer(at[step[3]])
+    if op < SELECT:
+        run_binary(op, out, x, y, size)
+    elif op == SELECT:
+        run_select(out, x, y, pointer(at[step[4]]), size)
+    elif EXP <= op <= ERFC:
+        run_exponential(op, out, x, size)
+    else:
+        run_unary(op, out, x, size)
+
+
+@device
+def evaluate(
+    target: Number, total: Number, channels: Number, code: Array, result: Number, inputs: Array, layouts: Array,
+    own: Array, at: Array,
+) -> None:  # fmt: skip
+    """A program over ``total`` entries of one draw, into the address ``target``.
+
+    ``inputs`` are addresses, ``own`` those of the registers, the first of which hold the constants; ``at`` is
+    scratch, where each register's value is. Inputs of the full shape are read in place, the result is written there.
+    """
+    last = code.shape[0] - 1
+    at[:] = own
+    for first in range(0, total, LANES):
+        size = min(LANES, total - first)
+        for s in range(last + 1):
+            to = code[s, 1]
+            if code[s, 0] == LOAD:
+                k = code[s, 2]
+                if layouts[k, 4]:
+                    at[to] = inputs[k] + 4 * first
+                else:
+                    at[to] = own[to]
+                    run_load(pointer(own[to]), pointer(inputs[k]), layouts[k], first, size, channels)
+            else:
+                at[to] = own[to] if s < last else target + 4 * first
+                run_step(code[s], at[to], at, size)
+        if last < 0 or code[last, 0] == LOAD:
+            source, out = pointer(at[result]), pointer(target + 4 * first)
+            for i in range(size):
+                out[i] = source[i]
+
+
+@device
+def fill_constants(register: Array, own: Array, constants: Array) -> None:
+    """Constants into the first registers, and the addresses of all."""
+    for k in range(register.shape[0]):
+        own[k] = register.ctypes.data + 4 * LANES * k
+    for k in range(constants.size):
+        for i in range(LANES):
+            register[k, i] = constants[k]
+
+
 @kernel
 def _pointwise(
-    out: Array,
-    code: Array,
-    constants: Array,
-    registers: Array,
-    result: Number,
-    addresses: Number,
-    layouts: Number,
-    channels: Number,
-    start: Number,
-    stop: Number,
-) -> None:
-    register = np.ones((registers, LANES), np.float32)
-    for k in range(constants.size):
-        register[k] = constants[k]
+    out: Array, code: Array, constants: Array, registers: Array, result: Number, addresses: Array, layouts: Array,
+    channels: Number, start: Number, stop: Number,
+) -> None:  # fmt: skip
+    register = np.empty((registers, LANES), np.float32)
+    own = np.empty(registers, np.int64)
+    at = np.empty(registers, np.int64)
+    inputs = np.empty(addresses.size, np.int64)
+    fill_constants(register, own, constants)
     for d in range(start, stop):
+        for k in range(addresses.size):
+            inputs[k] = addresses[k] + 4 * d * layouts[k, 0]
         row = out[d]
-        for first in range(0, row.size, LANES):
-            size = min(LANES, row.size - first)
-            for s in range(code.shape[0]):
-                op = code[s, 0]
-                to = register[code[s, 1]]
-                if op == LOAD:
-                    k = code[s, 2]
-                    run_load(to, addresses[k], layouts[k], d, first, size, channels)
-                    continue
-                x, y = register[code[s, 2]], register[code[s, 3]]
-                if op < SELECT:
-                    run_binary(op, to, x, y)
-                elif op == SELECT:
-                    run_select(to, x, y, register[code[s, 4]])
-                elif EXP <= op <= ERFC:
-                    run_exponential(op, to, x)
-                else:
-                    run_unary(op, to, x)
-            last = register[result]
-            for i in range(size):
-                row[first + i] = last[i]
+        evaluate(row.ctypes.data, row.size, channels, code, result, inputs, layouts, own, at)
 
 
-def _layouts(values: Sequence[Value], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """A row for each value: strides of draw, place and channel (0 where broadcast), entries of one draw, and
-    whether one draw has the full shape."""
-    rows = []
-    for value in values:
-        if value.ndim != 3 or any(n not in (1, m) for n, m in zip(value.shape, shape, strict=True)):
-            raise ShapeError(f"a value of shape {value.shape} does not broadcast to {shape}")
-        d, p, c = value.shape
-        strides = (p * c if d > 1 else 0, c if p > 1 else 0, 1 if c > 1 else 0)
-        rows.append((*strides, p * c, int((p, c) == tuple(shape[1:]))))
-    return np.array(rows, np.int64).reshape(-1, 5)
+def layout_of(given: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int, int]:
+    """How a value (draws, places, channels) is read where one of ``shape`` is made: strides of draw, place and channel
+    (0 where broadcast), entries of one draw, and whether one draw has the full shape."""
+    if len(given) != 3 or any(n not in (1, m) for n, m in zip(given, shape, strict=True)):
+        raise ShapeError(f"a value of shape {given} does not broadcast to {shape}")
+    d, p, c = given
+    strides = (p * c if d > 1 else 0, c if p > 1 else 0, 1 if c > 1 else 0)
+    return *strides, p * c, int((p, c) == tuple(shape[1:]))
 
 
 def run(program: VMProgram, *values: Value, shape: tuple[int, int, int] | None = None) -> Value:
@@ -285,7 +304,7 @@ def run(program: VMProgram, *values: Value, shape: tuple[int, int, int] | None =
     flat = out.reshape(target[0], -1)
     over_draws(
         _pointwise, target[0], flat, program.code, program.constants, program.registers, program.result,
-        addresses, _layouts(arrays, target), target[2],
+        addresses, np.array([layout_of(a.shape, target) for a in arrays], np.int64).reshape(-1, 5), target[2],
     )  # fmt: skip
     return out
 

@@ -142,8 +142,19 @@ class _Builder:
             if condition == sp.true:
                 value = self.value(part)
             else:
-                value = self.emit("select", self.value(condition), self.value(part), value)
+                value = self.choice(self.value(condition), self.value(part), value)
         return value
+
+    def choice(self, condition: int, then: int, otherwise: int) -> int:
+        """A select, or the cheaper step that is the same: a relation is 1 or 0 already, relu is a maximum."""
+        zero, one = self.constants.get(0.0), self.constants.get(1.0)
+        step = self.steps[condition] if condition >= 0 else (-1, 0, 0, 0)
+        if zero is not None and otherwise == -1 - zero:
+            if step[0] in (OP["lt"], OP["le"]) and one is not None and then == -1 - one:
+                return condition
+            if step[:3] == (OP["lt"], otherwise, then):
+                return self.emit("max", then, otherwise)
+        return self.emit("select", condition, then, otherwise)
 
     def relation(self, expr: sp.Rel) -> int:
         a, b = self.value(expr.lhs), self.value(expr.rhs)
@@ -210,6 +221,23 @@ def _operands(step: Step) -> tuple[int, ...]:
     return step[1 : 1 + ARITY.get(OPCODES[step[0]], 1)]
 
 
+def _without_unread(steps: list[Step], result: int) -> tuple[list[Step], int]:
+    """The steps that the result depends on."""
+    read = {result}
+    for i in range(len(steps) - 1, -1, -1):
+        if i in read:
+            read.update(_operands(steps[i]))
+    kept = sorted(i for i in read if i >= 0)
+    place = {i: k for k, i in enumerate(kept)} | {v: v for v in read if v < 0}
+    made = []
+    for i in kept:
+        code, *values = steps[i]
+        for k, v in enumerate(_operands(steps[i])):
+            values[k] = place[v]
+        made.append((code, values[0], values[1], values[2]))
+    return made, place[result]
+
+
 def _allocate(
     steps: list[Step], result: int, constants: int
 ) -> tuple[list[list[int]], dict[int, int], int]:
@@ -242,7 +270,8 @@ def compile_pointwise(expr: sp.Expr, arguments: Sequence[sp.Symbol]) -> VMProgra
         raise UnsupportedError(f"the expression {expr} has no value for {names}")
     builder = _Builder({symbol: k for k, symbol in enumerate(arguments)})
     result = builder.value(stabilize(expr))
-    code, place, registers = _allocate(builder.steps, result, len(builder.constants))
+    steps, result = _without_unread(builder.steps, result)
+    code, place, registers = _allocate(steps, result, len(builder.constants))
     return VMProgram(
         np.array(code, np.int32).reshape(-1, 5),
         np.array(list(builder.constants), np.float32),
