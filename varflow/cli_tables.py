@@ -26,10 +26,15 @@ def fields_of(op: type[Op]) -> str:
     """A layer's fields in calling order; those with a default as ``name=default``."""
     parts = []
     for f in dataclasses.fields(op):
-        default = f.default
-        shown = repr(default) if isinstance(default, str) else default
-        parts.append(f.name if default is dataclasses.MISSING else f"{f.name}={shown}")
+        parts.append(f.name if f.default is dataclasses.MISSING else f"{f.name}={_default(f.default)}")
     return ", ".join(parts)
+
+
+def _default(value: object) -> str:
+    """A default as one writes it: one number for a field of one number, an activation by its name."""
+    named = [repr(name) for name, a in ACTIVATIONS.items() if a.expression == value]
+    one = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return named[0] if named else repr(one) if isinstance(one, str) else str(one)
 
 
 def layer_rows() -> list[tuple[str, str, str, str]]:

@@ -57,7 +57,8 @@ def test_every_layer(op: str) -> None:
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_distributions(distribution: str) -> None:
     keep = 1 if distribution in NORMALIZED else "1/4"
-    net = simple(variance="2/fan_in", distribution=distribution, bias="1/10", keep=keep, weight="W")
+    variance = None if distribution == "spectral" else "2/fan_in"
+    net = simple(variance=variance, distribution=distribution, bias="1/10", keep=keep, weight="W")
     d, e = derive(net), derive(again(net))
     assert d["fc"].second_moment == e["fc"].second_moment
     assert d.weights["W"].draw == e.weights["W"].draw

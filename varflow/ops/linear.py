@@ -41,7 +41,7 @@ def unknown_variances(layer: Op, node: str) -> dict[str, str]:
 
 
 def check_distribution(layer: Random) -> None:
-    """Raise InputError for a distribution that is not known, or a normalized one with a sparsity mask."""
+    """Raise InputError for a distribution that is not known, or fields that it leaves without meaning."""
     if layer.distribution not in DISTRIBUTIONS:
         raise InputError(
             f"distribution {layer.distribution!r} is not known", instead="one of " + ", ".join(DISTRIBUTIONS)
@@ -50,21 +50,24 @@ def check_distribution(layer: Random) -> None:
         raise InputError(f"{layer.distribution} weights with keep = {layer.keep}",
                          why="a row with missing entries is normalized otherwise",
                          instead="keep = 1, or distribution: normal")
+    if layer.distribution == "spectral" and getattr(layer, "variance", None) is not None:
+        raise InputError("spectral weights with a variance", why="their spectral norm fixes it",
+                         instead="value: the spectral norm (1 if left out)")
 
 
 def random_weight(layer: Random, variance: sp.Expr | None, bare: Weight) -> Weight:
     """The weight of a layer: ``bare`` (name, sizes, orientation) with the law that its fields state.
 
-    ``variance`` is Var(W_ij); None makes the scale fan_in Var(W_ij) an unknown (of spectrally normalized weights,
-    the variance at spectral norm 1).
+    ``variance`` is Var(W_ij); None makes the scale fan_in Var(W_ij) an unknown.
     """
     w = replace(bare, distribution=layer.distribution, keep=layer.keep)
     if layer.distribution == "constant":
         return replace(w, value=layer.value)
+    if layer.distribution == "spectral":
+        norm = layer.value or sp.S.One
+        return replace(w, value=norm, variance=norm**2 * unit_norm_variance(w))
     if variance is not None:
         return replace(w, variance=in_fans(variance, w))
-    if layer.distribution == "spectral":
-        return replace(w, variance=unit_norm_variance(w))
     unknown = scale_of(weight_group(w.name))
     return replace(w, variance=unknown / w.fan_in, unknown=unknown)
 
@@ -90,8 +93,8 @@ class Linear(Op):
 
     Normalized ``distribution``: "standardized" (each row of mean 0 and of the stated variance, Brock et al. 2021),
     "weight_norm" (each row g v/|v|, g^2 = fan_in Var(W_ij), Salimans and Kingma 2016), "spectral" (the matrix divided
-    by its largest singular value, Miyato et al. 2018, and multiplied by that of a wide matrix of the stated variance;
-    1 unless stated).
+    by its largest singular value and multiplied by ``value``, 1 unless given, Miyato et al. 2018; its variance is
+    that of a wide matrix).
     """
 
     name: ClassVar[str] = "linear"
@@ -138,9 +141,9 @@ def first_use(b: Lowering, name: str, transpose: bool) -> bool:
     return transpose if first is None else first.transposed_first
 
 
-def add_bias(b: Lowering, x: int, variance: sp.Expr) -> int:
-    """x plus a Gaussian bias vector of the given variance."""
-    bias = b.source(Bias(f"{b.node}.bias", variance), b.shape(x))
+def add_bias(b: Lowering, x: int, variance: sp.Expr, name: str | None = None) -> int:
+    """x plus a Gaussian bias vector of the given variance, NODE.bias unless it has a name."""
+    bias = b.source(Bias(name or f"{b.node}.bias", variance), b.shape(x))
     return b.pointwise(arg(0) + arg(1), x, bias)
 
 
