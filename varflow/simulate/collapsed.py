@@ -30,6 +30,7 @@ class Use:
     columns: int
     inner: int
     outer: int
+    windowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def _time(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e3:.3g} us"
 
 
-def refusal(w: Weight) -> str:
-    """Why products with a weight are not Gaussian; empty where they are."""
+def refusal(w: Weight, uses: Sequence[Use]) -> str:
+    """Why products with a weight cannot be drawn without it; empty where they can."""
     if w.distribution != "normal":
         return f"its distribution is {w.distribution}, and only products with Gaussian entries are Gaussian"
     if number(w.keep, f"keep of {w.name!r}") < 1:
         return "a sparsity mask (keep < 1) makes its entries non-Gaussian"
+    if w.taps != 1 or w.groups != 1:
+        return "it has several taps or groups"
     return ""
 
 
@@ -106,8 +109,9 @@ def uses_of(program: Program, samples: int) -> dict[str, list[Use]]:
             x = program.shape(step.args[0])
             sizes = (x.places, x.channels, step.shape.channels)
             places, inner, outer = (whole(s, f"the size of {step.node!r}") for s in sizes)
-            use = Use(value, step.primitive.transpose, samples * places, inner, outer)
-            found.setdefault(step.primitive.weight, []).append(use)
+            p, windowed = step.primitive, step.primitive.window is not None
+            use = Use(value, p.transpose, samples * places, inner, outer, windowed)
+            found.setdefault(p.weight, []).append(use)
     return found
 
 
@@ -141,7 +145,8 @@ def choose(program: Program, samples: int, method: str) -> Choices:
         raise InputError(f"method {method!r} is not known", instead=", ".join(map(repr, METHODS)))
     found: dict[str, Choice] = {}
     for name, uses in uses_of(program, samples).items():
-        reason = refusal(program.weights[name])
+        over_windows = any(getattr(program.instructions[u.value].primitive, "window", None) for u in uses)
+        reason = refusal(program.weights[name], uses) or ("it is used over a window" if over_windows else "")
         if reason and method == "collapsed":
             raise UnsupportedError(
                 f"weight {name!r} cannot be collapsed", name, reason, 'method="auto" or "sampled"'
