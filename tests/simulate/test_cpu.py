@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy as sp
 
-from tests.reference_interpreter import Given, interpret, weight_gradient
+from tests.reference_interpreter import Given, interpret, law, weight_gradient
 from varflow.errors import InputError, UnsupportedError, VarflowError
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.ops import OPS
-from varflow.program import Bias, Contract, Cotangent, Input, Mask, Permute, Program
+from varflow.program import Bias, Contract, Cotangent, Input, Mask, Permute, Program, Weight
 from varflow.simulate.cpu import Chunk, Simulator, simulate
 from varflow.simulate.kernels import haar
+from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.plan import Orthogonal, Plan, Tensors, make_plan
 from varflow.simulate.rng import sample
 from varflow.simulate.statistics import BLOCK, Statistics
@@ -88,10 +90,21 @@ def draw_of(plan: Plan, draws: int, first: int) -> list[Given]:
                 m = plan.matrices[p.weight]
                 if isinstance(m, Orthogonal):
                     w = haar(m.rows, m.columns, tensor=m.tensor, draws=draws, scale=m.scale, **place)
+                elif isinstance(m, RandomTaps):
+                    w = taps_of(m, plan.program.weights[p.weight], draws, first)
                 else:
                     w = m.dense(SEED, draws, first)
                 put("weights", p.weight, w)
     return givens
+
+
+def taps_of(m: RandomTaps, weight: Weight, draws: int, first: int) -> Any:
+    """The matrices of a windowed weight, (draws, taps, rows, columns), normalized without the simulator."""
+    entries = m.drawn(SEED, draws, first).astype(np.float64).reshape(draws, m.rows, m.taps, m.columns)
+    entries = entries.transpose(0, 2, 1, 3)
+    one = replace(weight, variance=sp.Integer(1)) if m.law == "" else weight
+    made = np.stack([law(one, e) for e in entries]) * (m.std if m.law == "" else 1.0)
+    return made if weight.taps != 1 or weight.groups != 1 else made[:, 0]
 
 
 def agree(program: Program, samples: int, draws: int = 2) -> None:

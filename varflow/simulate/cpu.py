@@ -15,10 +15,12 @@ from varflow.program import (
     Concat,
     Contract,
     Cotangent,
+    Deal,
     Embed,
     Flatten,
     Input,
     Mask,
+    Mix,
     Permute,
     Pointwise,
     PositionExpand,
@@ -28,18 +30,23 @@ from varflow.program import (
     Standardize,
     StandardizeBackward,
     Unflatten,
+    WindowMax,
+    WindowMaxBackward,
 )
-from varflow.simulate import kernels
+from varflow.simulate import kernels, windows
 from varflow.simulate.jit import get_threads, set_threads
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import Revealed, collapse
 from varflow.simulate.kernels_pointwise import pointwise
+from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
+from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, samples_of
 from varflow.simulate.rng import sample
 from varflow.simulate.sizes import number
 from varflow.simulate.statistics import BLOCK, Rows, Statistics
 from varflow.symbols import arg
+from varflow.window import Window
 
 Value = NDArray[np.float32]
 
@@ -80,33 +87,41 @@ class Chunk:
         return np.ascontiguousarray(np.broadcast_to(value, (self.draws, places, channels)))
 
     def _weight_gradient(self, name: str) -> NDArray[np.float64]:
-        pairs = self.plan.program.weight_gradients[name]
-        uses = [(self.values[row], self.values[column]) for row, column in pairs]
-        return kernels.weight_gradient_moment(uses)
+        program, matrix = self.plan.program, self.plan.matrices[name]
+        if isinstance(matrix, RandomTaps) or any(program.weight_windows[name]):
+            sizes = matrix.sizes if isinstance(matrix, RandomTaps) else (matrix.rows, matrix.columns, 1, 1)
+            return windows.gradient_moment(program, name, sizes, self.values, self.plan.samples)
+        pairs = program.weight_gradients[name]
+        return kernels.weight_gradient_moment([(self.values[row], self.values[column]) for row, column in pairs])
 
     def _value(self, step: Step, args: list[Value]) -> Value:
         match step.instruction.primitive:
             case Input() | Cotangent() | Bias() | Mask() as source:
                 return self._source(source, step)
-            case Contract(weight=name, transpose=transpose):
+            case Contract(weight=name, transpose=transpose, window=window):
                 if name in self.plan.revealing:
                     return self._collapse(name, transpose, args[0], step)
-                return self._contract(name, transpose, args[0])
+                return self._contract(name, transpose, args[0], window)
             case Pointwise(expr=expr):
                 symbols = [arg(i) for i in range(len(args))]
                 return pointwise(expr, symbols, *args, shape=self._shape(step))
             case Standardize() as norm:
-                return standardize(args[0], **self._norm(norm))
+                run = group_standardize if norm.axis == "group" else standardize
+                return run(args[0], **self._norm(norm))
             case StandardizeBackward(forward=norm):
-                return standardize_backward(args[0], args[1], **self._norm(norm))
+                back = group_standardize_backward if norm.axis == "group" else standardize_backward
+                return back(args[0], args[1], **self._norm(norm))
             case Concat():
                 return np.concatenate(args, axis=2)
+            case Mix() | WindowMax() | WindowMaxBackward() | Deal() as primitive:
+                return windows.moved(primitive, args)
             case _:
                 return self._moved(step, args[0])
 
-    @staticmethod
-    def _norm(norm: Standardize) -> dict[str, Any]:
+    def _norm(self, norm: Standardize) -> dict[str, Any]:
         options = {"center": norm.center, "eps": number(norm.eps, "eps")}
+        if norm.axis == "group":
+            return options | {"samples": self.plan.samples, "groups": int(norm.groups)}
         if norm.axis == "channel":
             return options | {"axis": "channel", "groups": int(norm.groups)}
         return options | {"axis": "batch"}
@@ -146,12 +161,15 @@ class Chunk:
 
     # -- weights -------------------------------------------------------------------------------------
 
-    def _contract(self, name: str, transpose: bool, x: Value) -> Value:
-        matrix = self.plan.matrices[name]
+    def _contract(self, name: str, transpose: bool, x: Value, window: Window | None) -> Value:
+        matrix, samples = self.plan.matrices[name], self.plan.samples
         if isinstance(matrix, Orthogonal):
             if name not in self.stored:
                 self.stored[name] = self._haar(matrix)
+            x = x if window is None else windows.seen(x, window, samples, transpose)
             return kernels.multiply(x, self.stored[name], transpose=transpose)
+        if isinstance(matrix, RandomTaps) or window is not None:
+            return windows.contract(x, matrix, window, samples, transpose, self.stored, name, self.place)
         return kernels.contract(x, matrix, transpose=transpose, **self.place)
 
     def _collapse(self, name: str, transpose: bool, x: Value, step: Step) -> Value:

@@ -32,8 +32,12 @@ COMPILED_MODULES = (
     "vm",
     "kernels",
     "kernels_collapse",
+    "kernels_gradient",
     "kernels_pointwise",
+    "kernels_pool",
     "kernels_standardize",
+    "kernels_window",
+    "tiles",
 )
 
 

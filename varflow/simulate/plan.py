@@ -25,7 +25,10 @@ from varflow.program import (
 )
 from varflow.simulate.collapsed import Choices, choose
 from varflow.simulate.kernels import RandomMatrix
+from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.sizes import number, whole
+from varflow.simulate.weight_laws import LAWS
+from varflow.simulate.windows import is_plain, taps_of
 
 LARGE_BATCH = 256
 """Samples of a draw where a batch norm states no batch size."""
@@ -43,7 +46,7 @@ class Orthogonal:
     mask_tensor: int
 
 
-Matrix = RandomMatrix | Orthogonal
+Matrix = RandomMatrix | RandomTaps | Orthogonal
 
 
 @dataclass(frozen=True)
@@ -256,12 +259,22 @@ def _used_weights(steps: Sequence[Step]) -> dict[str, None]:
 
 def _matrix(tensors: Tensors, w: Weight) -> Matrix:
     rows, columns = whole(w.rows, f"the size of {w.name!r}"), whole(w.columns, f"the size of {w.name!r}")
-    keep, what = number(w.keep, f"keep of {w.name!r}"), f"the variance of {w.name!r}"
-    std = number(w.value, what) if w.distribution == "constant" else number(w.variance, what) ** 0.5
+    keep, std = number(w.keep, f"keep of {w.name!r}"), _spread(w)
     tensor, mask = tensors.of("Weight", w.name), tensors.of("Sparsity", w.name)
-    if w.distribution == "orthogonal":
+    if w.distribution == "orthogonal" and is_plain(w):
         return Orthogonal(rows, columns, tensor, std * max(rows, columns) ** 0.5, keep, mask)
-    return RandomMatrix(rows, columns, tensor, std, w.distribution, keep, mask)
+    entries = "normal" if w.distribution in ("orthogonal", *LAWS) else w.distribution
+    m = RandomMatrix(rows, columns, tensor, std, entries, keep, mask)
+    return m if is_plain(w) else taps_of(m, w, whole(w.groups, f"the groups of {w.name!r}"))
+
+
+def _spread(w: Weight) -> float:
+    """What multiplies the entries of a weight: their standard deviation, value, or spectral norm."""
+    if w.distribution == "constant":
+        return number(w.value, f"the value of {w.name!r}")
+    if w.distribution == "spectral":
+        return number(w.value, f"the spectral norm of {w.name!r}") or 1.0
+    return float(number(w.variance, f"the variance of {w.name!r}") ** 0.5)
 
 
 def _peak(plan: Plan) -> int:

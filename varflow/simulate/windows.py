@@ -1,0 +1,101 @@
+"""Windowed steps of a program on values (draws, samples x positions, channels): which kernel runs on what."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varflow.errors import UnsupportedError
+from varflow.program import Deal, Mix, Program, Weight, WindowMax, WindowMaxBackward
+from varflow.simulate.kernels import RandomMatrix
+from varflow.simulate.kernels_gradient import taps_gradient_moment
+from varflow.simulate.kernels_pool import dealt, mixed, window_max, window_max_backward
+from varflow.simulate.kernels_window import NO_LAW, RandomTaps, Sizes, as_taps, convolve
+from varflow.simulate.routes import route, seen_from
+from varflow.simulate.weight_laws import LAWS, row_laws
+from varflow.window import Window
+
+Value = NDArray[np.float32]
+Table = NDArray[np.int64]
+
+
+def is_plain(w: Weight) -> bool:
+    """Whether a weight is one matrix of independent entries (or an orthogonal one)."""
+    return w.taps == 1 and w.groups == 1 and w.distribution not in LAWS
+
+
+def taps_of(m: RandomMatrix, w: Weight, groups: int) -> RandomTaps:
+    """The weight ``w`` of the sizes and entries of ``m``. Raises UnsupportedError for what has no law."""
+    if w.distribution == "orthogonal":
+        raise UnsupportedError(
+            f"weight {w.name!r} is orthogonal, with {w.taps} taps in {groups} groups", w.name,
+            "only one matrix is orthogonal", "taps and groups of 1, or another distribution",
+        )  # fmt: skip
+    law = w.distribution if w.distribution in LAWS else ""
+    if law and m.keep < 1:
+        raise UnsupportedError(f"weight {w.name!r} is {law} and sparse", w.name, instead="keep = 1")
+    if law == "standardized" and w.taps * m.columns == 1:
+        raise UnsupportedError(f"weight {w.name!r} is standardized with rows of one entry", w.name,
+                               "one number has no standard deviation", "another distribution")  # fmt: skip
+    return RandomTaps(m.rows, m.columns, m.tensor, m.std, m.distribution, m.keep, m.mask_tensor, w.taps, groups, law)
+
+
+def contract(
+    x: Value, matrix: RandomMatrix | RandomTaps, window: Window | None, samples: int, transpose: bool,
+    stored: dict[str, Value], name: str, place: dict[str, Any],
+) -> Value:  # fmt: skip
+    """A contraction over a window (none: at every place); ``stored`` keeps the laws of rows between uses."""
+    weight = as_taps(matrix) if isinstance(matrix, RandomMatrix) else matrix
+    laws = NO_LAW
+    if weight.law:
+        if name not in stored:
+            stored[name] = row_laws(weight, draws=len(x), **place)
+        laws = stored[name]
+    path = route(window, samples, x.shape[1] // samples if window is None else 0, transpose)
+    return convolve(x, weight, path, transpose=transpose, laws=laws, **place)
+
+
+def seen(x: Value, window: Window, samples: int, transpose: bool) -> Value:
+    """The sum of the places that a window of one tap shows (of those that see a place, for the transpose)."""
+    table, _ = seen_from(window, transpose)
+    parts = x.reshape(len(x), samples, -1, x.shape[2])
+    padded = np.concatenate([parts, np.zeros_like(parts[:, :, :1])], axis=2)
+    return np.ascontiguousarray(padded[:, :, table].sum(axis=3)).reshape(len(x), -1, x.shape[2])
+
+
+def moved(primitive: Mix | WindowMax | WindowMaxBackward | Deal, args: list[Value]) -> Value:
+    """Mixing, maxima and dealing."""
+    match primitive:
+        case Mix() as mix:
+            return mixed(args[0], mix)
+        case WindowMax(window=window):
+            return window_max(args[0], window)
+        case WindowMaxBackward(forward=forward):
+            return window_max_backward(args[0], args[1], forward.window)
+        case Deal(count=count, inverse=inverse):
+            return dealt(args[0], count, inverse)
+
+
+def gradient_moment(
+    program: Program, name: str, sizes: Sizes, values: dict[int, Value], samples: int
+) -> NDArray[np.float64]:
+    """Mean square entry of dL/dW for each draw, over all uses of a weight."""
+    pairs = zip(program.weight_gradients[name], program.weight_windows[name], strict=True)
+    uses = [
+        (values[row], values[column], _table(window, samples, values[row].shape[1] // samples))
+        for (row, column), window in pairs
+    ]
+    return taps_gradient_moment(uses, sizes)
+
+
+@lru_cache(maxsize=64)
+def _table(window: Window | None, samples: int, positions: int) -> Table:
+    """For each place of a window's outputs the places its taps see, -1 outside the grid, over all samples."""
+    if window is None:
+        return np.arange(samples * positions)[:, None]
+    table, inputs = window.table(), int(np.prod([int(n) for n in window.inputs]))
+    rows = np.arange(samples)[:, None, None] * inputs + table
+    return np.where(table < 0, -1, rows).reshape(-1, table.shape[1])
