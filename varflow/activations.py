@@ -91,7 +91,8 @@ def _sigmoid(x: sp.Expr) -> sp.Expr:
 
 _alpha, _beta, _omega, _slope = map(parameter, ("alpha", "beta", "omega", "negative_slope"))
 _low, _high, _lambd, _weight = map(parameter, ("min_val", "max_val", "lambd", "weight"))
-_k, _b = map(parameter, ("k", "b"))
+_k, _b, _lower, _upper = map(parameter, ("k", "b", "lower", "upper"))
+_threshold, _value = map(parameter, ("threshold", "value"))
 _ONE = sp.Integer(1)
 _SELU_ALPHA = sp.Rational("1.6732632423543772")
 _SELU_SCALE = sp.Rational("1.0507009873554805")
@@ -113,6 +114,12 @@ _ALL = (
         "He, Zhang, Ren and Sun 2015",
         (("weight", sp.Rational(1, 4)),),
         "nn.PReLU",
+    ),
+    Activation(  # evaluation mode: the mean slope; the random slope of training is "rrelu_training" of gated.py
+        "rrelu",
+        _positive_part(_x, (_lower + _upper) / 2 * _x),
+        "Xu, Wang, Chen and Li 2015",
+        (("lower", sp.Rational(1, 8)), ("upper", sp.Rational(1, 3))),
     ),
     Activation(
         "relu6",
@@ -200,6 +207,13 @@ _ALL = (
         "Donoho and Johnstone 1994",
         (("lambd", HALF),),
         "nn.Hardshrink",
+    ),
+    Activation(
+        "threshold",
+        _where((_x, _x > _threshold), (_value, True)),
+        "Jarrett, Kavukcuoglu, Ranzato and LeCun 2009",
+        (("threshold", sp.Integer(0)), ("value", sp.Integer(0))),
+        "nn.Threshold",
     ),
     Activation(
         "hardswish",

@@ -84,9 +84,9 @@ def roots(f: Map, grid: Any) -> list[float]:
     return sorted(found)
 
 
-def variance_points(step: Map, slope: Map) -> FixedPoints:
-    """Fixed points of q -> q' over q = 0 and [1e-8, 1e8]."""
-    grid = np.geomspace(LOW, HIGH, POINTS)
+def variance_points(step: Map, slope: Map, low: float = LOW, high: float = HIGH) -> FixedPoints:
+    """Fixed points of q -> q' over q = 0 and [low, high]."""
+    grid = np.geomspace(low, high, POINTS)
     with np.errstate(all="ignore"):
         ratio = np.asarray(step(grid), dtype=float) / grid
         usable = np.isfinite(ratio)
@@ -94,19 +94,24 @@ def variance_points(step: Map, slope: Map) -> FixedPoints:
             return FixedPoints((), every=True)
         found = roots(lambda q: np.nan_to_num(np.asarray(step(q)) / q, nan=np.inf) - 1, grid[usable])
         points = [FixedPoint(q, float(slope(q))) for q in found]
-        tiny = LOW * 1e-4
+        tiny = low * 1e-4
         start = float(step(tiny)) / tiny
     return FixedPoints((*([FixedPoint(0.0, start)] if start < 1 / math.sqrt(tiny) else []), *points))
 
 
 def correlation_points(step: Map, slope: Map, chi: float) -> FixedPoints:
     """Fixed points of c -> c' over [-1, 1]; c = 1, of slope ``chi``, is always one."""
-    grid = np.linspace(-1.0, 1.0, 65)[:-1]
+    grid = np.linspace(-1.0, 1.0, 33)[:-1]
     with np.errstate(all="ignore"):
         excess = np.asarray(step(grid), dtype=float) - grid
         if np.max(np.abs(excess)) < SAME:
             return FixedPoints((), every=True)
-        near = 1 - np.geomspace(2.0**-5, 1e-6, 9)[1:]
+        opposite = abs(excess[0]) < 1e-11
+        if opposite:
+            grid = grid[1:]
+        near = 1 - np.geomspace(2.0**-4, 1e-6, 11)[1:]
         found = roots(lambda c: np.asarray(step(c)) - c, np.concatenate([grid, near]))
         points = [FixedPoint(c, float(slope(c))) for c in found]
+    if opposite:
+        points.insert(0, FixedPoint(-1.0, float(slope(-1.0))))
     return FixedPoints((*points, FixedPoint(1.0, chi)))

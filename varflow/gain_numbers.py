@@ -14,21 +14,45 @@ from typing import Any, TypeAlias
 import numpy as np
 import sympy as sp
 
-from varflow.errors import InputError
-from varflow.laws.expectation import GaussianExpectation, compile_formula, derivative, has_jump
-from varflow.symbols import X, positive
+from varflow.laws.expectation import compile_formula, derivative, has_jump
+from varflow.laws.grids import gaussian_kernel, gaussian_moment
+from varflow.laws.integrand import Integrand, integrand
+from varflow.laws.numeric import tail_of
+from varflow.symbols import X
 
 Function: TypeAlias = sp.Expr | Callable[[Any], Any]
 STEP = 1e-5
 """Of the differences that stand for the derivative of a function without a formula, in units of its argument."""
-_Q, _C, _M = positive("q"), sp.Symbol("c", real=True), sp.Symbol("m", real=True)
-_U, _V = sp.Symbol("u", real=True), sp.Symbol("v", real=True)
+
+
+def steady(expr: sp.Expr) -> sp.Expr:
+    """The expression with k + k erf(u) and k + k tanh(u) as tails, which lose no digits where they are small."""
+    return _tails(_logistic(expr), sp.erf, lambda u: tail_of(-u))
+
+
+def _logistic(expr: sp.Expr) -> sp.Expr:
+    return _tails(expr, sp.tanh, lambda u: 2 / (1 + sp.exp(-2 * u)))
+
+
+def _tails(expr: sp.Expr, kind: type[sp.Function], tail: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
+    """``k + k kind(u)`` as ``k tail(u)``."""
+
+    def written(total: sp.Add) -> sp.Expr:
+        constant, _ = total.as_coeff_Add()
+        for term in total.args:
+            number, function = term.as_coeff_Mul()
+            if constant != 0 and abs(number) == abs(constant) and isinstance(function, kind):
+                u = function.args[0] if number == constant else -function.args[0]
+                return constant * tail(u) + (total - constant - term)
+        return total
+
+    return expr.replace(lambda e: isinstance(e, sp.Add), written)
 
 
 def slope_of(f: Function) -> Function:
     """f' almost everywhere; central differences of a function without a formula (1e-9 of its scale)."""
     if isinstance(f, sp.Expr):
-        return derivative(f, X)
+        return derivative(_logistic(f), X)
     function = f
     return lambda x: (function(x + STEP) - function(x - STEP)) / (2 * STEP)
 
@@ -51,29 +75,8 @@ def as_callable(f: Function) -> Callable[[Any], Any]:
     return _compiled(f) if isinstance(f, sp.Expr) else f
 
 
-def moment(f: Function, q: Any, mean: Any = 0.0) -> Any:
-    """E f(x), x ~ N(mean, q), over arrays of q and mean (broadcast)."""
-    if not isinstance(f, sp.Expr):
-        raise InputError("a function without a formula has no integral here", instead="an expression of x")
-    return _moment(f)(q, mean)
-
-
-def kernel(f: Function, g: Function, q: Any, c: Any) -> Any:
-    """E[f(u) g(v)], u and v ~ N(0, q) of correlation c, over arrays of q and c (broadcast)."""
-    if not isinstance(f, sp.Expr) or not isinstance(g, sp.Expr):
-        raise InputError("a function without a formula has no integral here", instead="an expression of x")
-    return _kernel(f, g)(q, c)
-
-
-@lru_cache(maxsize=512)
-def _moment(f: sp.Expr) -> Callable[..., Any]:
-    return compile_formula(GaussianExpectation(f.xreplace({X: _U + _M}), (_U,), (_Q,)), (_Q, _M))
-
-
-@lru_cache(maxsize=512)
-def _kernel(f: sp.Expr, g: sp.Expr) -> Callable[..., Any]:
-    body = f.xreplace({X: _U}) * g.xreplace({X: _V})
-    return compile_formula(GaussianExpectation(body, (_U, _V), (_Q, _Q * _C, _Q)), (_Q, _C))
+def _ready(f: Function) -> Integrand:
+    return integrand(steady(f) if isinstance(f, sp.Expr) else f)
 
 
 @dataclass(frozen=True)
@@ -88,49 +91,72 @@ class ActivationNumbers:
         return slope_of(self.function)
 
     @cached_property
-    def curvature(self) -> Function:
-        """f'' almost everywhere."""
-        return slope_of(self.slope)
+    def curvature(self) -> sp.Expr | None:
+        """f'' almost everywhere; None without a formula, where differences would see kinks as spikes."""
+        return derivative(self.slope, X) if isinstance(self.slope, sp.Expr) else None
 
     @cached_property
     def jumps(self) -> bool:
         """Whether f jumps (its derivative then has more than its values almost everywhere)."""
         return isinstance(self.function, sp.Expr) and has_jump(self.function, X)
 
+    @cached_property
+    def _one(self) -> Integrand:
+        return _ready(self.function)
+
+    @cached_property
+    def _slope(self) -> Integrand:
+        return _ready(self.slope)
+
+    @cached_property
+    def _square(self) -> Integrand:
+        return _ready(product(self.function, self.function))
+
+    @cached_property
+    def _weighted(self) -> Integrand:
+        """f^2 x^2."""
+        return _ready(product(product(self.function, self.function), X**2))
+
+    @cached_property
+    def _slope_square(self) -> Integrand:
+        return _ready(product(self.slope, self.slope))
+
     def mean(self, q: Any, mean: Any = 0.0) -> Any:
         """E f."""
-        return moment(self.function, q, mean)
+        return gaussian_moment(self._one, q, mean)
 
     def second_moment(self, q: Any, mean: Any = 0.0) -> Any:
         """E f^2."""
-        return moment(product(self.function, self.function), q, mean)
+        return gaussian_moment(self._square, q, mean)
 
     def derivative_second_moment(self, q: Any, mean: Any = 0.0) -> Any:
         """E f'^2."""
-        return moment(product(self.slope, self.slope), q, mean)
+        return gaussian_moment(self._slope_square, q, mean)
 
     def second_derivative_second_moment(self, q: Any, mean: Any = 0.0) -> Any:
-        """E f''^2."""
-        return moment(product(self.curvature, self.curvature), q, mean)
+        """E f''^2; None without a formula."""
+        return None if self.curvature is None else gaussian_moment(self.curvature**2, q, mean)
 
     def second_moment_slope(self, q: Any) -> Any:
         """d E f(x)^2 / dq = E[f(x)^2 (x^2/q - 1)] / (2 q), x ~ N(0, q); jumps included."""
-        square = product(self.function, self.function)
-        weighted = moment(product(square, X**2), q)
-        return (weighted / q - moment(square, q)) / (2 * np.asarray(q))
+        q = np.asarray(q, dtype=float)
+        return (gaussian_moment(self._weighted, q) / q - gaussian_moment(self._square, q)) / (2 * q)
 
     def kernel(self, q: Any, c: Any) -> Any:
         """E[f(u) f(v)]."""
-        return kernel(self.function, self.function, q, c)
+        return gaussian_kernel(self._one, self._one, q, q, c)
 
     def derivative_kernel(self, q: Any, c: Any) -> Any:
         """E[f'(u) f'(v)]."""
-        return kernel(self.slope, self.slope, q, c)
+        return gaussian_kernel(self._slope, self._slope, q, q, c)
 
     def kernel_slope(self, q: Any, c: Any) -> Any:
-        """d E[f(u) f(v)] / dc, by Price's theorem q E[f'(u) f'(v)]; by differences (1e-6) where f jumps."""
-        if not self.jumps:
+        """d E[f(u) f(v)] / dc, by Price's theorem q E[f'(u) f'(v)]; by differences of the kernel (1e-6) where f
+        jumps or has no formula; infinite at c = 1 and c = -1 where it jumps."""
+        if isinstance(self.function, sp.Expr) and not self.jumps:
             return np.asarray(q) * self.derivative_kernel(q, c)
+        c = np.asarray(c, dtype=float)
         step = 1e-4 * np.minimum(1.0, 1.0 - np.abs(c))
         rise = self.kernel(q, c + step) - self.kernel(q, c - step)
-        return np.where(step > 0, rise / np.where(step > 0, 2 * step, 1.0), np.inf)
+        edge = np.inf if self.jumps else np.asarray(q) * np.sign(c) ** 2 * self.derivative_second_moment(q)
+        return np.where(step > 1e-12, rise / np.maximum(2 * step, 1e-12), edge)

@@ -8,6 +8,7 @@ bias variance b (Poole et al. 2016; Schoenholz et al. 2017):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,14 @@ import sympy as sp
 from varflow.errors import InputError
 from varflow.fixed_points import FixedPoint, FixedPoints, correlation_points, variance_points
 from varflow.gain_numbers import ActivationNumbers, Function
-from varflow.laws.expectation import Normal, derivative, expect, has_jump
+from varflow.laws.expectation import (
+    GaussianExpectation,
+    Normal,
+    compile_formula,
+    derivative,
+    expect,
+    has_jump,
+)
 from varflow.symbols import X, positive
 
 __all__ = ["ActivationMaps", "C", "FixedPoint", "FixedPoints", "Q", "activation_maps"]
@@ -38,6 +46,13 @@ def _pair(f: sp.Expr) -> sp.Expr:
     """E[f(u) f(v)] over u, v ~ N(0, Q) of correlation C."""
     body = f.xreplace({X: _U}) * f.xreplace({X: _V})
     return expect(body, {_U: Normal(), _V: Normal()}, lambda u, v: Q if u == v else Q * C)
+
+
+def closed(formula: sp.Expr | None, *symbols: sp.Symbol) -> Callable[..., Any] | None:
+    """A formula without integrals as a function of arrays; None for another."""
+    if formula is None or formula.has(GaussianExpectation):
+        return None
+    return compile_formula(formula, symbols)
 
 
 @dataclass(frozen=True)
@@ -125,10 +140,33 @@ class ActivationMaps:
                                  why="maps are followed in numbers", instead="a number for it")
         return float(self.weight_scale), float(self.bias_variance)
 
+    @cached_property
+    def _waves(self) -> Callable[..., Any] | None:
+        """The formula of E f^2 where f oscillates, which no quadrature follows to large variances."""
+        f = self.activation
+        return closed(self.second_moment_formula, Q) if isinstance(f, sp.Expr) and f.has(sp.sin, sp.cos) else None
+
+    @cached_property
+    def _kernel(self) -> Callable[..., Any]:
+        return closed(self.kernel, Q, C) or self.numbers.kernel
+
+    @cached_property
+    def _kernel_slope(self) -> Callable[..., Any]:
+        found = None if self.numbers.jumps else closed(self.derivative_kernel, Q, C)
+        return self.numbers.kernel_slope if found is None else lambda q, c: q * found(q, c)
+
+    def second_moment(self, q: Any) -> Any:
+        """E f(x)^2, x ~ N(0, q)."""
+        if self._waves is None:
+            return self.numbers.second_moment(q)
+        q = np.asarray(q, dtype=float)
+        near = self.numbers.second_moment(np.minimum(q, 1.0))
+        return np.where(q > 1, self._waves(np.maximum(q, 1.0)), near)
+
     def next_variance(self, q: Any) -> Any:
         """q'."""
         s, b = self.scales
-        return s * self.numbers.second_moment(q) + b
+        return s * self.second_moment(q) + b
 
     def variance_slope(self, q: Any) -> Any:
         """dq'/dq."""
@@ -137,11 +175,11 @@ class ActivationMaps:
     def next_correlation(self, c: Any, q: Any) -> Any:
         """c', for two arguments of variance q."""
         s, b = self.scales
-        return (s * self.numbers.kernel(q, c) + b) / self.next_variance(q)
+        return (s * self._kernel(q, c) + b) / self.next_variance(q)
 
     def correlation_slope(self, c: Any, q: Any) -> Any:
         """dc'/dc, for two arguments of variance q."""
-        return self.scales[0] * self.numbers.kernel_slope(q, c) / self.next_variance(q)
+        return self.scales[0] * self._kernel_slope(q, c) / self.next_variance(q)
 
     def chi_at(self, q: Any) -> Any:
         """Slope of the correlation map at c = 1, for arguments of variance q; infinite where f jumps."""
@@ -153,8 +191,9 @@ class ActivationMaps:
 
     @cached_property
     def fixed_points(self) -> FixedPoints:
-        """Every q* with q' = q (from 1e-8 to 1e8, and 0), least first; see :class:`FixedPoints`."""
-        return variance_points(self.next_variance, self.variance_slope)
+        """Every q* with q' = q (0, and from 1e-8 to 1e8; from 1e-4 to 1e4 without a formula), least first."""
+        narrow = {} if isinstance(self.activation, sp.Expr) else {"low": 1e-4, "high": 1e4}
+        return variance_points(self.next_variance, self.variance_slope, **narrow)
 
     def correlation_fixed_points(self, q: float) -> FixedPoints:
         """Every c* in [-1, 1] with c' = c at variance q, which should be a fixed point of the variance."""

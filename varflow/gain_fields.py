@@ -1,0 +1,177 @@
+"""What every gain report has in common: its fields, their numbers and how they render."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+
+import sympy as sp
+
+from varflow.errors import InputError
+from varflow.laws.expectation import GaussianExpectation, compile_formula
+
+FIELDS = (
+    "mean",
+    "second_moment",
+    "variance",
+    "init_gain",
+    "init_gain_centered",
+    "derivative_second_moment",
+    "second_derivative_second_moment",
+    "chi",
+    "dead_share",
+)
+LATEX: Mapping[str, str] = MappingProxyType({
+    "mean": r"\mathbb{E} f",
+    "second_moment": r"\mathbb{E} f^2",
+    "variance": r"\operatorname{Var} f",
+    "init_gain": r"1/\sqrt{\mathbb{E} f^2}",
+    "init_gain_centered": r"1/\sqrt{\operatorname{Var} f}",
+    "derivative_second_moment": r"\mathbb{E} f'^2",
+    "second_derivative_second_moment": r"\mathbb{E} f''^2",
+    "chi": r"\chi",
+    "dead_share": r"\mathbb{P}(f = f' = 0)",
+})
+
+
+class GainFields(ABC):
+    """The fields of a gain report as formulas, each made when it is first asked for.
+
+    ``variance`` is Var f; ``init_gain`` = 1/sqrt(E f^2) keeps the second moment at 1 and ``init_gain_centered``
+    = 1/sqrt(Var f) the variance (Brock et al. 2021); None where the moment is zero. ``chi`` = q E f'^2 / E f^2
+    is the slope at correlation 1 of the map from the correlation of two inputs to E[f f] / E f^2 (Schoenholz et
+    al. 2017), infinite for an activation that jumps.
+    """
+
+    input_variance: sp.Expr
+    input_mean: sp.Expr
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The function as text: f(x) = ..."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> sp.Expr:
+        """E f."""
+
+    @property
+    @abstractmethod
+    def second_moment(self) -> sp.Expr:
+        """E f^2."""
+
+    @property
+    @abstractmethod
+    def derivative_second_moment(self) -> sp.Expr:
+        """E f'^2, jumps left out."""
+
+    @property
+    @abstractmethod
+    def second_derivative_second_moment(self) -> sp.Expr | None:
+        """E f''^2, kinks and jumps left out; None where it is not defined."""
+
+    @property
+    @abstractmethod
+    def dead_share(self) -> sp.Expr | None:
+        """The probability of an input where f and f' are both zero; None where it is not known."""
+
+    @property
+    @abstractmethod
+    def has_jump(self) -> bool:
+        """Whether f jumps somewhere."""
+
+    @cached_property
+    def variance(self) -> sp.Expr:
+        """Var f."""
+        return self.second_moment - self.mean**2
+
+    @cached_property
+    def init_gain(self) -> sp.Expr | None:
+        """1/sqrt(E f^2)."""
+        return inverse_root(self.second_moment)
+
+    @cached_property
+    def init_gain_centered(self) -> sp.Expr | None:
+        """1/sqrt(Var f)."""
+        return inverse_root(self.variance)
+
+    @cached_property
+    def chi(self) -> sp.Expr | None:
+        """q E f'^2 / E f^2."""
+        if self.second_moment == 0:
+            return None
+        if self.has_jump:
+            return sp.oo
+        return self.input_variance * self.derivative_second_moment / self.second_moment
+
+    @property
+    def closed_form(self) -> Mapping[str, bool]:
+        """Whether each field is free of unevaluated integrals."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return MappingProxyType(
+            {k: v is not None and not v.has(GaussianExpectation) for k, v in values.items()}
+        )
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """Names that the fields leave open."""
+        values = (getattr(self, name) for name in FIELDS)
+        return frozenset(str(s) for v in values if v is not None for s in v.free_symbols)
+
+    def numeric(self, values: Mapping[str, float] | None = None) -> dict[str, float | None]:
+        """Every field as a float; ``values`` for the symbols that are left, by name.
+
+        Raises InputError naming the symbols without a value.
+        """
+        table = {str(k): float(v) for k, v in (values or {}).items()}
+        return {name: number_of(getattr(self, name), table) for name in FIELDS}
+
+    def _repr_latex_(self) -> str:
+        from varflow.export.formulas import printed
+
+        rows = (
+            rf"{LATEX[name]} &= {printed(getattr(self, name), {})}"
+            for name in FIELDS
+            if getattr(self, name) is not None
+        )
+        return "$\\begin{aligned}" + r" \\ ".join(rows) + "\\end{aligned}$"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from varflow.export.formulas import printed
+
+        numbers = {} if self.symbols else self.numeric()
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{_number_text(numbers.get(name))}</td>"
+            f"<td>${escape(printed(value, {}), quote=False)}$</td></tr>"
+            for name in FIELDS
+            if (value := getattr(self, name)) is not None
+        )
+        return (
+            f"<table><caption>{escape(self.title)}</caption>"
+            f"<tr><th>field</th><th>value</th><th>formula</th></tr>{rows}</table>"
+        )
+
+
+def _number_text(value: float | None) -> str:
+    return "&mdash;" if value is None else f"{value:.6g}"
+
+
+def inverse_root(moment: sp.Expr) -> sp.Expr | None:
+    """1/sqrt(moment); None for zero."""
+    return None if sp.expand(moment) == 0 else 1 / sp.sqrt(moment)
+
+
+def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
+    """A formula as a float. Raises InputError naming symbols that are not in the table."""
+    if expr is None:
+        return None
+    symbols = sorted(expr.free_symbols, key=sp.default_sort_key)
+    missing = [str(s) for s in symbols if str(s) not in table]
+    if missing:
+        raise InputError(f"no value for {', '.join(missing)}", instead="numeric({NAME: NUMBER})")
+    return float(compile_formula(expr, symbols)(*[table[str(s)] for s in symbols]))

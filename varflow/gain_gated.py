@@ -1,0 +1,124 @@
+"""The gains of a function of several inputs, or with several outputs: gates, maxout, concatenated activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import MappingProxyType
+
+import sympy as sp
+
+from varflow.gain_fields import GainFields
+from varflow.gated import NOISE, GatedCall
+from varflow.laws.expectation import (
+    Distribution,
+    Normal,
+    Opaque,
+    derivative,
+    expect,
+    has_jump,
+)
+from varflow.symbols import X, arg
+
+_PHI = (1 + sp.erf(X / sp.sqrt(2))) / 2
+
+
+def _slope_square(variable: sp.Symbol, f: sp.Expr) -> sp.Expr:
+    return derivative(f, variable) ** 2
+
+
+@dataclass(frozen=True)
+class GatedGain(GainFields):
+    """Moments of f(x_1, ..., x_k) over independent x_i ~ N(mean, q), averaged over the output channels.
+
+    ``derivative_second_moment`` is the total over inputs of E (df/dx_i)^2, so that ``chi`` keeps its meaning: the
+    slope at 1 of the correlation map when all inputs correlate alike. With several outputs (crelu, concat_elu)
+    moments are averages over output channels, as fan_in counts them, ``variance`` that of all channels together;
+    ``total`` holds their sums over the outputs of one input. ``second_derivative_second_moment`` and
+    ``dead_share`` belong to functions of one argument: None.
+    """
+
+    function: GatedCall
+    input_variance: sp.Expr
+    input_mean: sp.Expr
+
+    @property
+    def title(self) -> str:
+        outputs = ", ".join(map(str, self.function.outputs))
+        return f"{self.function}: {outputs}"
+
+    @property
+    def activation(self) -> sp.Expr:
+        """The outputs: one expression in ``symbols.arg``, or a Tuple of several."""
+        outputs = self.function.outputs
+        return outputs[0] if len(outputs) == 1 else sp.Tuple(*outputs)
+
+    @cached_property
+    def mean(self) -> sp.Expr:
+        return self._averaged(lambda f: f) if not self.function.gated.largest else self._largest(1)
+
+    @cached_property
+    def second_moment(self) -> sp.Expr:
+        return self._averaged(lambda f: f**2) if not self.function.gated.largest else self._largest(2)
+
+    @cached_property
+    def derivative_second_moment(self) -> sp.Expr:
+        if self.function.gated.largest:
+            return sp.S.One
+        return sp.Add(*self.derivative_second_moments)
+
+    @cached_property
+    def derivative_second_moments(self) -> tuple[sp.Expr, ...]:
+        """E (df/dx_i)^2 for each input, averaged over outputs."""
+        count = self.function.inputs
+        if self.function.gated.largest:
+            return (sp.Rational(1, count),) * count
+        return tuple(self._averaged(partial(_slope_square, arg(i))) for i in range(count))
+
+    @property
+    def second_derivative_second_moment(self) -> None:
+        return None
+
+    @property
+    def dead_share(self) -> None:
+        return None
+
+    @cached_property
+    def has_jump(self) -> bool:
+        if self.function.gated.largest:
+            return False
+        pairs = ((f, arg(i)) for f in self.function.outputs for i in range(self.function.inputs))
+        return any(has_jump(f, x) for f, x in pairs)
+
+    @cached_property
+    def total(self) -> Mapping[str, sp.Expr]:
+        """Moments summed over the outputs that share their inputs."""
+        count = len(self.function.outputs)
+        names = ("mean", "second_moment", "derivative_second_moment")
+        return MappingProxyType({name: count * getattr(self, name) for name in names})
+
+    def _averaged(self, moment: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
+        outputs = self.function.outputs
+        return sp.Add(*(self._expect(moment(f)) for f in outputs)) / len(outputs)
+
+    def _expect(self, expr: sp.Expr) -> sp.Expr:
+        xs = [arg(i) for i in range(self.function.inputs)]
+        law: dict[sp.Symbol, Distribution] = dict.fromkeys(xs, Normal())
+        if self.function.noise:
+            law[NOISE] = Opaque(self.function.noise)
+            expr = sp.expand(expr)
+        shifted = expr.xreplace({x: x + self.input_mean for x in xs}) if self.input_mean != 0 else expr
+        return expect(shifted, law, lambda u, v: self.input_variance if u == v else sp.S.Zero)
+
+    def _largest(self, power: int) -> sp.Expr:
+        """E (m + sqrt(q) M)^power, M the largest of k standard Gaussians, whose density is k phi Phi^(k-1)."""
+        q, m = self.input_variance, self.input_mean
+        if power == 1:
+            return m + sp.sqrt(q) * self._unit_moment(1)
+        return m**2 + 2 * m * sp.sqrt(q) * self._unit_moment(1) + q * self._unit_moment(2)
+
+    def _unit_moment(self, power: int) -> sp.Expr:
+        count = self.function.inputs
+        body = count * X**power * _PHI ** (count - 1)
+        return expect(body, {X: Normal()}, lambda u, v: sp.S.One)
