@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import cast
 
 import sympy as sp
+from sympy.core.relational import Relational
 
 from varflow.laws.distributions import NoFormula
 
@@ -21,7 +24,15 @@ def rational(expr: sp.Expr) -> sp.Expr:
 
 def depends(expr: sp.Basic, variables: Collection[sp.Symbol]) -> bool:
     """Whether any of the variables occurs free in the expression."""
-    return not expr.free_symbols.isdisjoint(variables)
+    return not symbols_of(expr).isdisjoint(variables)
+
+
+@lru_cache(maxsize=65536)
+def symbols_of(expr: sp.Basic) -> frozenset[sp.Symbol]:
+    """The free symbols, every subexpression looked at once."""
+    if not expr.args or hasattr(expr, "bound_symbols"):
+        return frozenset(expr.free_symbols)
+    return frozenset().union(*map(symbols_of, expr.args))
 
 
 def ordered(variables: Iterable[sp.Symbol]) -> list[sp.Symbol]:
@@ -31,18 +42,68 @@ def ordered(variables: Iterable[sp.Symbol]) -> list[sp.Symbol]:
 
 def affine(expr: sp.Expr, variables: Collection[sp.Symbol]) -> Affine | None:
     """Coefficients and constant of an expression affine in the variables, else None."""
-    constant: sp.Expr = sp.S.Zero
-    coefficients: dict[sp.Symbol, sp.Expr] = {}
-    for term in sp.Add.make_args(sp.expand(expr)):
-        if not depends(term, variables):
-            constant += term
-            continue
-        factor, rest = term.as_independent(*variables, as_Add=False)
-        if rest in variables:
-            coefficients[rest] = coefficients.get(rest, sp.S.Zero) + factor
-        else:
+    found = _affine(expr, frozenset(variables))
+    return None if found is None else (dict(found[0]), found[1])
+
+
+@lru_cache(maxsize=16384)
+def _affine(expr: sp.Expr, variables: frozenset[sp.Symbol]) -> Affine | None:
+    found = _straight(expr, variables)
+    if found is None:
+        if not _may_cancel(expr, variables):
             return None
-    return {v: c for v, c in coefficients.items() if c != 0}, constant
+        found = _straight(sp.expand(expr), variables)
+        if found is None:
+            return None
+    coefficients = {v: sp.expand(c) for v, c in found[0].items()}
+    return {v: c for v, c in coefficients.items() if c != 0}, sp.expand(found[1])
+
+
+def _straight(expr: sp.Expr, variables: frozenset[sp.Symbol]) -> Affine | None:
+    """The same without multiplying out products of variables."""
+    if expr in variables:
+        return {cast(sp.Symbol, expr): sp.S.One}, sp.S.Zero
+    if not depends(expr, variables):
+        return {}, expr
+    if isinstance(expr, sp.Mul):
+        inside = [a for a in expr.args if depends(a, variables)]
+        found = _straight(inside[0], variables) if len(inside) == 1 else None
+        if found is None:
+            return None
+        factor = sp.Mul(*[a for a in expr.args if a is not inside[0]])
+        return {v: factor * c for v, c in found[0].items()}, factor * found[1]
+    if not isinstance(expr, sp.Add):
+        return None
+    coefficients: dict[sp.Symbol, sp.Expr] = {}
+    constants = []
+    for term in expr.args:
+        part = _straight(term, variables)
+        if part is None:
+            return None
+        constants.append(part[1])
+        for v, c in part[0].items():
+            coefficients[v] = coefficients.get(v, sp.S.Zero) + c
+    return coefficients, sp.Add(*constants)
+
+
+def _may_cancel(expr: sp.Expr, variables: frozenset[sp.Symbol]) -> bool:
+    """Whether a small polynomial of the variables may turn out affine once multiplied out."""
+    return (
+        isinstance(expr, (sp.Add, sp.Mul))
+        and size(expr, 200) < 200
+        and term_count(expr, variables) <= 64
+        and bool(expr.is_polynomial(*variables))
+    )
+
+
+def size(expr: sp.Basic, most: int = 10**6) -> int:
+    """The number of nodes of an expression, counted up to ``most``."""
+    count, stack = 0, [expr]
+    while stack and count < most:
+        node = stack.pop()
+        count += 1
+        stack.extend(node.args)
+    return count
 
 
 @dataclass(frozen=True)
@@ -67,6 +128,28 @@ def line(expr: sp.Expr, variables: Collection[sp.Symbol]) -> Line | None:
     number = lead.as_coeff_Mul()[0]
     form = sp.Add(*[c / number * v for v, c in coefficients.items()])
     return Line(number, form, constant)
+
+
+def affine_parts(expr: sp.Basic, variables: Collection[sp.Symbol]) -> Iterator[Line]:
+    """The largest affine parts through which an expression depends on the variables, each once."""
+    seen: set[sp.Basic] = set()
+    waiting = [expr]
+    while waiting:
+        part = waiting.pop()
+        if part in seen or not depends(part, variables):
+            continue
+        seen.add(part)
+        if isinstance(part, Relational):
+            waiting.append(part.lhs - part.rhs)
+            continue
+        straight = line(part, variables) if isinstance(part, sp.Expr) else None
+        if straight is not None:
+            yield straight
+        elif isinstance(part, sp.Add):
+            flat = [a for a in part.args if line(a, variables) is not None]
+            waiting += [a for a in part.args if a not in flat] + [sp.Add(*flat)]
+        else:
+            waiting += part.args
 
 
 def is_affine_sum(expr: sp.Basic) -> bool:

@@ -6,17 +6,22 @@ borders, a null set, are dropped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import pairwise, product
 
 import sympy as sp
 from sympy.logic.boolalg import ITE, And, Boolean, BooleanFalse, BooleanTrue, Not, Or
 
-from varflow.laws.algebra import affine, depends, line, ordered
+from varflow.laws.algebra import affine, depends, line, ordered, size, symbols_of
+from varflow.laws.precise import function_of
+from varflow.laws.straight import NoProgram
 
-MAX_CELLS = 256
+MAX_CELLS = 64
+SMALL = 100
+_SCALAR = {"erf": math.erf, "erfc": math.erfc, "gamma": math.gamma, "loggamma": math.lgamma}
 KINKED = (sp.Piecewise, sp.Abs, sp.Max, sp.Min, sp.Heaviside, sp.sign)
 Bounds = tuple[tuple[sp.Expr, sp.Expr, sp.Expr], ...]
 Variables = frozenset[sp.Symbol]
@@ -79,7 +84,7 @@ def split(expr: sp.Expr, variables: Variables) -> list[Cell]:
 
 
 def _cross(parts: list[list[Cell]]) -> Iterator[tuple[Bounds, tuple[sp.Expr, ...]]]:
-    if reduce(lambda n, cells: n * len(cells), parts, 1) > 16 * MAX_CELLS:
+    if reduce(lambda n, cells: n * len(cells), parts, 1) > 8 * MAX_CELLS:
         raise NotFlat
     for choice in product(*parts):
         bounds: Bounds | None = ()
@@ -287,7 +292,7 @@ def merged(cells: list[Cell]) -> list[Cell]:
     """The cells with every pair joined that differs in one border only and has equal bodies."""
     cells = list(cells)
     done = False
-    while not done and len(cells) <= 64:
+    while not done and len(cells) <= MAX_CELLS:
         done = True
         for i, j in product(range(len(cells)), range(len(cells))):
             union = _union(cells[i], cells[j]) if i != j else None
@@ -307,11 +312,30 @@ def _union(left: Cell, right: Cell) -> Cell | None:
     different = [f for f in first if first[f] != second[f]]
     if len(different) != 1 or first[different[0]][1] != second[different[0]][0]:
         return None
-    if left.body != right.body and sp.expand(left.body - right.body) != 0:
+    if left.body != right.body and not _equal(left.body, right.body):
         return None
     first[different[0]] = (first[different[0]][0], second[different[0]][1])
     unbounded = (sp.S.NegativeInfinity, sp.oo)
     return Cell(tuple((f, *b) for f, b in first.items() if b != unbounded), left.body)
+
+
+@lru_cache(maxsize=4096)
+def _equal(first: sp.Expr, second: sp.Expr) -> bool:
+    """Whether two small bodies are equal once multiplied out."""
+    if size(first, SMALL) + size(second, SMALL) >= SMALL or _differ(first, second):
+        return False
+    return bool(sp.expand(first - second) == 0)
+
+
+def _differ(first: sp.Expr, second: sp.Expr) -> bool:
+    """Whether the two are seen to differ at one point."""
+    names = ordered(symbols_of(first) | symbols_of(second))
+    point = [0.713 + 0.317 * k for k in range(len(names))]
+    try:
+        a, b = (float(function_of(e, names, _SCALAR)(*point)) for e in (first, second))
+    except (NoProgram, ArithmeticError, ValueError, TypeError):
+        return False
+    return abs(a - b) > 1e-9 * (abs(a) + abs(b)) + 1e-12
 
 
 def pieces(expr: sp.Expr, variable: sp.Symbol) -> tuple[list[sp.Expr], list[sp.Expr]]:

@@ -9,7 +9,17 @@ from itertools import combinations
 import sympy as sp
 from sympy.core.relational import Relational
 
-from varflow.laws.algebra import affine, build, depends, line, ordered, products
+from varflow.laws.algebra import (
+    affine,
+    affine_parts,
+    build,
+    depends,
+    line,
+    ordered,
+    products,
+    size,
+    term_count,
+)
 from varflow.laws.cells import NotFlat, kinked, split
 from varflow.laws.distributions import (
     Bernoulli,
@@ -20,14 +30,19 @@ from varflow.laws.distributions import (
     Opaque,
     Sphere,
 )
+from varflow.laws.domain import check
 from varflow.laws.integral import GaussianExpectation, even_part, is_odd
 from varflow.laws.pairs import NotClosed
+from varflow.laws.reach import in_reach
 from varflow.laws.tidy import tidy
 from varflow.laws.univariate import Covariance, closed
 
 Powers = dict[sp.Expr, int]
 MAX_DIMENSION = 2
 MAX_DEPTH = 12
+MAX_NODES = 2000
+MAX_WORK = 60_000
+MAX_OPEN = 40
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,12 @@ class _Sum:
         constants = [k * v for k, v in self.constants.items()]
         plain = [v for v in self.done if not v.has(GaussianExpectation)]
         rest = [v for v in self.done if v.has(GaussianExpectation)]
-        return sp.Add(tidy(sp.Add(*plain, *constants)), *map(sp.expand_mul, rest))
+        return sp.Add(tidy(sp.Add(*plain, *constants)), *map(_opened, rest))
+
+
+def _opened(value: sp.Expr) -> sp.Expr:
+    """Products multiplied out, integrals left as they are."""
+    return sp.expand_mul(value, deep=False)
 
 
 def _cancels(constant: sp.Expr, body: sp.Expr) -> bool:
@@ -153,10 +173,22 @@ def expectation(expr: sp.Expr, law: Law, depth: int = 0) -> sp.Expr:
     variables = expr.free_symbols & law.distributions.keys()
     if not variables:
         return expr
+    if _too_wide(expr, variables, law):
+        return integral(expr, frozenset(variables), law, depth)
     result = _Sum(law, depth)
     for coefficient, powers in products(expr, variables):
         _add_term(result, coefficient, powers, law, depth)
     return result.total(expr)
+
+
+def _too_wide(expr: sp.Expr, variables: set[sp.Symbol], law: Law) -> bool:
+    """Whether a function of one Gaussian is left to quadrature, since expanding it would take seconds."""
+    if len(variables) > 1 or not isinstance(law.distributions[next(iter(variables))], Normal):
+        return False
+    nodes, terms = size(expr, MAX_WORK), term_count(expr, variables)
+    if nodes > MAX_NODES or nodes * terms > MAX_WORK:
+        return True
+    return terms > MAX_OPEN and not in_reach(expr, frozenset(variables))
 
 
 def _add_term(result: _Sum, coefficient: sp.Expr, powers: Powers, law: Law, depth: int) -> None:
@@ -237,8 +269,11 @@ def easy(part: Powers, names: frozenset[sp.Symbol], law: Law) -> sp.Expr | None:
     kinds = {law.distributions[v] for v in names}
     if any(isinstance(k, Sphere) for k in kinds):
         return _spherical(build(part), names, law, kinds)
+    whole = build(part)
+    if not in_reach(whole, names):
+        return None
     try:
-        return closed(build(part), names, law.covariance)
+        return closed(whole, names, law.covariance)
     except NotClosed:
         return None
 
@@ -288,14 +323,7 @@ def chi_moment(samples: sp.Expr, degree: int) -> sp.Expr:
 
 def leaves(expr: sp.Basic, names: frozenset[sp.Symbol]) -> set[sp.Expr]:
     """The linear forms through which an expression depends on the variables."""
-    found: set[sp.Expr] = set()
-
-    def visit(form: sp.Expr, scale: sp.Expr, constant: sp.Expr) -> sp.Expr:
-        found.add(form)
-        return scale * form + constant
-
-    rewrite_affine(expr, names, visit)
-    return found
+    return {part.form for part in affine_parts(expr, names)}
 
 
 Visitor = Callable[[sp.Expr, sp.Expr, sp.Expr], sp.Expr]
@@ -339,9 +367,14 @@ def integral(body: sp.Expr, names: frozenset[sp.Symbol], law: Law, depth: int) -
 def _core(body: sp.Expr, names: frozenset[sp.Symbol]) -> tuple[sp.Expr, list[sp.Symbol]]:
     """The factors that are no bare variables, and the bare variables; a sum is all core."""
     parts = sp.Mul.make_args(body)
-    bare = [p for p in parts if p.as_base_exp()[0] in names and p.as_base_exp()[1].is_Integer]
+    bare = [p for p in parts if _is_power(p, names)]
     core = sp.Mul(*[p for p in parts if p not in bare])
     return core, ordered({p.as_base_exp()[0] for p in bare})
+
+
+def _is_power(factor: sp.Expr, names: frozenset[sp.Symbol]) -> bool:
+    base, power = factor.as_base_exp()
+    return base in names and bool(power.is_Integer and power.is_positive)
 
 
 def _reduce(
@@ -377,6 +410,9 @@ def _unevaluated(
     body: sp.Expr, used: frozenset[sp.Symbol], forms: list[sp.Expr], law: Law
 ) -> sp.Expr:
     names = ordered(used)
+    if len(forms) == 1 and forms[0] in used and not body.free_symbols - used:
+        variance = law.table[forms[0], forms[0]]
+        check(body, forms[0], variance if variance.is_number else None)
     symbols = [f if f in used else sp.Dummy(f"L{i}", real=True) for i, f in enumerate(forms)]
     rename = dict(zip(forms, symbols, strict=True))
     if any(f not in used for f in forms):

@@ -8,8 +8,11 @@ from typing import Any
 import sympy as sp
 from sympy.core.containers import Tuple
 
+from varflow.laws.algebra import size
 from varflow.laws.cells import KINKED, NotFlat, piecewise
+from varflow.laws.straight import bottom_up
 
+TINY, SMALL, LARGE, MOST_KINKS = 120, 300, 1200, 24
 _FIRST_INDEX = 7_000_000_000
 BOUND = tuple(sp.Dummy(f"z_{i + 1}", dummy_index=_FIRST_INDEX + i, real=True) for i in range(2))
 
@@ -146,18 +149,25 @@ def _canonical(body: sp.Expr) -> sp.Expr:
     if not body.has(*KINKED):
         return body
     try:
-        return piecewise(body, BOUND[0])
+        if size(body, LARGE) < LARGE and len(body.atoms(*KINKED)) <= MOST_KINKS:
+            return piecewise(body, BOUND[0])
     except NotFlat:
-        return body
+        pass
+    made: sp.Expr = bottom_up(body, (_as_sign,)) if body.has(sp.Heaviside) else body
+    return made
+
+
+def _as_sign(expr: sp.Expr) -> sp.Expr:
+    return (1 + sp.sign(expr.args[0])) / 2 if isinstance(expr, sp.Heaviside) else expr
 
 
 def even_part(body: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
     """(f(z) + f(-z)) / 2 of a rational function of z and exp(k z) where no exp is left, else None."""
     functions = {f.func for f in body.atoms(sp.Function)}
-    if functions != {sp.exp}:
+    if functions != {sp.exp} or size(body, TINY) == TINY:
         return None
     growth = sp.Dummy("T", positive=True)
-    total = (body + body.subs(z, -z)).replace(sp.exp, lambda k: _power(k, z, growth))
+    total = (body + body.xreplace({z: -z})).replace(sp.exp, lambda k: _power(k, z, growth))
     if total.has(sp.exp) or not total.is_rational_function(z, growth):
         return None
     total = sp.cancel(total)
@@ -171,5 +181,7 @@ def _power(exponent: sp.Expr, z: sp.Symbol, growth: sp.Symbol) -> sp.Expr:
 
 def is_odd(body: sp.Expr, names: tuple[sp.Symbol, ...]) -> bool:
     """Whether the integrand visibly changes its sign with its variables."""
-    mirrored = body.subs({v: -v for v in names}, simultaneous=True)
+    if size(body, SMALL) == SMALL:
+        return False
+    mirrored = body.xreplace({v: -v for v in names})
     return bool(mirrored == -body or sp.expand(mirrored + body, deep=False) == 0)

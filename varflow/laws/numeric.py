@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
+from varflow.laws.precise import function_of, guarded
+from varflow.laws.straight import NoProgram, bottom_up
+
 Array = npt.NDArray[np.float64]
 
 
@@ -39,11 +42,22 @@ class exp_erfc(sp.Function):  # type: ignore[misc]
 
 def stable(expr: sp.Expr) -> sp.Expr:
     """Logistic functions, softplus and exp * erfc in a form that floats can evaluate."""
-    expr = expr.replace(lambda e: isinstance(e, sp.Add), _complement)
-    expr = expr.replace(lambda e: isinstance(e, sp.log), _softplus)
-    expr = expr.replace(lambda e: isinstance(e, sp.Pow) and e.base != sp.E, _logistic)
-    expr = expr.replace(lambda e: isinstance(e, sp.Mul) and e.has(expit), _balanced)
-    return expr.replace(lambda e: isinstance(e, sp.Mul), _tail)
+    made: sp.Expr = bottom_up(expr, (_rewritten,))
+    return made
+
+
+def _rewritten(expr: sp.Expr) -> sp.Expr:
+    """One node, its arguments being stable."""
+    if isinstance(expr, sp.Add):
+        return _complement(expr)
+    if isinstance(expr, sp.log):
+        return _softplus(expr)
+    if isinstance(expr, sp.Pow) and expr.base != sp.E:
+        return _logistic(expr)
+    if isinstance(expr, sp.Mul):
+        expr = _balanced(expr) if expr.has(expit) else expr
+        return _tail(expr) if isinstance(expr, sp.Mul) else expr
+    return expr
 
 
 def _one_plus_exp(expr: sp.Expr) -> sp.Expr | None:
@@ -176,13 +190,22 @@ def vectorized(
     Square roots and arc sines just outside their domain are those of its border, since formulas get there
     by rounding; with ``real`` they are nan.
     """
-    made: Callable[..., Any] = sp.lambdify(
-        list(symbols),
-        stable(expr),
-        modules=[_REAL if real else _MODULE, "numpy"],
-        cse=len(str(expr)) > 400,
-    )
-    return made
+    table = _REAL if real else _MODULE
+    shaped = stable(expr)
+    try:
+        return function_of(shaped, symbols, table)
+    except NoProgram:
+        made: Callable[..., Any] = sp.lambdify(list(symbols), shaped, modules=[table, "numpy"])
+        return made
+
+
+@lru_cache(maxsize=2048)
+def with_enough_digits(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
+    """``vectorized`` for a closed form: where its terms cancel, more digits than doubles have."""
+    try:
+        return guarded(stable(expr), symbols, _MODULE, expr)
+    except NoProgram:
+        return vectorized(expr, symbols)
 
 
 def broadcast(values: Sequence[Any]) -> list[Array]:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from varflow.laws.algebra import affine, ordered
-from varflow.laws.engine import rewrite_affine
+from varflow.laws.algebra import affine, affine_parts, ordered
 from varflow.laws.integral import GaussianExpectation
-from varflow.laws.numeric import Array, broadcast, vectorized
+from varflow.laws.numeric import Array, broadcast, vectorized, with_enough_digits
 
 TOLERANCE = 2e-12
 REACH = 12.0
@@ -173,18 +172,13 @@ def prepare(expectation: GaussianExpectation) -> Integral:
 
 
 def _affine_arguments(body: sp.Expr, zs: Sequence[sp.Symbol]) -> list[sp.Expr]:
-    found: set[sp.Expr] = set()
-
-    def visit(form: sp.Expr, scale: sp.Expr, constant: sp.Expr) -> sp.Expr:
-        found.add(sp.expand(scale * form + constant))
-        return scale * form + constant
-
     names = frozenset(zs)
-    rewrite_affine(body, names, visit)
+    whole = [body]
     for node in body.atoms(sp.Max, sp.Min):
         for first, second in combinations(node.args, 2):
-            rewrite_affine(first - second, names, visit)
-    return sorted(found, key=sp.default_sort_key)
+            whole.append(first - second)
+    found = {p.scale * p.form + p.constant for part in whole for p in affine_parts(part, names)}
+    return sorted({sp.expand(form) for form in found}, key=sp.default_sort_key)
 
 
 _GRADES = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0])
@@ -352,7 +346,7 @@ def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., An
     integrals = [g for g in found if g not in inner]
     names = tuple(sp.Dummy(f"I{k}", real=True) for k in range(len(integrals)))
     outer = expr.xreplace(dict(zip(integrals, names, strict=True)))
-    function = vectorized(outer, (*symbols, *names))
+    function = with_enough_digits(outer, (*symbols, *names))
     parts = [(prepare(g), [symbols.index(p) for p in prepare(g).parameters]) for g in integrals]
 
     def plain(values: list[Array]) -> Array:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sympy as sp
 
-from varflow.laws.algebra import depends, rational
+from varflow.laws.algebra import depends, rational, size
 from varflow.laws.cells import KINKED, NotFlat, kinked, pieces
 
 _FLAT = (sp.sign, sp.Heaviside, sp.floor, sp.ceiling)
+MAX_NODES = 600
 _PROBES = ("7/5", "-11/8", "13/9", "-3/7", "17/6", "-19/11", "5/12", "-23/10")
 
 
@@ -19,6 +20,9 @@ def derivative(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
         return expr.diff(var)
     if isinstance(expr, _FLAT):
         return sp.S.Zero
+    parted = _by_pieces(expr, var)
+    if parted is not None:
+        return parted
     if isinstance(expr, sp.Add):
         return sp.Add(*[derivative(a, var) for a in expr.args])
     if isinstance(expr, sp.Mul):
@@ -29,6 +33,19 @@ def derivative(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
     return _kink(expr, var)
 
 
+def _by_pieces(expr: sp.Expr, var: sp.Symbol) -> sp.Expr | None:
+    """The derivative of a function with several kinks at known places, between them; else None."""
+    if len(expr.atoms(*KINKED)) < 2 or size(expr, MAX_NODES) == MAX_NODES:
+        return None
+    try:
+        borders, bodies = pieces(expr, var)
+    except NotFlat:
+        return None
+    slopes = [body.diff(var) for body in bodies]
+    parts = [(slope, var < b) for slope, b in zip(slopes, borders, strict=False)]
+    return sp.Piecewise(*parts, (slopes[-1], True)) if borders else slopes[0]
+
+
 def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
     if isinstance(expr, sp.Abs):
         return sp.sign(expr.args[0]) * derivative(expr.args[0], var)
@@ -36,6 +53,10 @@ def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
         return sp.Piecewise(*[(derivative(e, var), c) for e, c in expr.args])
     if isinstance(expr, (sp.Max, sp.Min)):
         first, rest = expr.args[0], expr.func(*expr.args[1:])
+        if kinked(first, (var,)) or kinked(rest, (var,)):
+            ahead = sp.sign(first - rest) * (1 if isinstance(expr, sp.Max) else -1)
+            left, right = derivative(first, var), derivative(rest, var)
+            return ((1 + ahead) * left + (1 - ahead) * right) / 2
         wins = first > rest if isinstance(expr, sp.Max) else first < rest
         return sp.Piecewise((derivative(first, var), wins), (derivative(rest, var), True))
     stand_in = [sp.Dummy(f"d{i}", real=True) for i in range(len(expr.args))]
@@ -69,4 +90,9 @@ def _jumps(expr: sp.Expr, var: sp.Symbol) -> bool:
         (right - left).subs(var, b)
         for b, left, right in zip(borders, bodies, bodies[1:], strict=False)
     )
-    return any(abs(sp.N(step, 30)) > sp.Float("1e-20") for step in steps)
+    return any(not _small(sp.N(step, 30)) for step in steps)
+
+
+def _small(step: sp.Expr) -> bool:
+    """False for what is large, infinite or no number."""
+    return bool(step.is_finite) and bool(abs(step) <= sp.Float("1e-20"))
