@@ -13,8 +13,9 @@ from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws.moments import Evaluation, Moment, Quantity
 from varflow.laws.population import Population, run_population
-from varflow.laws.profile import Profile, has_windows
+from varflow.laws.profile import Profile
 from varflow.lowering import lower
+from varflow.program import has_windows
 from varflow.symbols import STEP
 
 

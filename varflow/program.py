@@ -465,3 +465,9 @@ def live_ranges(program: Program, keep: Mapping[str, int] | None = None) -> list
     for value in (keep or {}).values():
         last[value] = len(program)
     return last
+
+
+def has_windows(program: Program) -> bool:
+    """Whether anything in a program reads several positions through a window."""
+    return any(isinstance(p, Mix | WindowMax) or (isinstance(p, Contract) and p.window is not None)
+               for p in (step.primitive for step in program))

@@ -245,11 +245,8 @@ class Covariances(ABC):
                     turn = self.turned_quantity if view.position and newer is y else _unturned
                     parts = [(turn(c), at(carried(t, newer), view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
-                case SampleMean(of=of, count=count) if of is not None:
-                    inner = carried(of, newer)
-                    if count == 1:
-                        return at(inner, View(view.position, True))
-                    return self._averaged(count, older, partial(self.covariance, older, inner), View(False, True))
+                case SampleMean(of=of) as mean if of is not None:
+                    return self._over_batch(mean, carried(of, newer), older, at, view)
                 case PositionAverage(of=of, count=count) if of is not None:
                     inner = carried(of, newer)
                     return self._averaged(count, older, partial(self.covariance, older, inner), view)
@@ -273,6 +270,17 @@ class Covariances(ABC):
     def _settled_pair(self, x: Instance, y: Instance, view: View) -> bool:
         u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
         return (u, (), v, (), view) in self._pair or fresh(Instance(u), Instance(v))
+
+    def _over_batch(self, mean: SampleMean, inner: Instance, older: Instance, at: Any, view: View) -> Formula:
+        """Cov of a mean over a batch: (E in the same sample + (B-1) E in others) / B, averaged over positions."""
+        if mean.count == 1:
+            return at(inner, View(view.position, True))  # type: ignore[no-any-return]
+        others = self._averaged(mean.count, older, partial(self.covariance, older, inner), View(False, True))
+        if mean.batch is None:
+            return others
+        own = self._averaged(mean.count, older, partial(self.covariance, older, inner), View())
+        shape = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
+        return mo.combine(shape, [own, others, mo.constant(mean.batch)])
 
     def _in_order(self, first: bool, older: Instance, newer: Instance, view: View) -> Formula:
         return self.covariance(newer, older, view) if first else self.covariance(older, newer, view)

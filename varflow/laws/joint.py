@@ -199,11 +199,13 @@ class Laws(Covariances):
         of, other = z.of, replace(other, there=False)
         return self._averaged(z.count, other, lambda w: self.pair(other, replace(of, there=not w.same), w), view)
 
-    def of_largest(self, f: sp.Expr, v: Largest) -> Formula:
+    def of_largest(self, f: sp.Expr, v: Largest, coefficients: tuple[Quantity, ...] = ()) -> Formula:
         """E[f(v)] of the largest entry of a window."""
         assert v.of is not None
-        weight = rename(v.weight, tuple((arg(i), arg(i + 1)) for i in reversed(range(len(v.weight_args)))))
-        return self.expectation(f * weight, (v.of, *v.weight_args), v.coefficients, SAME)
+        table = [(arg(i), arg(i + 1)) for i in range(len(v.weight_args))]
+        table += [(coefficient(i), coefficient(i + len(coefficients))) for i in range(len(v.coefficients))]
+        weight = rename(v.weight, tuple(table))
+        return self.expectation(f * weight, (v.of, *v.weight_args), coefficients + v.coefficients, SAME)
 
     def _pair_opaque(self, a: Instance, b: Instance, view: View) -> Formula:
         v = a.variable
@@ -334,9 +336,9 @@ class Laws(Covariances):
             return mo.product(_coefficient_formula(f.subs(arg(0), 1), coefficients), self.mean(Instance(v)))
         if isinstance(v, Composite):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
-        if isinstance(v, Largest) and not coefficients:
-            return self.of_largest(f, v)
-        if isinstance(v, Opaque | PositionAverage | Mixed | Largest) and not v.gaussian:
+        if isinstance(v, Largest):
+            return self.of_largest(f, v, coefficients)
+        if isinstance(v, Opaque | PositionAverage | Mixed) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
 

@@ -11,6 +11,7 @@ from varflow.laws.blocks import refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
+from varflow.laws.positions import Overall
 from varflow.laws.variables import (
     SAME,
     SAMPLE,
@@ -19,6 +20,7 @@ from varflow.laws.variables import (
     Composite,
     Instance,
     Opaque,
+    PositionAverage,
     SampleMean,
     SphereEntry,
 )
@@ -33,21 +35,19 @@ class Normalization(Reading):
         match step.primitive:
             case Standardize(axis="channel") as rule:
                 return self._channel_norm(rule, args[0])
+            case Standardize(axis="group") as rule if rule.groups != self.program.shape(step.args[0]).channels:
+                return self._group_norm(rule, args[0])
             case Standardize() as rule:
-                self._refuse_positions(rule)
                 self._inverse[step.args[0], rule] = []
                 return tuple(Block(b.size, self._sample_norm(rule, b.law, len(args[0]) == 1)) for b in args[0])
             case StandardizeBackward(forward=rule) if rule.axis == "channel":
                 return self._scaled_gradient(self._inverse_of(step.args[0], rule, args[0]), args)
+            case StandardizeBackward(forward=rule) if rule.axis == "group" and rule.groups != step.shape.channels:
+                inverse = self._inverse.get((step.args[0], rule)) or [None] * len(args[0])
+                return self._scaled_gradient(list(inverse), args)
             case StandardizeBackward(forward=rule):
                 return self._sample_norm_backward(rule, args)
         raise UnsupportedError("not a normalization", step.node)
-
-    def _refuse_positions(self, rule: Standardize) -> None:
-        if self.step.shape.positions and rule.batch is not None:
-            raise UnsupportedError("batch norm of a finite batch over positions", self.step.node,
-                                   "its law over samples and positions is not derived",
-                                   "batch_norm without batch (a large batch), or layer_norm")
 
     def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
         """1/sigma of every block (one for all under layer norm); None where it has no formula."""
@@ -65,9 +65,22 @@ class Normalization(Reading):
         laws = [(mo.constant(quotient(b.size, n)), b.law) for b in x if b.law is not None]
         mean = mo.total([mo.product(c, self.laws.mean(x)) for c, x in laws]) if rule.center else mo.ZERO
         second = mo.total([mo.product(c, self.laws.second(x)) for c, x in laws])
+        if rule.axis == "group":
+            mean, second = self._overall(mean), self._overall(second)
         shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
         inverse = mo.combine(shape, [mean, second, mo.constant(rule.eps)])
         return mean, self.laws.quantity(wide(inverse), "k", self.step.node)
+
+    def _overall(self, f: Formula) -> Formula:
+        """Averaged over positions (what profiles tell apart)."""
+        return self.laws.operated(Overall(), (f,), f)
+
+    def _group_norm(self, rule: Standardize, x: Blocks) -> Blocks:
+        """Statistics over many channels and all positions; groups differ where blocks do."""
+        if rule.groups != 1 and len(x) > 1:
+            return self._one(self._unknown(*(b.law for b in x), mean=sp.S.Zero if rule.center else UNKNOWN,
+                                           second=sp.S.One if rule.eps == 0 else UNKNOWN))
+        return self._channel_norm(rule, x)
 
     def _channel_norm(self, rule: Standardize, x: Blocks) -> Blocks:
         known = len(x) == 1 and rule.eps == 0
@@ -80,7 +93,7 @@ class Normalization(Reading):
         result = []
         for b in x:
             law = self._combination([(inverse, b.law)] if b.law else [], shift, len(x) == 1)
-            if known and law is not None:
+            if known and law is not None and not (rule.axis == "group" and self.laws.profiles):
                 self._normalized(law, rule.center)
             result.append(Block(b.size, law))
         return tuple(result)
@@ -113,7 +126,7 @@ class Normalization(Reading):
         base, _ = shifted(law) if law is not None else (None, None)
         if law is None:
             return None
-        if rule.batch is None:
+        if rule.batch is None or rule.axis == "group" or self.step.shape.positions:
             return self._large_batch_norm(rule, base, law, whole)
         if base is not None and rule.eps == 0:
             return self._make(SphereEntry, whole, of=base, batch=rule.batch)
@@ -124,31 +137,75 @@ class Normalization(Reading):
 
     def _large_batch_norm(self, rule: Standardize, base: Instance | None, law: Instance, whole: bool) -> Instance:
         if base is None:
-            return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
-        shared = self._make(SampleMean, False, of=base)
-        centred = self._combination([(sp.S.One, base), (sp.S.NegativeOne, shared)], whole=False)
-        assert centred is not None
-        variance = mo.total([self.laws.second(centred), mo.constant(rule.eps)])
+            return self._independent_norm(rule, law, whole)
+        centred = self._centred(rule, base)
+        variance = mo.total([self._overall(self.laws.second(centred)), mo.constant(rule.eps)])
         shape = mo.part(0) ** sp.Rational(-1, 2)
         inverse = self.laws.quantity(wide(mo.combine(shape, [variance])), "k", self.step.node)
         self._inverse[self.step.args[0], rule].append(inverse)
         result = self._combination([(inverse, centred)], whole=whole)
         assert result is not None
-        if rule.eps == 0:
+        if rule.eps == 0 and not (self.step.shape.positions and self.laws.profiles):
+            self._normalized(result, True)
+        return result
+
+    def _centred(self, rule: Standardize, x: Instance) -> Instance:
+        """A Gaussian less its mean over the batch and its positions (over positions alone for instance norm)."""
+        places = self.step.shape.places
+        if rule.axis == "group":
+            shared = self._make(PositionAverage, False, of=x, count=places)
+        else:
+            shared = self._make(SampleMean, False, of=x, count=places, batch=rule.batch)
+        result = self._combination([(sp.S.One, x), (sp.S.NegativeOne, shared)], whole=False)
+        assert result is not None
+        return result
+
+    def _independent_norm(self, rule: Standardize, law: Instance, whole: bool) -> Instance:
+        """A value that is independent from sample to sample: its statistics over a large batch are constants."""
+        laws = self.laws
+        try:
+            if rule.axis == "group" or laws.dependent(law, there(law), SAMPLE):
+                raise NoFormula("statistics of a value that samples share", self.step.node)
+            mean, second = self._overall(laws.mean(law)), self._overall(laws.second(law))
+        except NoFormula:
+            return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
+        shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
+        inverse = laws.quantity(wide(mo.combine(shape, [mean, second, mo.constant(rule.eps)])), "k", self.step.node)
+        self._inverse[self.step.args[0], rule].append(inverse)
+        shift = mo.product(mo.combine(-mo.part(0), [mean]), laws.formula(inverse))
+        result = self._combination([(inverse, law)], shift, whole)
+        assert result is not None
+        if rule.eps == 0 and not laws.profiles:
             self._normalized(result, True)
         return result
 
     def _sample_norm_backward(self, rule: Standardize, args: list[Blocks]) -> Blocks:
         x, d = args
-        if rule.batch is None:
-            quiet = all(b.law is None or self.laws.pair(b.law, there(b.law), SAMPLE).is_zero for b in d)
-            inverse = self._inverse.get((self.step.args[0], rule), [])
-            if quiet and len(inverse) == len(x):
-                return self._scaled_gradient(list(inverse), args)
-            return self._one(self._unknown(*(b.law for b in (*x, *d))))
+        if rule.batch is None or rule.axis == "group" or self.step.shape.positions:
+            return self._large_batch_gradient(rule, x, d)
         forward = next(i for i, s in enumerate(self.program) if s.primitive == rule and s.args == self.step.args[:1])
         cuts = refine(x, self.values[forward], d)
         return tuple(Block(size, self._finite_batch_gradient(rule, laws, len(cuts) == 1)) for size, laws in cuts)
+
+    def _large_batch_gradient(self, rule: Standardize, x: Blocks, d: Blocks) -> Blocks:
+        """(d - mean of d) / sigma: the projection along y costs one degree of freedom of many."""
+        inverse = self._inverse.get((self.step.args[0], rule), [])
+        try:
+            if len(inverse) != len(x):
+                raise NoFormula("statistics without a formula", self.step.node)
+            less = tuple(Block(b.size, b.law and self._gradient_less_mean(rule, b.law)) for b in d)
+            return self._scaled_gradient(list(inverse), [x, less])
+        except NoFormula:
+            return self._one(self._unknown(*(b.law for b in (*x, *d))))
+
+    def _gradient_less_mean(self, rule: Standardize, d: Instance) -> Instance:
+        laws = self.laws
+        large = rule.batch is None and rule.axis == "sample"
+        if not rule.center or (large and laws.pair(d, there(d), SAMPLE).is_zero):
+            return d
+        if not d.variable.gaussian:
+            raise NoFormula("the mean of a gradient that is not Gaussian", self.step.node)
+        return self._centred(rule, d)
 
     def _finite_batch_gradient(self, rule: Standardize, laws: tuple[Instance | None, ...],
                                whole: bool) -> Instance | None:

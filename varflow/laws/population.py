@@ -24,6 +24,7 @@ import sympy as sp
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws import population_cells as cells
+from varflow.laws import population_windows as windows
 from varflow.laws.population_cells import (
     Array,
     Value,
@@ -38,11 +39,13 @@ from varflow.program import (
     Concat,
     Contract,
     Cotangent,
+    Deal,
     Embed,
     Flatten,
     Input,
     Instruction,
     Mask,
+    Mix,
     Permute,
     Pointwise,
     PositionExpand,
@@ -56,12 +59,17 @@ from varflow.program import (
     StandardizeBackward,
     Unflatten,
     Weight,
+    WindowMax,
+    WindowMaxBackward,
+    has_windows,
     live_ranges,
 )
 from varflow.symbols import arg
 
 MAX_ENTRIES = 2**22
 LARGE_BATCH = 256
+FEW_SAMPLES = 16
+"""Samples that stand for a large batch where statistics are over many positions too."""
 MAX_AGAINST = 4
 """Noise is made orthogonal to live values at this many places at most."""
 
@@ -131,13 +139,16 @@ def _samples(program: Program) -> int:
     batch = next(iter(batches), sp.S.One)
     if batch is not None:
         return int(batch)
-    return max(64, LARGE_BATCH // int(max(step.shape.places for step in program)))
+    places = int(max(step.shape.places for step in program))
+    return max(64, LARGE_BATCH // places) if not has_windows(program) else max(FEW_SAMPLES, LARGE_BATCH // places)
 
 
 def _half(program: Program, size: int, samples: int) -> int:
     """Half the number of coordinates: a prime, so that no roll maps a block to itself."""
     positions = max(int(step.shape.places) for step in program)
     places = samples * positions
+    if has_windows(program):
+        size = max(size // 4, 64 * positions)
     wanted = min(size, max(4 * size // places, size // 16), MAX_ENTRIES // places)
     half = int(sp.prevprime(max(8, wanted // 2)))
     if half < 2 * positions:
@@ -159,6 +170,7 @@ class _Run:
     matrices: dict[tuple[str, bool], Matrix | HaarMatrix] = field(default_factory=dict)
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
     uses: dict[tuple[str, bool], int] = field(default_factory=dict)
+    channel_weights: dict[str, list[Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -195,6 +207,12 @@ class _Run:
                 return _standardized(norm, args[0], step.node)
             case StandardizeBackward(forward=norm):
                 return _standardized_backward(norm, args[0], args[1], step.node)
+            case Mix() as mix:
+                return windows.resampled(args[0], mix)
+            case WindowMax(window=window):
+                return windows.largest(args[0], window)
+            case WindowMaxBackward(forward=forward):
+                return windows.winners(args[0], args[1], forward.window)
             case primitive:
                 return self._moved(primitive, args, channels)
 
@@ -207,6 +225,9 @@ class _Run:
             case Embed(start=start):
                 return cells.embedded(args[0], int(start), channels)
             case Permute(name=name, inverse=inverse):
+                return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
+            case Deal(count=count, inverse=inverse):
+                name = f"deal {count}"
                 return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
             case Flatten():
                 return cells.flattened(args[0])
@@ -275,10 +296,29 @@ class _Run:
     # -- contractions and expressions
 
     def _contract(self, use: Contract, x: Value, step: Instruction) -> Value:
-        key = (use.weight, step.backward)
+        key, w = (use.weight, step.backward), self.program.weights[use.weight]
+        if w.groups != 1 and w.columns == 1 and use.window is not None:
+            return windows.depthwise(x, use.window, use.transpose, self._channel_weights(w))
         if key not in self.matrices:
-            self.matrices[key] = _matrix(self.program.weights[use.weight], self.noise)
-        return self.matrices[key].apply(x, use.transpose, remember=self.uses[key] > 1)
+            self.matrices[key] = _matrix(w, self.noise)
+        matrix, remember = self.matrices[key], self.uses[key] > 1
+        if use.window is not None and use.transpose:
+            places, self.places = self.places, int(self.program.shape(step.args[0]).places)
+            y = windows.folded(matrix.apply(x, True, remember), use.window)
+            self.places = places
+            return y
+        x = x if use.window is None else windows.unfolded(x, use.window)
+        if w.distribution == "standardized" and not use.transpose:
+            x = windows.centred(x)
+        return matrix.apply(x, use.transpose, remember)
+
+    def _channel_weights(self, w: Weight) -> list[Array]:
+        """One number per tap and coordinate: the weights of a depthwise convolution."""
+        if w.name not in self.channel_weights:
+            spread = float(sp.sqrt(w.entry_variance))
+            shape = (w.taps, 2 * self.half, 1, 1)
+            self.channel_weights[w.name] = list(spread * self.rng.standard_normal(shape))
+        return self.channel_weights[w.name]
 
     def _pointwise(self, expr: sp.Expr, args: list[Value], channels: int, node: str) -> Value:
         if not args:
@@ -292,7 +332,9 @@ def _matrix(w: Weight, noise: Callable[[int, Sequence[Value]], Array]) -> Matrix
         raise UnsupportedError(f"the constant weight {w.name!r} has entries {w.value}",
                                why="sums over channels without a random sign have no limit of their own",
                                instead="value 0, or a mean over channels")
-    rows, columns_, variance = int(w.rows), int(w.columns), float(w.entry_variance)
+    rows, columns_, variance = int(w.rows), int(w.columns) * w.taps, float(w.entry_variance)
+    if w.groups != 1:
+        columns_, variance = columns_ * int(w.groups), variance / float(w.groups)
     orthogonal = w.distribution == "orthogonal"
     if orthogonal and rows == columns_ and w.keep == 1:
         return HaarMatrix(rows, rows * variance, noise)
@@ -363,25 +405,39 @@ def evaluate(expr: sp.Expr, arrays: Sequence[Array], node: str = "") -> Array:
 
 
 def _channel_statistics(norm: Standardize, x: Value, node: str) -> tuple[Array, Array]:
-    if norm.groups != 1:
-        raise UnsupportedError(f"normalization in {norm.groups} groups has no population", node,
-                               instead="groups=1")
-    mean = x.mean(lambda a: a) if norm.center else np.zeros(())
-    spread = np.sqrt(x.mean(lambda a: (a - mean) ** 2) + float(norm.eps))
+    if norm.groups != 1 and len(x.cells) > 1:
+        raise UnsupportedError(f"normalization of several kinds of channels in {norm.groups} groups has no population",
+                               node, instead="groups=1")
+
+    def over(level: Array) -> Array:
+        return np.asarray(level.mean(axis=1, keepdims=True)) if norm.axis == "group" else level
+
+    mean = over(x.mean(lambda a: a)) if norm.center else np.zeros(())
+    spread = np.sqrt(over(x.mean(lambda a: (a - mean) ** 2)) + float(norm.eps))
     if not (spread > 0).all():
         raise UnsupportedError("a value without variance is normalized", node, instead="a positive eps")
     return mean, spread
 
 
+def _by_channels(norm: Standardize, x: Value) -> bool:
+    """Whether statistics are over many channels."""
+    return norm.axis == "channel" or (norm.axis == "group" and norm.groups != x.channels)
+
+
+def _over(norm: Standardize) -> tuple[int, ...]:
+    """Axes of a coordinate's statistics: samples and positions, or positions alone (instance norm)."""
+    return (2,) if norm.axis == "group" else (1, 2)
+
+
 def _batch_statistics(norm: Standardize, x: Array) -> tuple[Array, Array]:
-    """Mean and 1/sigma of each coordinate over samples and positions; 1/sigma is 0 where sigma is."""
-    mean = x.mean(axis=(1, 2), keepdims=True) if norm.center else np.zeros(())
-    variance = ((x - mean) ** 2).mean(axis=(1, 2), keepdims=True) + float(norm.eps)
+    """Mean and 1/sigma of each coordinate; 1/sigma is 0 where sigma is."""
+    mean = x.mean(axis=_over(norm), keepdims=True) if norm.center else np.zeros(())
+    variance = ((x - mean) ** 2).mean(axis=_over(norm), keepdims=True) + float(norm.eps)
     return mean, np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
 
 
 def _standardized(norm: Standardize, x: Value, node: str) -> Value:
-    if norm.axis == "channel":
+    if _by_channels(norm, x):
         center, spread = _channel_statistics(norm, x, node)
         return blockwise(lambda a: (a - center) / spread, [x])
 
@@ -394,14 +450,14 @@ def _standardized(norm: Standardize, x: Value, node: str) -> Value:
 
 def _standardized_backward(norm: Standardize, x: Value, d: Value, node: str) -> Value:
     """Over channels the means of d and of y d vanish: they are odd in the cotangent."""
-    if norm.axis == "channel":
+    if _by_channels(norm, x):
         spread = _channel_statistics(norm, x, node)[1]
         return blockwise(lambda a: a / spread, [d])
 
     def over_batch(a: Array, g: Array) -> Array:
         mean, inverse = _batch_statistics(norm, a)
         y = (a - mean) * inverse
-        g = g - g.mean(axis=(1, 2), keepdims=True) if norm.center else g
-        return np.asarray((g - y * (y * g).mean(axis=(1, 2), keepdims=True)) * inverse)
+        g = g - g.mean(axis=_over(norm), keepdims=True) if norm.center else g
+        return np.asarray((g - y * (y * g).mean(axis=_over(norm), keepdims=True)) * inverse)
 
     return blockwise(over_batch, [x, d])

@@ -15,18 +15,7 @@ from varflow.laws.moments import Evaluation, Formula, Moment
 from varflow.laws.positions import Array
 from varflow.laws.propagate import Propagation
 from varflow.laws.variables import Instance
-from varflow.program import (
-    Contract,
-    Mix,
-    Program,
-    WindowMax,
-)
-
-
-def has_windows(program: Program) -> bool:
-    """Whether anything in a program reads several positions through a window."""
-    return any(isinstance(p, Mix | WindowMax) or (isinstance(p, Contract) and p.window is not None)
-               for p in (step.primitive for step in program))
+from varflow.program import Program
 
 
 class Profile:

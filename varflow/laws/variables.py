@@ -136,10 +136,11 @@ class GaussianSum(Variable):
 
 @dataclass(eq=False)
 class SampleMean(Variable):
-    """The mean of a Gaussian variable over a large batch and over its ``count`` positions."""
+    """The mean of a Gaussian variable over a batch (None: a large one) and over its ``count`` positions."""
 
     of: Instance | None = None
     count: sp.Expr = sp.S.One
+    batch: sp.Expr | None = None
     gaussian = True
 
 
