@@ -69,6 +69,20 @@ def _activation(case: Case, xs: Tensors, _: Any) -> Tensors:
     return [xs[0] * torch.erf(xs[0])]
 
 
+def _gate(case: Case) -> Callable[[Any], Any]:
+    """PyTorch's function of a layer's ``function``."""
+    known: dict[str, Callable[[Any], Any]] = {"sigmoid": torch.sigmoid, "silu": F.silu,
+                                              "identity": lambda x: x, "relu": F.relu, "elu": F.elu}
+    return next(f for name, f in known.items() if ACTIVATIONS[name].at() == case.layer.function)
+
+
+def _glu(case: Case, xs: Tensors, _: Any) -> Tensors:
+    if case.layer.function == ACTIVATIONS["sigmoid"].expression:
+        return [F.glu(xs[0], dim=2)]
+    a, b = xs[0].chunk(2, dim=2)
+    return [a * _gate(case)(b)]
+
+
 def _add(case: Case, xs: Tensors, _: Any) -> Tensors:
     weights = case.layer.weights or (1,) * len(xs)
     return [sum(float(w) * x for w, x in zip(weights, xs, strict=True))]
@@ -132,6 +146,9 @@ COUNTERPARTS: dict[str, Callable[[Case, Tensors, Any], Tensors]] = {
     "activation": _activation,
     "add": _add,
     "subtract": lambda case, xs, w: [torch.subtract(*xs)],
+    "glu": _glu,
+    "maxout": lambda case, xs, w: [xs[0].unflatten(2, (int(case.layer.k), -1)).amax(dim=2)],
+    "crelu": lambda case, xs, w: [torch.cat([_gate(case)(s * xs[0]) for s in (1, -1)], dim=2)],
     "multiply": lambda case, xs, w: [torch.stack(xs).prod(dim=0)],
     "scale": lambda case, xs, w: [torch.mul(xs[0], case.number("factor"))],
     "identity": lambda case, xs, w: [torch.nn.Identity()(xs[0])],

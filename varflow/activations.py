@@ -213,7 +213,6 @@ _ALL = (
         _where((_x, _x > _threshold), (_value, True)),
         "Jarrett, Kavukcuoglu, Ranzato and LeCun 2009",
         (("threshold", sp.Integer(0)), ("value", sp.Integer(0))),
-        "nn.Threshold",
     ),
     Activation(
         "hardswish",

@@ -12,9 +12,7 @@ import sympy as sp
 from varflow.gain_fields import GainFields
 from varflow.gated import NOISE, GatedCall
 from varflow.laws.expectation import (
-    Distribution,
     Normal,
-    Opaque,
     derivative,
     expect,
     has_jump,
@@ -104,12 +102,19 @@ class GatedGain(GainFields):
 
     def _expect(self, expr: sp.Expr) -> sp.Expr:
         xs = [arg(i) for i in range(self.function.inputs)]
-        law: dict[sp.Symbol, Distribution] = dict.fromkeys(xs, Normal())
-        if self.function.noise:
-            law[NOISE] = Opaque(self.function.noise)
-            expr = sp.expand(expr)
         shifted = expr.xreplace({x: x + self.input_mean for x in xs}) if self.input_mean != 0 else expr
-        return expect(shifted, law, lambda u, v: self.input_variance if u == v else sp.S.Zero)
+        law = dict.fromkeys(xs, Normal())
+        found = expect(shifted, law, lambda u, v: self.input_variance if u == v else sp.S.Zero)
+        return self._over_noise(found) if self.function.noise else found
+
+    def _over_noise(self, expr: sp.Expr) -> sp.Expr:
+        """E over the noise of a polynomial in it."""
+        powers = sp.collect(sp.expand(expr), NOISE, evaluate=False)
+        return sp.Add(*(f * self._noise_moment(power) for power, f in powers.items()))
+
+    def _noise_moment(self, power: sp.Expr) -> sp.Expr:
+        degree = sp.degree(power, NOISE)
+        return self.function.noise[int(degree)] if degree else sp.S.One
 
     def _largest(self, power: int) -> sp.Expr:
         """E (m + sqrt(q) M)^power, M the largest of k standard Gaussians, whose density is k phi Phi^(k-1)."""

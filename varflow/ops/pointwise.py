@@ -7,11 +7,14 @@ from typing import ClassVar
 
 import sympy as sp
 
+from varflow.activations import ACTIVATIONS
 from varflow.calculus import rename
-from varflow.errors import InputError
+from varflow.errors import InputError, ShapeError
 from varflow.ops.base import Function, Lemma, Op, Scalar, Sizes, same
 from varflow.program import Lowering, Shape
 from varflow.symbols import X, arg
+
+TWO = sp.Integer(2)
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,87 @@ class Identity(Op):
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
         return (b.pointwise(arg(0), args[0]),)
+
+
+@dataclass(frozen=True)
+class Glu(Op):
+    """y = a f(b), a the first half of the channels and b the second; ``function`` the gate f.
+
+    ``function="silu"`` is SwiGLU, "gelu" GEGLU, "relu" ReGLU, "x" the bilinear layer.
+    """
+
+    name: ClassVar[str] = "glu"
+    lemma: ClassVar[Lemma] = Lemma(
+        "The halves are different coordinates: after an independent layer the second moment is that of a times "
+        "E f(b)^2; each half's gradient is multiplied by the other factor's derivative.",
+        "Dauphin, Fan, Auli and Grangier 2017; Shazeer 2020",
+    )
+    examples = ({}, {"function": "silu"}, {"function": "x"})
+    torch: ClassVar[str | None] = "GLU"
+
+    function: Function = ACTIVATIONS["sigmoid"].expression
+
+    def infer(self, *shapes: Shape) -> tuple[Shape, ...]:
+        return (Shape(_share("glu", shapes[0], TWO), shapes[0].positions),)
+
+    def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
+        half = _share("glu", b.shape(args[0]), TWO)
+        gated = (b.slice(args[0], start, half) for start in (sp.S.Zero, half))
+        return (b.pointwise(arg(0) * rename(self.function, ((X, arg(1)),)), *gated),)
+
+
+@dataclass(frozen=True)
+class Maxout(Op):
+    """y = the largest of ``k`` channel blocks: y_j = max over i < k of x_(j + i n/k)."""
+
+    name: ClassVar[str] = "maxout"
+    lemma: ClassVar[Lemma] = Lemma(
+        "The blocks are different coordinates: after an independent zero-mean layer the moments are those of the "
+        "largest of k Gaussians; the gradient goes to the largest alone, each with probability 1/k.",
+        "Goodfellow, Warde-Farley, Mirza, Courville and Bengio 2013",
+    )
+    examples = ({}, {"k": 3})
+
+    k: Scalar = TWO
+
+    def infer(self, *shapes: Shape) -> tuple[Shape, ...]:
+        if not (self.k.is_Integer and self.k.is_positive):
+            raise InputError(f"maxout of {self.k} blocks", why="it takes the largest of k",
+                             instead="a whole number k, as 2")
+        return (Shape(_share("maxout", shapes[0], self.k), shapes[0].positions),)
+
+    def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
+        size = _share("maxout", b.shape(args[0]), self.k)
+        blocks = [b.slice(args[0], i * size, size) for i in range(int(self.k))]
+        return (b.pointwise(sp.Max(*(arg(i) for i in range(len(blocks)))), *blocks),)
+
+
+@dataclass(frozen=True)
+class Crelu(Op):
+    """y = (f(x), f(-x)), twice the channels; ``function`` the activation f, relu unless given."""
+
+    name: ClassVar[str] = "crelu"
+    lemma: ClassVar[Lemma] = Lemma(
+        "The blocks are f of x and of -x: each has the moments of f where x is symmetric; the gradient is the sum of "
+        "both, f'(x) and -f'(-x) times theirs.",
+        "Shang, Sohn, Almeida and Lee 2016; Salimans, Karpathy, Chen and Kingma 2017",
+    )
+    examples = ({}, {"function": "elu"})
+
+    function: Function = ACTIVATIONS["relu"].expression
+
+    def infer(self, *shapes: Shape) -> tuple[Shape, ...]:
+        return (Shape(2 * shapes[0].channels, shapes[0].positions),)
+
+    def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
+        sides = (rename(self.function, ((X, side),)) for side in (arg(0), -arg(0)))
+        return (b.concat(*(b.pointwise(f, args[0]) for f in sides)),)
+
+
+def _share(what: str, shape: Shape, parts: sp.Expr) -> sp.Expr:
+    """The width of one of ``parts`` equal channel blocks."""
+    size = shape.channels / parts
+    if size.is_number and not size.is_integer:
+        raise ShapeError(f"{what} cannot cut {shape.channels} channels into {parts} equal blocks",
+                         instead=f"a multiple of {parts} channels")
+    return size
