@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import sympy as sp
 
 from varflow.errors import InputError
@@ -97,7 +98,7 @@ class Integrand:
     def _find_mesh(self, reach: float) -> Array:
         known = self.breaks
         mesh, found = self._halved(self._start(reach, known))
-        fresh = [x for x in found if np.all(np.abs(known - x) > 1e-11 * (abs(x) + SMALLEST))]
+        fresh = [x for x in found if np.all(np.abs(known - x) > 1e-9 * (abs(x) + SMALLEST))]
         if fresh:
             self.breaks = np.sort(np.concatenate([known, fresh]))
             mesh, _ = self._halved(self._start(reach, self.breaks))
@@ -112,14 +113,12 @@ class Integrand:
 
     def _halved(self, start: Array) -> tuple[Array, list[float]]:
         a, b = start[:-1], start[1:]
-        edges, kinks, scale = [start], [], np.zeros(len(a))
+        edges, kinks, scale = [start], [], self._harmless(a, b)
         for _ in range(MESH_LEVELS):
             size, error = self._unevenness(a, b)
-            scale = np.maximum(scale, size)
-            rough = error > MESH_TOLERANCE * size + 2e-15 * scale + 1e-250
-            thin = b - a < 1e-12 * np.maximum(np.abs(a), np.abs(b)) + 1e-15
-            kinks += [float(x) for x in (a + b)[rough & thin] / 2]
-            rough &= ~thin
+            rough = error > MESH_TOLERANCE * size + scale + 1e-250
+            kinks += _closed_in(a, b, rough)
+            rough &= b - a > 1e-12 * np.maximum(np.abs(a), np.abs(b)) + 1e-15
             a, b, scale = a[rough], b[rough], np.tile(scale[rough], 2)
             if len(a) == 0 or len(a) > MAX_MESH:
                 break
@@ -127,6 +126,16 @@ class Integrand:
             edges.append(middle)
             a, b = np.concatenate([a, middle]), np.concatenate([middle, b])
         return np.unique(np.concatenate(edges)), _distinct(kinks)
+
+    def _harmless(self, a: Array, b: Array) -> Array:
+        """Errors on the panels [a, b] below what f is nearer to the origin: rounding, not bends."""
+        places = 2.0 ** np.arange(-40, 24, 0.5)
+        values = np.abs(self(np.stack([places, -places]))).max(axis=0)
+        largest = np.maximum.accumulate(np.where(values < 1e250, values, 0.0))
+        inside = np.searchsorted(places, np.minimum(np.abs(a), np.abs(b)) / 8)
+        own = np.abs(self(points(a, b))).max(axis=1)
+        own = np.where(own < 1e250, own, 0.0)
+        return np.asarray(1e-14 * largest[np.maximum(inside - 1, 0)] + 2e-15 * own)
 
     def _unevenness(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Size of f on every panel, and how far it is from a polynomial, inside and at the ends."""
@@ -139,13 +148,24 @@ class Integrand:
         return np.abs(inner).max(axis=1), np.maximum(tails(inner), 1e-2 * missed)
 
 
+def _closed_in(a: Array, b: Array, rough: npt.NDArray[np.bool_]) -> list[float]:
+    """Kinks: in rough panels that are very small, and between small halves of which none is rough."""
+    width, size = b - a, np.maximum(np.abs(a), np.abs(b))
+    found = list((a + b)[rough & (width < 1e-12 * size + 1e-15)] / 2)
+    n = len(a) // 2
+    if len(a) == 2 * n and np.array_equal(b[:n], a[n:]):
+        quiet = ~rough[:n] & ~rough[n:] & (width[:n] < 1e-8 * size[:n] + 1e-13)
+        found += list(b[:n][quiet])
+    return [float(x) for x in found]
+
+
 def _distinct(values: list[float]) -> list[float]:
     """Kinks that lie apart, moved to the round number beside them if there is one."""
     kept: list[float] = []
     for x in sorted(values):
         short = round(x, 9)
-        x = short if abs(short - x) < 2e-12 * abs(x) + 2e-15 else x
-        if not kept or x - kept[-1] > 1e-11 * abs(x) + 1e-14:
+        x = short if abs(short - x) < 1e-10 * abs(x) + 2e-15 else x
+        if not kept or x - kept[-1] > 1e-9 * abs(x) + 1e-13:
             kept.append(x)
     return kept
 
