@@ -87,8 +87,9 @@ CHOICES = ("Piecewise", "where")
 SAYABLE = (
     *(sp.Symbol, sp.Rational, sp.Float, type(sp.pi), type(sp.E), sp.Add, sp.Mul, sp.Pow),
     *(sp.Piecewise, ExprCondPair, Relational, sp.And, sp.Or, sp.Not, BooleanAtom),
-    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside),
+    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside, sp.floor),
 )
+"""What an expression is made of; a floor is made by a stride alone (sizes of positions), not read."""
 NOT_REAL = (sp.zoo, sp.nan, sp.oo, -sp.oo, sp.I)
 
 

@@ -8,7 +8,7 @@ import sympy as sp
 from varflow.errors import ErrorList, InputError, ShapeError, VarflowError
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
-from varflow.program import Input, Lowering, Program, Repeat, Shape
+from varflow.program import Bias, Input, Lowering, Program, Repeat, Shape, Standardize
 from varflow.symbols import STREAM
 from varflow.transpose import transpose
 
@@ -101,12 +101,24 @@ def _block_shapes(layer: BlockNode, args: tuple[Shape, ...]) -> tuple[Shape, ...
     if len(args) != expected:
         raise ShapeError(f"the block {layer.body.name!r} has {expected} input(s) and gets {len(args)}",
                          instead="one value per input node of the block")
-    inner = infer_shapes(layer.body, args)
-    out = tuple(_read_port(inner[h.node], h.port, h.key) for h in layer.body.outputs())
-    if layer.repeat != 1 and out != args:
+    out = _once(layer, args)
+    if layer.repeat == 1 or out == args:
+        return out
+    if not layer.repeat.is_number or len(out) != len(args):
         raise ShapeError(f"the repeated block {layer.body.name!r} maps {_show(args)} to {_show(out)}",
-                         why="what it returns is its next input", instead="outputs shaped like its inputs")
+                         why="what it returns is its next input",
+                         instead="outputs shaped like its inputs, or a number of repeats")
+    for _ in range(int(layer.repeat) - 1):
+        args, out = out, _once(layer, out)
+        if out == args:
+            break
     return out
+
+
+def _once(layer: BlockNode, args: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """What one repeat of a block returns."""
+    inner = infer_shapes(layer.body, args)
+    return tuple(_read_port(inner[h.node], h.port, h.key) for h in layer.body.outputs())
 
 
 def _show(shapes: tuple[Shape, ...]) -> str:
@@ -127,6 +139,30 @@ def lower(network: Network, backward: bool = True) -> Program:
     if backward:
         transpose(program)
     return program
+
+
+def parameters(network: Network) -> sp.Expr:
+    """How many numbers a network would train: entries of its weights (shared ones once, sparse ones as kept),
+    biases, and gamma and beta for every channel of a normalization (gamma alone in an RMS norm, neither in an
+    instance norm: as torch.nn by default)."""
+    return sp.expand(_trained(lower(network, backward=False)))
+
+
+def _trained(program: Program) -> sp.Expr:
+    """Trained numbers of a program; those of a repeated body times its repeats."""
+    total = sp.Add(*(w.keep * w.rows * w.columns * w.taps for w in program.weights.values()))
+    for step in program:
+        channels = step.shape.channels
+        match step.primitive:
+            case Bias():
+                total += channels
+            case Standardize(axis="group", groups=groups) if groups == channels:
+                continue
+            case Standardize(center=center):
+                total += (2 if center else 1) * channels
+            case Repeat(count=count, body=body):
+                total += count * _trained(body)
+    return total
 
 
 def _lower_into(build: Lowering, network: Network, given: dict[str, int], prefix: str) -> list[int]:

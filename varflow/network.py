@@ -324,6 +324,12 @@ class Network:
 
         infer_shapes(self)
 
+    def parameters(self) -> sp.Expr:
+        """How many numbers the network would train: weights, biases, and gamma and beta of normalizations."""
+        from varflow.lowering import parameters
+
+        return parameters(self)
+
     def __eq__(self, other: object) -> bool:
         """The same layers, connections, names, symbols and policy; ``places`` do not count."""
         if not isinstance(other, Network):

@@ -45,7 +45,8 @@ class Window:
                 raise ShapeError(f"a window of {reach} positions on {size} with padding {low + high}",
                                  why="the window is larger than what it slides over",
                                  instead="a smaller kernel, more padding, or a larger input")
-            if self.mode in ("circular", "reflect") and (max(low, high) - size + (self.mode == "reflect")).is_positive:
+            beyond = max(low, high) - size + int(self.mode == "reflect")
+            if self.mode in ("circular", "reflect") and beyond.is_positive:
                 raise ShapeError(f"{self.mode} padding of {max(low, high)} on {size} positions",
                                  instead="padding smaller than the input")
 
@@ -67,7 +68,7 @@ class Window:
     def outputs(self) -> tuple[sp.Expr, ...]:
         """Sizes of the output grid."""
         return tuple(
-            _whole(sp.expand((n + low + high - reach) / sp.Integer(s))) + 1
+            _whole(n + (low + high - reach), s) + 1
             for n, (low, high), reach, s in zip(self.inputs, self.padding, self._reach, self.stride, strict=True)
         )
 
@@ -104,10 +105,17 @@ class Window:
         return _table(self)
 
 
-def _whole(size: sp.Expr) -> sp.Expr:
-    """The floor of a size, whose symbols stand for whole numbers whatever their assumptions say."""
+def _whole(size: sp.Expr, stride: int) -> sp.Expr:
+    """floor(size / stride) of a size whose symbols stand for whole numbers, whatever their assumptions say.
+
+    floor((floor(u) + k) / s) is floor((u + k) / s) for whole k and s: sizes behind several strides stay short.
+    """
     whole = {s: sp.Dummy(s.name, integer=True, positive=True) for s in size.free_symbols if not s.is_integer}
-    return sp.floor(size.xreplace(whole)).xreplace({d: s for s, d in whole.items()})
+    inner = sp.expand(size.xreplace(whole))
+    floors = [t for t in sp.Add.make_args(inner) if isinstance(t, sp.floor)]
+    if len(floors) == 1 and stride > 1:
+        inner += floors[0].args[0] - floors[0]
+    return sp.floor(sp.expand(inner / stride)).xreplace({d: s for s, d in whole.items()})
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import sympy as sp
@@ -13,10 +14,12 @@ from varflow.errors import InputError
 from varflow.load.assumptions import written
 from varflow.load.schema import POLICIES
 from varflow.load.yaml import MAX_DIGITS, is_text
+from varflow.lowering import Shapes, infer_shapes
 from varflow.network import BlockNode, Handle, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.pointwise import ActivationLayer
 from varflow.printing import to_text
+from varflow.program import Shape
 from varflow.symbols import FAN_IN, FAN_OUT, X
 
 _PLAIN = re.compile(r"-?[A-Za-z0-9_.(][A-Za-z0-9_.()/*+^<>= -]*")
@@ -31,38 +34,40 @@ def network_text(network: Network) -> str:
     if network.source:
         lines.append(f"source: {scalar(network.source)}")
     lines.append(f"preserve: {network.preserve}")
-    lines += _body(network, {}, network.symbols)
+    lines += _body(network, {}, network.symbols, infer_shapes(network), ())
     return "\n".join(lines) + "\n"
 
 
-def _body(network: Network, scope: Mapping[str, sp.Symbol], declared: Mapping[str, sp.Symbol]) -> list[str]:
-    """Lines of symbols, inputs, nodes and outputs."""
+def _body(network: Network, scope: Mapping[str, sp.Symbol], declared: Mapping[str, sp.Symbol], shapes: Shapes,
+          given: tuple[Shape, ...]) -> list[str]:
+    """Lines of symbols, inputs, nodes and outputs; ``given`` are the shapes that a block's inputs take from outside."""
     scope = {**scope, **declared}
     nodes = list(network.nodes())
     first = next((k for k, (_, layer) in enumerate(nodes) if not isinstance(layer, InputNode)), len(nodes))
     lines = ["symbols:"] if declared else []
     lines += [f"  {scalar(n)}: {flow(written(s))}" for n, s in sorted(declared.items())]
     lines.append("inputs:")
-    for name, layer in nodes[:first]:
-        lines.append(f"  {scalar(name)}: {flow(_input(layer, scope))}")
+    for (name, layer), shape in zip_longest(nodes[:first], given[:first]):
+        lines.append(f"  {scalar(name)}: {flow(_input(layer, scope, shape))}")
     lines += ["nodes:"] if nodes[first:] else []
     for name, layer in nodes[first:]:
-        lines += _node(network, name, layer, scope)
+        lines += _node(network, name, layer, scope, shapes)
     if network.declared_outputs:
         lines.append(f"outputs: {flow([h.key for h in network.declared_outputs])}")
     return lines
 
 
-def _input(layer: Any, scope: Mapping[str, sp.Symbol]) -> dict[str, Any]:
-    default = InputNode(layer.channels)
-    changed = {k: v for k, v in vars(layer).items() if k == "channels" or v != getattr(default, k)}
+def _input(layer: Any, scope: Mapping[str, sp.Symbol], given: Shape | None = None) -> dict[str, Any]:
+    default = InputNode(layer.channels) if given is None else InputNode(given.channels, given.positions)
+    changed = {k: v for k, v in vars(layer).items() if v != getattr(default, k) or (k == "channels" and given is None)}
     return {k: _value(v, scope) for k, v in changed.items()}
 
 
-def _node(network: Network, name: str, layer: Op | InputNode | BlockNode, scope: Mapping[str, sp.Symbol]) -> list[str]:
+def _node(network: Network, name: str, layer: Op | InputNode | BlockNode, scope: Mapping[str, sp.Symbol],
+          shapes: Shapes) -> list[str]:
     inputs = network.inputs_of(name)
     if isinstance(layer, BlockNode):
-        return _block(name, layer, inputs, scope)
+        return _block(name, layer, inputs, scope, tuple(shapes[h.node][int(h.port or 0)] for h in inputs))
     if isinstance(layer, InputNode):
         return [f"  - {flow({'name': name, 'op': 'input', **_input(layer, scope)})}"]
     fields = {k: _value(v, scope) for k, v in layer.fields().items()}
@@ -80,7 +85,8 @@ def _activation(layer: Op) -> str | None:
     return next((n for n, a in ACTIVATIONS.items() if not a.parameters and a.expression == layer.function), None)
 
 
-def _block(name: str, layer: BlockNode, inputs: list[Handle], scope: Mapping[str, sp.Symbol]) -> list[str]:
+def _block(name: str, layer: BlockNode, inputs: list[Handle], scope: Mapping[str, sp.Symbol],
+           given: tuple[Shape, ...]) -> list[str]:
     body = layer.body
     head: dict[str, Any] = {"name": name, "op": "block", "in": _names(inputs)}
     if layer.repeat != 1:
@@ -91,7 +97,7 @@ def _block(name: str, layer: BlockNode, inputs: list[Handle], scope: Mapping[str
     used = _used(body)
     own = {n: s for n, s in body.symbols.items() if n not in used or scope.get(n) != s}
     lines = [f"{k}: {v if isinstance(v, str) and k == 'op' else flow(v)}" for k, v in head.items()]
-    lines += _body(body, scope, own)
+    lines += _body(body, scope, own, infer_shapes(body, given), given)
     return [("  - " if k == 0 else "    ") + line for k, line in enumerate(lines)]
 
 
