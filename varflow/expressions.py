@@ -102,9 +102,13 @@ class _Reader:
             return self.accepted(self.number(root), root)
         self.evaluate(self.nodes[:-1])
         arguments = root.children[1:]
-        if any(X in self.value(a).free_symbols for a in arguments if a.data != "keyword"):
-            return self.accepted(cast(sp.Expr, self.call(root)), root)
-        return self.accepted(self.named(ACTIVATIONS[name], X, arguments, root), root)
+        applied = any(X in self.value(a).free_symbols for a in arguments if a.data != "keyword")
+        try:
+            if applied:
+                return self.accepted(cast(sp.Expr, self.call(root)), root)
+            return self.accepted(self.named(ACTIVATIONS[name], X, arguments, root), root)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            self.source.fail("this has no value", root, why=type(error).__name__)
 
     def read(self, start: str, *, evaluate: bool = True) -> Any:
         self.nodes = self.source.nodes(start)

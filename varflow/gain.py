@@ -17,6 +17,7 @@ from varflow.gain_fields import FIELDS, GainFields
 from varflow.gain_gated import GatedGain
 from varflow.gain_single import ActivationGain
 from varflow.gated import GATED, GatedCall, read_gated
+from varflow.laws.expectation import require_real
 from varflow.symbols import X
 
 __all__ = ["FIELDS", "ActivationGain", "CallableGain", "GainFields", "GatedGain", "gain"]
@@ -42,7 +43,8 @@ def gain(
     the name of a function of several inputs or with several outputs (``"swiglu"``, ``"maxout(3)"``, ``"crelu"``)
     gives a GatedGain; a function of a numpy array a CallableGain, whose fields are floats. ``q`` (the variance of
     x) and ``mean`` are numbers or sympy expressions (numbers for a function). Raises ExpressionError for a text
-    that is no expression, InputError for one without a clear argument, NoFormula.
+    that is no expression, InputError for one without a clear argument, NotReal for one that is not real on
+    the whole line, NoFormula (Divergent where a moment does not exist).
     """
     if isinstance(activation, sp.Expr):
         return _gain(_in_x(activation), _exact(q), _exact(mean))
@@ -97,6 +99,7 @@ def _exact(value: sp.Expr | float) -> sp.Expr:
 
 @lru_cache(maxsize=512)
 def _gain(f: sp.Expr, q: sp.Expr, mean: sp.Expr) -> ActivationGain:
+    require_real(f, X)
     return ActivationGain(f, q, mean)
 
 

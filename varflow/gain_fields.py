@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,7 +10,7 @@ from types import MappingProxyType
 
 import sympy as sp
 
-from varflow.errors import InputError
+from varflow.errors import InputError, UnsupportedError
 from varflow.laws.expectation import GaussianExpectation, compile_formula
 
 FIELDS = (
@@ -163,7 +164,8 @@ def _number_text(value: float | None) -> str:
 
 def inverse_root(moment: sp.Expr) -> sp.Expr | None:
     """1/sqrt(moment); None for zero."""
-    return None if sp.expand(moment) == 0 else 1 / sp.sqrt(moment)
+    zero = moment == 0 or (not moment.has(GaussianExpectation) and sp.expand(moment) == 0)
+    return None if zero else 1 / sp.sqrt(moment)
 
 
 def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
@@ -174,4 +176,9 @@ def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
     missing = [str(s) for s in symbols if str(s) not in table]
     if missing:
         raise InputError(f"no value for {', '.join(missing)}", instead="numeric({NAME: NUMBER})")
-    return float(compile_formula(expr, symbols)(*[table[str(s)] for s in symbols]))
+    number = float(compile_formula(expr, symbols)(*[table[str(s)] for s in symbols]))
+    if math.isnan(number):
+        raise UnsupportedError(
+            "this number is out of reach", where=str(expr)[:200], why="the integral has no value in floats"
+        )
+    return number

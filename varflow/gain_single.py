@@ -11,7 +11,7 @@ import sympy as sp
 
 from varflow.gain_fields import GainFields
 from varflow.gain_numbers import as_callable
-from varflow.laws.expectation import Normal, derivative, expect, has_jump
+from varflow.laws.expectation import Divergent, Normal, derivative, expect, has_jump
 from varflow.symbols import X
 
 POINTS, REACH = 8001, 10.0
@@ -41,6 +41,13 @@ class ActivationGain(GainFields):
         shifted = expr.xreplace({X: X + self.input_mean}) if self.input_mean != 0 else expr
         return expect(shifted, {X: Normal()}, lambda u, v: self.input_variance)
 
+    def slope_average(self, slope: sp.Expr) -> sp.Expr:
+        """E of the square of a derivative: infinite where it is not integrable."""
+        try:
+            return self.average(slope**2)
+        except Divergent:
+            return sp.oo
+
     @cached_property
     def mean(self) -> sp.Expr:
         return self.average(self.activation)
@@ -51,11 +58,11 @@ class ActivationGain(GainFields):
 
     @cached_property
     def derivative_second_moment(self) -> sp.Expr:
-        return self.average(derivative(self.activation, X) ** 2)
+        return self.slope_average(derivative(self.activation, X))
 
     @cached_property
     def second_derivative_second_moment(self) -> sp.Expr:
-        return self.average(derivative(derivative(self.activation, X), X) ** 2)
+        return self.slope_average(derivative(derivative(self.activation, X), X))
 
     @cached_property
     def has_jump(self) -> bool:

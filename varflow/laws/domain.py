@@ -6,7 +6,7 @@ stands in denominators, the exponent of |f| at each of them, and |f| against the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ _BOUNDED = (sp.tanh, sp.atan, sp.acot, sp.erf, sp.erfc, sp.sin, sp.cos, sp.sign,
 _LINEAR = (sp.asinh, sp.Abs, sp.Max, sp.Min)
 _EXPONENTIAL = (sp.exp, sp.sinh, sp.cosh)
 EXPONENTIAL, MOST_POLES = 1000, 6
-_FAR = (6.0, 9.0, 12.0, 17.0, 24.0, 34.0)
+_FAR, REACH, FAINT = (6.0, 9.0, 12.0, 17.0, 24.0, 34.0), 2, -30.0
 
 
 class Divergent(NoFormula):
@@ -90,10 +90,42 @@ def check(f: sp.Expr, z: sp.Symbol, variance: sp.Expr | None = None) -> None:
     """Raise Divergent if E f(z), z ~ N(0, variance), is seen not to exist; None: any variance."""
     if growth(f, z) is not None or f.free_symbols != {z} or size(f, LARGEST) == LARGEST:
         return
+    _require_finite(f)
     try:
         _Function(f, z).check(variance)
     except NoProgram:
         return
+
+
+@lru_cache(maxsize=2048)
+def require_real(f: sp.Expr, z: sp.Symbol) -> None:
+    """Raise NotReal if f(z) is seen not to be real somewhere on the line; its parameters being numbers."""
+    if growth(f, z) is not None or f.free_symbols != {z} or size(f, LARGEST) == LARGEST:
+        return
+    _require_finite(f)
+    try:
+        _Function(f, z).real(None)
+    except NoProgram:
+        return
+
+
+def _require_finite(f: sp.Expr) -> None:
+    if f.has(sp.zoo, sp.oo, -sp.oo, sp.nan):
+        raise Divergent(
+            "the function is infinite on part of the line",
+            where=_shown(f),
+            instead="a function that is finite on the whole line",
+        )
+
+
+def too_steep(f: sp.Expr, z: sp.Symbol) -> Callable[[float], None] | None:
+    """A check of a variance that raises Divergent where f outgrows the density; None if f never does."""
+    if f.free_symbols != {z} or growth(f, z) is not None or size(f, LARGEST) == LARGEST:
+        return None
+    try:
+        return _Function(f, z).decays
+    except NoProgram:
+        return None
 
 
 class _Function:
@@ -151,22 +183,30 @@ class _Function:
 
     def decays(self, q: float | None) -> None:
         """Refuse growth that the density exp(-z^2 / 2q) does not outweigh."""
-        import mpmath as mp
-
-        sigma = float(np.sqrt(q)) if q else 1.0
-        for side in (1, -1):
-            powers = []
-            for k in _FAR:
-                value = self.exact(side * k * sigma)
-                big = value is not None and value != 0 and mp.isfinite(value)
-                powers.append(float(mp.log(abs(value))) if big else -np.inf)
-            if _outgrows(np.array(powers), np.array(_FAR), q is not None):
+        sigma, at = float(np.sqrt(q)) if q else 1.0, np.array(_FAR)
+        for logs in (self.sizes(side * sigma * at) for side in (1, -1)):
+            where = f" at q = {q:.4g}" if q else ""
+            if _outgrows(logs, at, q is not None):
                 raise Divergent(
-                    "the expectation is infinite" + (f" at q = {q:.4g}" if q else ""),
+                    f"the expectation is infinite{where}",
                     where=_shown(self.f),
                     why="the function grows faster than the Gaussian density decays",
                     instead="a smaller variance, or a function of slower growth",
                 )
+            if q and FAINT < logs[REACH] - at[REACH] ** 2 / 2 < np.inf:
+                raise NoFormula(
+                    f"the integral is out of reach of quadrature{where}",
+                    where=_shown(self.f),
+                    why=f"what lies beyond {at[REACH]:g} standard deviations counts",
+                    instead="a smaller variance, or a function of slower growth",
+                )
+
+    def sizes(self, points: Array) -> Array:
+        """log|f| at points; -inf where f is zero or not finite."""
+        import mpmath as mp
+
+        values = (self.exact(x) for x in points)
+        return np.array([-np.inf if v is None or v == 0 else float(mp.log(abs(v))) for v in values])
 
 
 def _outgrows(logs: Array, at: Array, known: bool) -> bool:
@@ -226,7 +266,10 @@ def _brackets(points: Array, values: Array) -> list[tuple[float, float]]:
     change = np.flatnonzero(np.sign(y[1:]) * np.sign(y[:-1]) <= 0)
     pairs = [(x[k], x[k + 1]) for k in change]
     size_ = np.abs(y)
-    dip = np.flatnonzero((size_[1:-1] < size_[:-2]) & (size_[1:-1] < size_[2:])) + 1
+    left, here, right = size_[:-2], size_[1:-1], size_[2:]
+    dip = (
+        np.flatnonzero((here <= np.minimum(left, right)) & (2 * here < np.maximum(left, right))) + 1
+    )
     pairs += [(x[k - 1], x[k + 1]) for k in dip]
     return sorted({(float(a), float(b)) for a, b in pairs}, key=lambda p: abs(p[0] + p[1]))
 

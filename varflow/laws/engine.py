@@ -290,7 +290,7 @@ def _spherical(
         value = closed(expr, names, law.covariance)
     except NotClosed:
         raise NoFormula("no closed form over normalized batch samples") from None
-    return sp.expand(value) / chi_moment(kind.samples, degree)
+    return sp.expand(tidy(value)) / chi_moment(kind.samples, degree)
 
 
 def homogeneous_degree(expr: sp.Expr, names: frozenset[sp.Symbol]) -> int | None:
@@ -421,9 +421,8 @@ def _unevaluated(
         return sp.S.Zero
     even = even_part(body, symbols[0]) if len(forms) == 1 else None
     if even is not None:
-        return closed(
-            even, frozenset(symbols), lambda s, t: law.of_forms(forms[0], forms[0], names)
-        )
+        one = law.of_forms(forms[0], forms[0], names)
+        return tidy(closed(even, frozenset(symbols), lambda s, t: one))
     entries = [
         law.of_forms(forms[i], forms[j], names)
         for i in range(len(forms))

@@ -117,7 +117,8 @@ def guarded(
     slow = _Slow(again, tuple(symbols))
 
     def formula(*values: Any) -> Any:
-        value, bound = run([np.asarray(v, dtype=float) for v in values])
+        with np.errstate(all="ignore"):
+            value, bound = run([np.asarray(v, dtype=float) for v in values])
         value, bound = np.asarray(value, dtype=float), np.asarray(bound, dtype=float)
         bad = ~(bound <= TOLERANCE * np.abs(value))
         return slow.repair(value, bad, values) if bad.any() else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import sympy as sp
 
 
@@ -42,6 +44,7 @@ def _name(expr: sp.Expr, names: dict[sp.Expr, sp.Dummy]) -> sp.Expr:
     return names.setdefault(expr, sp.Dummy(f"T{len(names)}"))
 
 
+@lru_cache(maxsize=16384)
 def _settle(expr: sp.Expr) -> sp.Expr:
     """The inside of a function, power or root brought into shape."""
     if isinstance(expr, sp.Pow) and expr.exp.is_Rational and not expr.exp.is_Integer:
@@ -104,6 +107,13 @@ def _transcendental(factor: sp.Expr) -> bool:
 def _factored(coefficient: sp.Expr) -> sp.Expr:
     if not coefficient.is_Add:
         return coefficient
+    if coefficient.is_polynomial():
+        return coefficient
+    return _factored_ratio(coefficient)
+
+
+@lru_cache(maxsize=4096)
+def _factored_ratio(coefficient: sp.Expr) -> sp.Expr:
     joined = sp.together(coefficient)
     if joined.is_polynomial() and sp.fraction(joined)[1].is_Rational:
         return coefficient

@@ -15,7 +15,7 @@ import sympy as sp
 from varflow.laws.algebra import Line, affine, line, ordered, products
 from varflow.laws.cells import Bounds, NotFlat, split
 from varflow.laws.pairs import Matrix, NotClosed, moment
-from varflow.laws.tidy import tidy
+from varflow.laws.straight import bottom_up
 
 Covariance = Callable[[sp.Symbol, sp.Symbol], sp.Expr]
 MAX_CUTS = 3
@@ -42,7 +42,7 @@ class Piece:
 
 
 def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance) -> sp.Expr:
-    """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed."""
+    """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed; not yet tidy."""
     try:
         cells = split(expr, variables)
     except NotFlat:
@@ -54,7 +54,7 @@ def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covarianc
         for sign, halves in _half_spaces(cell.bounds):
             for piece in _pieces(cell.body, variables, halves):
                 total.append(sign * _expect(piece, covariance))
-    return tidy(sp.Add(*total))
+    return sp.Add(*total)
 
 
 def _half_spaces(bounds: Bounds) -> Iterator[tuple[int, tuple[Half, ...]]]:
@@ -74,22 +74,28 @@ def _half_spaces(bounds: Bounds) -> Iterator[tuple[int, tuple[Half, ...]]]:
 def _pieces(
     body: sp.Expr, variables: frozenset[sp.Symbol], halves: tuple[Half, ...]
 ) -> Iterator[Piece]:
-    for coefficient, powers in products(_plain(body, variables), variables):
+    for coefficient, powers in products(_plain(body), variables):
         piece = Piece(coefficient, (), sp.S.Zero, (), (), halves)
         for factor, power in powers.items():
             piece = _absorb(piece, factor, power, variables)
         yield piece
 
 
-def _plain(body: sp.Expr, variables: frozenset[sp.Symbol]) -> sp.Expr:
+def _plain(body: sp.Expr) -> sp.Expr:
     """sinh, cosh, erfc, powers of numbers in terms of exp and erf."""
-    body = body.replace(sp.sinh, lambda x: (sp.exp(x) - sp.exp(-x)) / 2)
-    body = body.replace(sp.cosh, lambda x: (sp.exp(x) + sp.exp(-x)) / 2)
-    body = body.replace(sp.erfc, lambda x: 1 - sp.erf(x))
-    return body.replace(
-        lambda e: isinstance(e, sp.Pow) and bool(e.base.is_positive) and bool(e.exp.free_symbols),
-        lambda e: sp.exp(e.exp * sp.log(e.base)),
-    )
+    made: sp.Expr = bottom_up(body, (_plain_node,))
+    return made
+
+
+def _plain_node(expr: sp.Expr) -> sp.Expr:
+    if isinstance(expr, (sp.sinh, sp.cosh)):
+        x, sign = expr.args[0], 1 if isinstance(expr, sp.cosh) else -1
+        return (sp.exp(x) + sign * sp.exp(-x)) / 2
+    if isinstance(expr, sp.erfc):
+        return 1 - sp.erf(expr.args[0])
+    if isinstance(expr, sp.Pow) and expr.exp.free_symbols and expr.base.is_positive:
+        return sp.exp(expr.exp * sp.log(expr.base))
+    return expr
 
 
 def _absorb(piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.Symbol]) -> Piece:
@@ -135,13 +141,19 @@ def _expect(piece: Piece, covariance: Covariance) -> sp.Expr:
 
 def _single_waves(waves: tuple[sp.Expr, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
     """A product of cosines as a weighted sum of single cosines (phase 0: the constant 1)."""
-    result: list[tuple[sp.Expr, sp.Expr]] = [(sp.S.One, sp.S.Zero)]
-    for k, wave in enumerate(waves):
-        if k == 0:
-            result = [(sp.S.One, wave)]
-            continue
-        result = [(w / 2, sp.expand(p + s * wave)) for w, p in result for s in (1, -1)]
-    return result
+    if not waves:
+        return [(sp.S.One, sp.S.Zero)]
+    result: dict[sp.Expr, sp.Expr] = {waves[0]: sp.S.One}
+    for wave in waves[1:]:
+        wider: dict[sp.Expr, sp.Expr] = {}
+        for phase, weight in result.items():
+            for s in (1, -1):
+                total = sp.expand(phase + s * wave)
+                if -total in wider:
+                    total = -total
+                wider[total] = wider.get(total, sp.S.Zero) + weight / 2
+        result = wider
+    return [(weight, phase) for phase, weight in result.items()]
 
 
 class _Law:
