@@ -367,7 +367,7 @@ def _prepared(
     shares = limit_draws([float(s.factor) for s in scales])
     for place, (scale, share) in enumerate(zip(scales, shares, strict=True)):
         batch = max(4, round(LARGE_BATCH * float(scale.factor / scales[-1].factor)))
-        again = predictions(derive(scale.network), {}, nodes) if scale.rounded else predicted
+        again = predictions(derive(scale.network), {}, nodes) if scale.of_width else predicted
         batched = options | {"samples": samples, "large_batch": batch}
         levels.append(_Level(place, scale, share, again, nodes, batched))
     return _Run(levels, predicted, delta, len(levels) == 1), notes

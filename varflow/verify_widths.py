@@ -31,6 +31,12 @@ class Scaled:
     program: Program
     rounded: bool
 
+    @property
+    def of_width(self) -> bool:
+        """Whether its moments are others than the original's: rounded counts, or sums that grow with the width."""
+        constant = any(w.distribution == "constant" and w.value != 0 for w in self.program.weights.values())
+        return self.rounded or (constant and self.factor != 1)
+
 
 @dataclass
 class _Scaling:

@@ -10,6 +10,7 @@ import sympy as sp
 
 from varflow.calculus import difference
 from varflow.laws.distributions import NoFormula
+from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
     BlockChoice,
@@ -116,6 +117,6 @@ def index_of(symbol: sp.Symbol) -> int:
 def carried(inner: Instance, outer: Instance) -> Instance:
     """``inner``, an argument of a variable, at the coordinate and place of the variable's instance."""
     result = inner
-    for move in outer.moves:
+    for move in () if isinstance(inner.variable, ChannelSum) else outer.moves:
         result = result.moved(move)
     return replace(result, there=True) if outer.there else result

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sympy as sp
 
 from varflow.calculus import derivative, quotient, times
-from varflow.errors import UnsupportedError
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, refine
 from varflow.laws.distributions import NoFormula
-from varflow.laws.making import Reading
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Kernel
+from varflow.laws.shared import holds_sum
 from varflow.laws.slopes import has_jump
+from varflow.laws.summation import Summation
 from varflow.laws.variables import (
     Block,
     BlockChoice,
@@ -37,21 +37,21 @@ MAX_GROUPS = 64
 DEPTHWISE = "the output of a depthwise convolution, a scale mixture of Gaussians, is taken as Gaussian"
 
 
-class Contraction(Reading):
+class Contraction(Summation):
     """Laws of contractions."""
 
     def _contract(self, w: Weight, transpose: bool, x: Blocks) -> Blocks:
         if w.distribution == "constant":
-            if w.value == 0:
-                return self._one(None)
-            raise UnsupportedError(
-                f"weight {w.name!r} is constant and not zero", self.step.node,
-                "all units are identical: the signal has rank one and no wide limit", "random entries")
+            return self._constant(w, x)
         if all(b.law is None for b in x) or w.entry_variance == 0:
             return self._one(None)
+        if self._rank_one and any(holds_sum(b.law) for b in x):
+            return self._behind_sum(w, transpose, x)
         if w.groups != 1 and (len(x) > 1 or w.columns == 1):
             return self._grouped(w, transpose, x)
-        backward = self.step.backward
+        return self._random(w, transpose, x, self.step.backward)
+
+    def _random(self, w: Weight, transpose: bool, x: Blocks, backward: bool) -> Blocks:
         mine = self._uses.setdefault((w.name, transpose, backward), [])
         fresh = next((p for blocks, p in mine if blocks == x), None) or self._product(w, transpose, x, mine)
         opposite = self._uses.get((w.name, not transpose, backward), [])
@@ -70,8 +70,8 @@ class Contraction(Reading):
             **self._label(), weight=w.name, transpose=transpose, operand=x,  # type: ignore[arg-type]
             factor=quotient(w.entry_variance, w.groups), window=primitive.window,
             centred=w.distribution == "standardized" and not transpose,
-            normal=w.distribution == "normal" and w.keep == 1, exactness="wide" if reused else "exact",
-            alone=self._counts[primitive.weight, transpose, self.step.backward] == 1)
+            normal=w.distribution == "normal" and w.keep == 1, exactness="wide" if reused or self._slopes else "exact",
+            alone=self._counts[primitive.weight, transpose, self.step.backward] == 1 and not self._slopes)
         mine.append((x, result))
         return result
 
@@ -156,11 +156,11 @@ class Contraction(Reading):
         """E[d law / d g] at one coordinate."""
         if law is None:
             return mo.ZERO
-        self._slopes = True
+        before, self._slopes = self._slopes, True
         try:
             slope = self._slope(law, g)
         finally:
-            self._slopes = False
+            self._slopes = before
         return mo.ZERO if slope is None else self.laws.mean(slope)
 
     def _slope(self, x: Instance, g: Product) -> Instance | None:

@@ -24,6 +24,7 @@ from varflow.laws.positions import (
     Spread,
     Turn,
 )
+from varflow.laws.shared import ChannelSum, identical, weights_within
 from varflow.laws.variables import (
     SAME,
     BlockChoice,
@@ -130,7 +131,7 @@ class Covariances(ABC):
                 return self.varies(of.variable, sample)
             case SphereEntry(of=of) if of is not None:
                 return sample or self.varies(of.variable, sample)
-            case Product(operand=operand):
+            case Product(operand=operand) | ChannelSum(operand=operand):
                 return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
             case GaussianSum(terms=terms):
                 return any(self.varies(t.variable, sample) for _, t in terms)
@@ -163,8 +164,13 @@ class Covariances(ABC):
             inner = parts(v)
             bits = 0 if inner else 1 << self._bits.setdefault(family(v), len(self._bits))
             self._backward_bits |= bits if v.backward else 0
-            for x in inner:
+            operand = v.operand if isinstance(v, ChannelSum) else ()
+            for x in (*inner, *(b.law for b in operand if b.law is not None)):
                 bits |= self._families(x.variable)
+            if isinstance(v, ChannelSum) and v.backward:
+                for name in self._weights_of(v):
+                    for transpose in (False, True):
+                        bits |= 1 << self._bits.setdefault((name, transpose, True), len(self._bits))
             self._family_sets[v] = bits
         return self._family_sets[v]
 
@@ -172,6 +178,8 @@ class Covariances(ABC):
         u, v = a.variable, b.variable
         if isinstance(u, BlockChoice) and isinstance(v, BlockChoice):
             return u.group == v.group and a.moves == b.moves
+        if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
+            return u.backward == v.backward and self._sums_dependent(a, b, view)
         if a.moves != b.moves:
             return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
         if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
@@ -181,6 +189,22 @@ class Covariances(ABC):
         if u.backward != v.backward:
             return False
         return not self.covariance(Instance(u), Instance(v), view).is_zero
+
+    def _sums_dependent(self, a: Instance, b: Instance, view: View) -> bool:
+        """Whether sums over channels (or one and a value) share a source in any channel; a gradient W^T d and a sum
+        that W has a say in do."""
+        for one, other in ((a.variable, b.variable), (b.variable, a.variable)):
+            if isinstance(one, ChannelSum) and one.backward and isinstance(other, Product):
+                return other.weight in self._weights_of(one)
+        left, right = (
+            [Instance(r.variable) for o in x.variable.operand if o.law is not None for r in self.roots(o.law)]
+            if isinstance(x.variable, ChannelSum) else [Instance(x.variable)] for x in (a, b)
+        )  # fmt: skip
+        return any(self._roots_dependent(p, q, view) for p in left for q in right)
+
+    @staticmethod
+    def _weights_of(v: ChannelSum) -> set[str]:
+        return set().union(*(weights_within(o.law) for o in v.operand if o.law is not None))
 
     def _sphere_dependent(self, u: Variable, v: Variable, view: View) -> bool:
         base = [x.of.variable if isinstance(x, SphereEntry) and x.of else x for x in (u, v)]
@@ -363,7 +387,40 @@ class Covariances(ABC):
         if isinstance(u, Product) and isinstance(v, Product) and (
                 u.weight, u.transpose) == (v.weight, v.transpose):
             return self._product_covariance(u, v, view)
+        if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
+            return self._sum_covariance(u, v, view)
         return mo.ZERO
+
+    def _sum_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
+        """Of two sums over channels: n (E[a b] - E[a] E[b]) for every block, where channels are independent; of a
+        sum over a Gaussian value and one channel of a Gaussian value: that channel's share."""
+        if not self._sums_dependent(Instance(u), Instance(v), view):
+            return mo.ZERO
+        if not isinstance(v, ChannelSum):
+            u, v = v, u
+        assert isinstance(v, ChannelSum)
+        if not isinstance(u, ChannelSum):
+            (only,) = v.operand if len(v.operand) == 1 else (None,)
+            if only is None or only.law is None or only.law.moves or not only.law.variable.gaussian:
+                raise NoFormula("a sum over channels beside one of them", v.node)
+            return mo.product(mo.constant(v.factor), self.covariance(only.law, replace(Instance(u), there=True), view))
+        return self._sums_covariance(u, v, view)
+
+    def _sums_covariance(self, u: ChannelSum, v: ChannelSum, view: View) -> Formula:
+        laws = [b.law for b in (*u.operand, *v.operand) if b.law is not None]
+        if u.operand != v.operand and (len(u.operand) != len(v.operand) or any(x.moves for x in laws)):
+            raise NoFormula("two sums over channels of the same sources", v.node)
+        terms = []
+        for size, (a, b) in refine(u.operand, v.operand):
+            if a is not None and b is not None:
+                apart = mo.product(self.mean(a), self.mean(b))
+                both = self.pair(a, replace(b, there=not view.same), view)
+                scale = mo.constant(times(u.factor * v.factor, size))
+                terms.append(mo.product(scale, mo.combine(mo.part(0) - mo.part(1), [both, apart])))
+        result = mo.total(terms)
+        exactness = mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness))
+        result = replace(result, exactness=exactness, degree=max(result.degree, 1))
+        return identical(result, v.node, v.weight)
 
     def _product_covariance(self, u: Product, v: Product, view: View) -> Formula:
         if u.window != v.window:
@@ -405,7 +462,7 @@ class Covariances(ABC):
 
     def quantity(self, f: Formula, kind: str = "c", node: str = "", backward: bool = False) -> Quantity:
         """A formula as one quantity, named if it is not one already."""
-        if not f.args and f.template.is_Number and f.exactness == "exact":
+        if not f.args and f.template.is_Number and f.exactness == "exact" and not f.assumptions:
             return f.template
         if len(f.args) == 1 and f.template == mo.place(0, f.args[0]):
             return f.args[0]

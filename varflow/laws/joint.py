@@ -34,7 +34,6 @@ from varflow.laws.variables import (
     Noise,
     Opaque,
     PositionAverage,
-    Product,
     SphereEntry,
     Variable,
     View,
@@ -470,7 +469,7 @@ class Laws(Covariances):
         if expr.is_polynomial(*symbols) and sp.Poly(expr, *symbols).total_degree() <= 2:
             return "exact"
         products = [args[i].variable for i in indices]
-        return "exact" if all(not isinstance(v, Product) or v.normal for v in products) else "wide"
+        return "exact" if all(getattr(v, "normal", True) for v in products) else "wide"
 
 
 def _born(v: Variable) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,9 +12,10 @@ import sympy as sp
 
 from varflow.calculus import rename
 from varflow.laws import moments as mo
-from varflow.laws.blocks import coefficient
+from varflow.laws.blocks import carried, coefficient
 from varflow.laws.joint import Laws
 from varflow.laws.moments import Formula, Quantity
+from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
     Blocks,
@@ -151,7 +153,7 @@ def there(x: Instance) -> Instance:
 
 
 def moved_by(x: Instance | None, move: tuple[str, object]) -> Instance | None:
-    return None if x is None else x.moved(move)
+    return x if x is None or isinstance(x.variable, ChannelSum) else x.moved(move)
 
 
 def shifted(x: Instance) -> tuple[Instance | None, Quantity | None]:
@@ -160,8 +162,5 @@ def shifted(x: Instance) -> tuple[Instance | None, Quantity | None]:
     if v.gaussian:
         return x, None
     if isinstance(v, Composite) and v.expr == arg(0) + coefficient(0) and v.args[0].variable.gaussian:
-        base = v.args[0]
-        for move in x.moves:
-            base = base.moved(move)
-        return base, v.coefficients[0]
+        return replace(carried(v.args[0], x), there=v.args[0].there), v.coefficients[0]
     return None, None

@@ -329,9 +329,10 @@ class _Run:
 
 def _matrix(w: Weight, noise: Callable[[int, Sequence[Value]], Array]) -> Matrix | HaarMatrix:
     if w.distribution == "constant" and w.value != 0:
-        raise UnsupportedError(f"the constant weight {w.name!r} has entries {w.value}",
-                               why="sums over channels without a random sign have no limit of their own",
-                               instead="value 0, or a mean over channels")
+        raise UnsupportedError(
+            f"a value without a formula in a network with the constant weight {w.name!r}",
+            why="all units behind it are identical, one random number that does not average out over channels",
+            instead="random entries, or value 0")
     rows, columns_, variance = int(w.rows), int(w.columns) * w.taps, float(w.entry_variance)
     if w.groups != 1:
         columns_, variance = columns_ * int(w.groups), variance / float(w.groups)

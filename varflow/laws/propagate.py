@@ -102,6 +102,8 @@ class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
 
     def _law(self, step: Instruction) -> Blocks:
         args = [self.values[a] for a in step.args]
+        if self._rank_one:
+            self._refuse_identical(step, args)
         match step.primitive:
             case Input() | Cotangent() | Bias() | Mask() as source:
                 return self._one(self._source(source))
