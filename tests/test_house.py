@@ -27,6 +27,7 @@ FLOORS = (
     ("fields", "network", "lowering", "rebuild", "policy"),
     ("laws",),
     ("derive", "evaluate", "gain", "maps", "fixed_points"),
+    ("onevariable", "composition", "smallsignal", "depthmap", "meanfield", "criticality", "spectrum", "tailor"),
     ("simulate",),
     ("roots", "solve"),
     ("verify",),
@@ -41,7 +42,8 @@ HIDDEN_FROM_SIMULATION = {"laws", "derive", "gain", "policy", "roots", "solve", 
 def part(module: str) -> str:
     """The part of the house a module belongs to: its first name below ``varflow``."""
     name = module.split(".")[1]
-    return name.split("_")[0] if name.startswith(("cli", "verify", "solve", "derive", "network", "gain")) else name
+    return name.split("_")[0] if name.startswith(("cli", "verify", "solve", "derive", "network", "gain",
+                                                       "criticality", "tailor")) else name
 
 
 def name_of(file: Path) -> str:

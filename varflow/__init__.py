@@ -12,6 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from varflow.composition import LAYER, chain, residual, sequence
+    from varflow.criticality import Criticality, criticality
+    from varflow.depthmap import NetworkMap, network_map
     from varflow.derive import Derivation, NodeLaw, WeightLaw, derive
     from varflow.errors import VarflowError
     from varflow.export import explain, export
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from varflow.load import load, save
     from varflow.network import Handle, Network
     from varflow.solve import Solution, solve
+    from varflow.spectrum import JacobianSpectrum, jacobian_spectrum
+    from varflow.tailor import Normalization, normalize
     from varflow.verify import verify
     from varflow.verify_report import Verification
 
@@ -28,10 +33,16 @@ _PUBLIC = {
     "VarflowError": "errors", "Handle": "network", "Network": "network", "Solution": "solve", "solve": "solve",
     "Verification": "verify", "verify": "verify", "export": "export", "explain": "export", "load": "load",
     "save": "load", "gain": "gain", "ActivationGain": "gain",
+    "criticality": "criticality", "Criticality": "criticality", "normalize": "tailor", "Normalization": "tailor",
+    "network_map": "depthmap", "NetworkMap": "depthmap", "jacobian_spectrum": "spectrum",
+    "JacobianSpectrum": "spectrum", "LAYER": "composition", "chain": "composition", "residual": "composition",
+    "sequence": "composition",
 }
 __all__ = [
-    "ActivationGain", "Derivation", "Handle", "Network", "NodeLaw", "Solution", "VarflowError", "Verification",
-    "WeightLaw", "derive", "explain", "export", "gain", "load", "save", "solve", "verify",
+    "LAYER", "ActivationGain", "Criticality", "Derivation", "Handle", "JacobianSpectrum", "Network",
+    "NetworkMap", "NodeLaw", "Normalization", "Solution", "VarflowError", "Verification", "WeightLaw",
+    "chain", "criticality", "derive", "explain", "export", "gain", "jacobian_spectrum", "load", "network_map",
+    "normalize", "residual", "save", "sequence", "solve", "verify",
 ]
 
 
