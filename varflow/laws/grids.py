@@ -22,7 +22,7 @@ from varflow.laws.rotated import rotated
 
 __all__ = ["Integrand", "gaussian_kernel", "gaussian_moment"]
 
-ACCEPTED = 1e-12
+ACCEPTED = 1e-13
 BLOCK = 16_384
 ROWS = 512
 
@@ -56,7 +56,7 @@ def moments(line: Line) -> Array:
 
 def _moments_of(line: Line) -> Array:
     overflow = Overflow(len(line.sigma))
-    reach = reaches(line, 2, overflow)
+    reach = reaches(line.values, 2, overflow)
     result = np.empty(len(line.sigma))
     for one in np.unique(reach):
         rows = np.flatnonzero(reach == one)
@@ -155,7 +155,7 @@ def _on_line(first: Line, second: Line, r: Array) -> Array:
 
 def _product(first: Line, second: Line) -> Array:
     overflow = Overflow(len(first.sigma))
-    reach = np.maximum(reaches(first, 1, overflow), reaches(second, 1, overflow))
+    reach = np.maximum(reaches(first.values, 1, overflow), reaches(second.values, 1, overflow))
     result = np.empty(len(reach))
     for one in np.unique(reach):
         rows = np.flatnonzero(reach == one)
@@ -201,7 +201,7 @@ def _distinct(line: Line) -> tuple[Line, Index]:
 
 def _reached(line: Line, owner: Index, overflow: Overflow) -> Array:
     own = Overflow(len(line.sigma))
-    reach = reaches(line, 1, own)
+    reach = reaches(line.values, 1, own)
     overflow.up |= own.up[owner]
     overflow.down |= own.down[owner]
     return reach

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from varflow.laws.integrand import Integrand
-from varflow.laws.panels import Array, Index
+from varflow.laws.panels import Array, Index, Rows
 
-REACHES = (12.0, 24.0, 48.0)
+REACHES = (12.0, 18.0, 24.0, 30.0, 36.0, 42.0, 48.0)
 """How far to go, in standard deviations: the first where f times density has died out."""
 ROOM = 400_000
 """Breaks held at a time."""
 _SLACK = 1e-13
+_OFF = 0.4871
 
 
 @dataclass(frozen=True)
@@ -108,21 +109,25 @@ def damped(values: Array, z: Array, halves: int) -> Array:
     return values
 
 
-def reaches(line: Line, halves: int, overflow: Overflow) -> Array:
-    """The reach of every row, [rows]; rows that never die out are noted as overflowing."""
-    rows = len(line.sigma)
+def reaches(values: Rows, halves: int, overflow: Overflow) -> Array:
+    """How far to integrate each row, [rows]: until values(row, z) density(z)^(halves/2) has died out.
+
+    Rows that never do are noted as overflowing.
+    """
+    rows = overflow.rows
     result = np.full(rows, REACHES[-1])
     left = np.arange(rows)
     for reach in REACHES:
-        z = np.broadcast_to(np.arange(-reach, reach + 1), (len(left), int(2 * reach) + 1))
-        values = overflow.cleared(left, damped(line.values(left, z), z, halves))
-        sizes = np.abs(values)
+        steps = np.arange(-reach, reach) + _OFF
+        z = np.broadcast_to(steps, (len(left), len(steps)))
+        heights = overflow.cleared(left, damped(values(left, z), z, halves))
+        sizes = np.abs(heights)
         edges = np.maximum(sizes[:, :2].max(axis=1), sizes[:, -2:].max(axis=1))
         done = edges <= _SLACK * sizes.sum(axis=1)
         done |= (overflow.up | overflow.down)[left]
         result[left[done]] = reach
         if reach == REACHES[-1]:
-            ends = values[~done][:, [0, 1, -2, -1]]
+            ends = heights[~done][:, [0, 1, -2, -1]]
             overflow.up[left[~done]] = np.any(ends > 0, axis=1)
             overflow.down[left[~done]] = np.any(ends < 0, axis=1)
         left = left[~done]

@@ -178,7 +178,12 @@ _MODULE = {
 }
 
 
+def _np_real_sqrt(x: Any) -> Any:
+    return np.sqrt(np.where((x < 0) & (x > -1e-12), 0.0, x))
+
+
 _REAL = {k: f for k, f in _MODULE.items() if k not in ("sqrt", "asin", "arcsin")}
+_REAL["sqrt"] = _np_real_sqrt
 
 
 @lru_cache(maxsize=2048)

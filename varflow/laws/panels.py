@@ -18,7 +18,7 @@ from varflow.errors import UnsupportedError
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Rows = Callable[[Index, Array], Array]
-"""f(row of each panel [n], points [n, ORDER]) -> values [n, ORDER]."""
+"""f(row of each line [n], points [n, m]) -> values [n, m]."""
 
 ORDER = 24
 TOLERANCE = 1e-13

@@ -2,7 +2,7 @@
 
 Panels are graded around every kink and every scale that the integrand shows (the roots of its affine
 arguments), then halved where the 10- and the 21-point rule disagree. All panels of all rows (parameter
-points, outer nodes) are evaluated together. Rule: QUADPACK qk21 (Piessens et al. 1983).
+points, outer nodes) are evaluated together. Integrals run as far out as the integrand lives.
 """
 
 from __future__ import annotations
@@ -17,104 +17,18 @@ import numpy as np
 import sympy as sp
 
 from varflow.laws.algebra import affine, affine_parts, ordered
+from varflow.laws.domain import Divergent, NotReal, too_steep
 from varflow.laws.integral import GaussianExpectation
+from varflow.laws.kronrod import integrate_rows
+from varflow.laws.meshes import Overflow, reaches
 from varflow.laws.numeric import Array, broadcast, vectorized, with_enough_digits
+from varflow.laws.separable import Sides, evaluated, sides
 
-TOLERANCE = 2e-12
-REACH = 12.0
-LEVELS = 34
-MAX_PANELS = 60_000
 TINY = 1e-100
-_HALF_NODES = np.array(
-    [
-        0.995657163025808080735527280689003,
-        0.973906528517171720077964012084452,
-        0.930157491355708226001207180059508,
-        0.865063366688984510732096688423493,
-        0.780817726586416897063717578345042,
-        0.679409568299024406234327365114874,
-        0.562757134668604683339000099272694,
-        0.433395394129247190799265943165784,
-        0.294392862701460198131126603103866,
-        0.148874338981631210884826001129720,
-        0.0,
-    ]
-)
-_HALF_KRONROD = np.array(
-    [
-        0.011694638867371874278064396062192,
-        0.032558162307964727478818972459390,
-        0.054755896574351996031381300244580,
-        0.075039674810919952767043140916190,
-        0.093125454583697605535065465083366,
-        0.109387158802297641899210590325805,
-        0.123491976262065851077958109585166,
-        0.134709217311473325928054001771707,
-        0.142775938577060080797094273138717,
-        0.147739104901338491374841515972068,
-        0.149445554002916905664936468389821,
-    ]
-)
-_HALF_GAUSS = np.array(
-    [
-        0.066671344308688137593568809893332,
-        0.149451349150580593145863396957658,
-        0.219086362515982043995534934228163,
-        0.269266719309996355091226921569473,
-        0.295524224714752870173815619188769,
-    ]
-)
-NODES = np.concatenate([-_HALF_NODES, _HALF_NODES[-2::-1]])
-KRONROD = np.concatenate([_HALF_KRONROD, _HALF_KRONROD[-2::-1]])
-GAUSS = np.zeros(21)
-GAUSS[1:10:2] = _HALF_GAUSS
-GAUSS[11:20:2] = _HALF_GAUSS[::-1]
-
-OUTER_PANELS = 150
-Rows = Callable[[Any, Array], tuple[Array, Array]]
-"""f(row indices [n], points [n, 21]) -> values and magnitudes [n, 21]; rounding is relative to the latter."""
-
-
-def integrate_rows(
-    f: Rows, breaks: Array, weight: Array | None = None, most: int = MAX_PANELS
-) -> tuple[Array, Array]:
-    """For each row, the integrals of f and its magnitude from the first to the last sorted break.
-
-    ``weight``: how much a row counts in what the caller sums; light rows need fewer digits.
-    """
-    rows = breaks.shape[0]
-    weight = np.zeros(rows) if weight is None else np.maximum(weight, 1e-290)
-    row = np.repeat(np.arange(rows), breaks.shape[1] - 1)
-    a, b = breaks[:, :-1].ravel(), breaks[:, 1:].ravel()
-    total, size = np.zeros(rows), np.zeros(rows)
-    wide = b > a
-    row, a, b = row[wide], a[wide], b[wide]
-    for level in range(LEVELS):
-        if len(a) == 0:
-            break
-        value, mass, error = _panels(f, row, a, b)
-        scale = size + np.bincount(row, mass, rows)
-        light = np.where(weight > 0, 0.01 * np.max(weight * scale) / weight, 0.0)
-        bad = error > TOLERANCE * (np.maximum(0.05 * scale, light)[row] + 1e-300)
-        bad &= (b - a) > 1e-13 * (np.abs(a) + np.abs(b))
-        bad &= (level < LEVELS - 1) & (np.count_nonzero(bad) < most)
-        total += np.bincount(row[~bad], value[~bad], rows)
-        size += np.bincount(row[~bad], mass[~bad], rows)
-        middle = (a[bad] + b[bad]) / 2
-        row = np.concatenate([row[bad], row[bad]])
-        a, b = np.concatenate([a[bad], middle]), np.concatenate([middle, b[bad]])
-    return total, size
-
-
-def _panels(f: Rows, row: Any, a: Array, b: Array) -> tuple[Array, Array, Array]:
-    half, centre = (b - a) / 2, (a + b) / 2
-    values, magnitudes = f(row, centre[:, None] + half[:, None] * NODES)
-    value = half * (values @ KRONROD)
-    mass = half * (magnitudes @ KRONROD)
-    raw = np.abs(value - half * (values @ GAUSS))
-    floor = np.maximum(mass, 1e-300)
-    error = np.where(raw > 0, floor * np.minimum(1.0, (200 * raw / floor) ** 1.5), 0.0)
-    return value, mass, np.where(error < 1e-15 * floor, 0.0, error)
+OUTER_PANELS = 4000
+DIRECTIONS = 8
+Values = Callable[[Any, Array], Array]
+"""f(row of each line [n], points [n, m]) -> values [n, m]."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +39,37 @@ class Integral:
     integrand: Callable[..., Any]
     covariance: tuple[Callable[..., Any], ...]
     arguments: tuple[tuple[Callable[..., Any], ...], ...]
+    too_steep: Callable[[float], None] | None = None
+    sides: Sides | None = None
 
     def __call__(self, *values: Any) -> Any:
-        """Its value at parameter points (arrays broadcast)."""
+        """Its value at parameter points (arrays broadcast); nan where the covariances are impossible.
+
+        Raises Divergent, NotReal, UnsupportedError where there is no number.
+        """
         arrays = broadcast(values)
         shape = arrays[0].shape if arrays else ()
         flat = [v.ravel() for v in arrays]
         rows = int(np.prod(shape)) if shape else 1
         points, back = _unique(flat, rows)
         law = [_column(c(*points), points, rows) for c in self.covariance]
-        rule = _one if len(law) == 1 else _two
+        if self.too_steep is not None:
+            self.too_steep(float(np.max(law[0])))
         with np.errstate(all="ignore"):
-            result = rule(self, points, law)
+            result = _one(self, points, law) if len(law) == 1 else self._of_two(points, law)
         return result[back].reshape(shape) if shape else float(result[0])
+
+    def _of_two(self, points: list[Array], law: list[Array]) -> Array:
+        result = np.full(len(law[0]), np.nan)
+        left = law[1] ** 2 <= law[0] * law[2] * (1 + 1e-6) + TINY
+        if self.sides is not None:
+            law_left = [np.asarray(x[left]) for x in law]
+            values, sure = evaluated(self.sides, law_left)
+            result[left] = values
+            left[left] = ~sure
+        if left.any():
+            result[left] = _two(self, [p[left] for p in points], [x[left] for x in law])
+        return result
 
 
 def _unique(flat: list[Array], rows: int) -> tuple[list[Array], Any]:
@@ -165,9 +97,11 @@ def prepare(expectation: GaussianExpectation) -> Integral:
             arguments.append(tuple(vectorized(p, parameters) for p in parts))
     return Integral(
         parameters,
-        vectorized(expectation.integrand, (*zs, *parameters)),
+        vectorized(expectation.integrand, (*zs, *parameters), real=True),
         tuple(compile_formula(c, parameters) for c in expectation.covariance),
         tuple(arguments),
+        too_steep(expectation.integrand, zs[0]) if len(zs) == 1 else None,
+        sides(expectation.integrand, zs),
     )
 
 
@@ -182,7 +116,8 @@ def _affine_arguments(body: sp.Expr, zs: Sequence[sp.Symbol]) -> list[sp.Expr]:
 
 
 _GRADES = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0])
-_SIGMAS = np.array([0.0, 1 / 16, 0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0, REACH])
+_SIGMAS = np.array([0.0, 1 / 16, 0.25, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0, 12.0])
+_FAR = np.array([15.0, 18.0, 21.0, 24.0, 30.0, 36.0, 42.0, 48.0])
 
 
 def _graded(centre: Array, scale: Array, grades: Array = _GRADES) -> Array:
@@ -190,10 +125,11 @@ def _graded(centre: Array, scale: Array, grades: Array = _GRADES) -> Array:
     return np.asarray(centre[:, None] + scale[:, None] * offsets)
 
 
-def _mesh(mean: Array, sigma: Array, centres: list[tuple[Array, Array]]) -> Array:
+def _mesh(mean: Array, sigma: Array, centres: list[tuple[Array, Array]], reach: Array) -> Array:
     """Sorted breaks per row: the Gaussian's own, and those around each centre, within reach."""
-    lo, hi = mean - REACH * sigma, mean + REACH * sigma
-    parts = [_graded(mean, sigma, _SIGMAS)]
+    lo, hi = mean - reach * sigma, mean + reach * sigma
+    far = _FAR[np.max(reach) >= _FAR] if len(reach) else _FAR[:0]
+    parts = [_graded(mean, sigma, np.concatenate([_SIGMAS, far]))]
     for centre, scale in centres:
         good = np.isfinite(centre) & np.isfinite(scale)
         parts.append(_graded(np.where(good, centre, mean), np.where(good, scale, 0.0)))
@@ -204,8 +140,22 @@ def _mesh(mean: Array, sigma: Array, centres: list[tuple[Array, Array]]) -> Arra
 
 def _evaluated(self: Integral, points: list[Array], *z: Array, row: Any) -> Array:
     extra = (slice(None),) + (None,) * (z[0].ndim - 1)
-    values = self.integrand(*z, *[p[row][extra] for p in points])
-    return np.asarray(np.broadcast_to(np.asarray(values, dtype=float), z[0].shape))
+    values = np.asarray(self.integrand(*z, *[p[row][extra] for p in points]))
+    if np.iscomplexobj(values) or np.isnan(values).any():
+        _refuse(np.broadcast_to(values, z[0].shape), z)
+    return np.asarray(np.broadcast_to(values.real.astype(float), z[0].shape))
+
+
+def _refuse(values: Any, z: tuple[Array, ...]) -> None:
+    lost = np.isnan(values) | (np.imag(values) != 0)
+    if lost.any():
+        first = np.unravel_index(np.argmax(lost), lost.shape)
+        place = ", ".join(f"{float(x[first]):.6g}" for x in z)
+        raise NotReal(
+            "an integrand is not real on the whole line",
+            why=f"it has no real value at {place}, and a Gaussian variable takes every value",
+            instead="a function that is real and finite everywhere",
+        )
 
 
 def _with_size(values: Array) -> tuple[Array, Array]:
@@ -223,13 +173,39 @@ def _one(self: Integral, points: list[Array], law: list[Array]) -> Array:
     for slope, constant in self.arguments:
         a = _column(slope(*points), points, len(q))
         centres.append((-_column(constant(*points), points, len(q)) / a, 1 / np.abs(a)))
-    breaks = _mesh(np.zeros_like(q), sigma, centres)
+    return _along(lambda row, z: _evaluated(self, points, z, row=row), sigma, centres)
+
+
+def _along(values: Values, sigma: Array, centres: list[tuple[Array, Array]]) -> Array:
+    """E values(row, z) with z ~ N(0, sigma^2), for every row."""
+    overflow = Overflow(len(sigma))
+    reach = reaches(lambda row, t: values(row, sigma[row][:, None] * t), 2, overflow)
+    _require_finite(values, sigma, overflow)
 
     def f(row: Any, z: Array) -> tuple[Array, Array]:
         s = sigma[row][:, None]
-        return _with_size(_evaluated(self, points, z, row=row) * _density(z / s) / s)
+        heights = values(row, z) * _density(z / s) / s
+        return _with_size(overflow.cleared(row, heights))
 
-    return integrate_rows(f, breaks)[0]
+    return overflow.applied(
+        integrate_rows(f, _mesh(np.zeros_like(sigma), sigma, centres, reach))[0]
+    )
+
+
+def _require_finite(values: Values, sigma: Array, overflow: Overflow) -> None:
+    """Raise Divergent where f grows like exp(z^2) or faster; what only overflows stays inf."""
+    for row in np.flatnonzero(overflow.up | overflow.down)[:8]:
+        at = np.linspace(1.0, 48.0, 95)
+        for side in (sigma[row], -sigma[row]):
+            heights = np.abs(values(np.full(2, row), side * np.stack([at, at / 2])))
+            good = np.isfinite(heights[0]) & np.all(heights > 0, axis=0)
+            logs = np.log(heights[:, good][:, -1:])
+            if np.any((logs[0] > 100) & (logs[0] > 3 * logs[1])):
+                raise Divergent(
+                    "an expectation is infinite",
+                    why=f"the function outgrows the density of a Gaussian of variance {sigma[row] ** 2:.6g}",
+                    instead="a smaller variance, or a function of slower growth",
+                )
 
 
 def _two(self: Integral, points: list[Array], law: list[Array]) -> Array:
@@ -238,7 +214,7 @@ def _two(self: Integral, points: list[Array], law: list[Array]) -> Array:
     q1 = np.maximum(q1, TINY)
     slope = c / q1
     left = q2 - c * slope
-    flat = left <= 1e-13 * np.maximum(q2, TINY)
+    flat = left <= 1e-15 * np.maximum(q2, TINY)
     result = np.empty_like(q1)
     for kind, rule in ((flat, _on_line), (~flat, _nested)):
         if kind.any():
@@ -264,14 +240,11 @@ def _on_line(self: Integral, points: list[Array], q1: Array, slope: Array, left:
     for a1, a2, b in _arguments(self, points, len(q1)):
         along = a1 + a2 * slope
         centres.append((-b / along, 1 / np.abs(along)))
-    breaks = _mesh(np.zeros_like(q1), sigma, centres)
 
-    def f(row: Any, z: Array) -> tuple[Array, Array]:
-        s = sigma[row][:, None]
-        second = slope[row][:, None] * z
-        return _with_size(_evaluated(self, points, z, second, row=row) * _density(z / s) / s)
+    def values(row: Any, z: Array) -> Array:
+        return _evaluated(self, points, z, slope[row][:, None] * z, row=row)
 
-    return integrate_rows(f, breaks)[0]
+    return _along(values, sigma, centres)
 
 
 def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: Array) -> Array:
@@ -284,11 +257,12 @@ def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: 
         near = np.abs(a2) * spread / np.abs(along)
         centres.append((-b / along, np.where(a2 == 0, np.nan, near)))
         centres.append((-b / along, np.where(a2 == 0, np.nan, near + 1 / np.abs(along))))
-    breaks = _mesh(np.zeros_like(q1), sigma, centres)
+    reach, overflow = _reach_in_plane(self, points, sigma, (slope, spread))
+    breaks = _mesh(np.zeros_like(q1), sigma, centres, reach)
 
     def outer(row: Any, z: Array) -> tuple[Array, Array]:
         weight = _density(z / sigma[row][:, None]) / sigma[row][:, None]
-        value, size = _inner(self, points, arguments, row, z, (q1, slope, spread))
+        value, size = _inner(self, points, arguments, row, z, (q1, slope, spread, reach))
         return value * weight, size * weight
 
     def single(k: int) -> Array:
@@ -297,7 +271,26 @@ def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: 
 
         return integrate_rows(shifted, breaks[k : k + 1], most=OUTER_PANELS)[0]
 
-    return np.concatenate([single(k) for k in range(len(q1))])
+    return overflow.applied(np.concatenate([single(k) for k in range(len(q1))]))
+
+
+def _reach_in_plane(
+    self: Integral, points: list[Array], sigma: Array, turn: tuple[Array, Array]
+) -> tuple[Array, Overflow]:
+    """How far to integrate each row: the farthest of several directions through the origin."""
+    slope, spread = turn
+    overflow, farthest = Overflow(len(sigma)), np.zeros(len(sigma))
+    for angle in np.arange(DIRECTIONS) * np.pi / DIRECTIONS:
+        first, second = sigma * np.cos(angle), spread * np.sin(angle)
+
+        def values(row: Any, t: Array, first: Array = first, second: Array = second) -> Array:
+            z = first[row][:, None] * t
+            other = slope[row][:, None] * z + second[row][:, None] * t
+            return _evaluated(self, points, z, other, row=row)
+
+        farthest = np.maximum(farthest, reaches(values, 2, overflow))
+        _require_finite(values, np.ones(len(sigma)), overflow)
+    return farthest, overflow
 
 
 def _inner(
@@ -306,10 +299,10 @@ def _inner(
     arguments: list[tuple[Array, Array, Array]],
     row: Any,
     z: Array,
-    law: tuple[Array, Array, Array],
+    law: tuple[Array, Array, Array, Array],
 ) -> tuple[Array, Array]:
     """E over z_2 given z_1 = z, for every outer node."""
-    q1, slope, spread = law
+    q1, slope, spread, reach = law
     owner = np.repeat(row, z.shape[1])
     first = z.ravel()
     mean, s = slope[owner] * first, spread[owner]
@@ -318,12 +311,13 @@ def _inner(
         for a1, a2, b in arguments
         if np.any(a2 != 0)
     ]
-    breaks = _mesh(mean, s, centres)
+    breaks = _mesh(mean, s, centres, reach[owner])
 
     def f(node: Any, second: Array) -> tuple[Array, Array]:
         z1 = np.broadcast_to(first[node][:, None], second.shape)
         weight = _density((second - mean[node][:, None]) / s[node][:, None]) / s[node][:, None]
-        return _with_size(_evaluated(self, points, z1, second, row=owner[node]) * weight)
+        values = _evaluated(self, points, z1, second, row=owner[node]) * weight
+        return _with_size(np.where(np.isfinite(values), values, 0.0))
 
     importance = _density(first / np.sqrt(q1[owner]))
     value, size = integrate_rows(f, breaks, importance)
