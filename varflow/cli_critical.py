@@ -208,12 +208,11 @@ def _show(found: Normalization, json: bool) -> None:
         emit_json({"schema": SCHEMA, **found.to_dict()})
         return
     for k, answer in enumerate(found.solutions):
-        rows = [
-            [n, v if answer.closed_form else None, float(v) if v.is_number else None]
-            for n, v in answer.items()
+        shown = [
+            (n, v if answer.closed_form else None, f"{float(v):.12g}") for n, v in answer.items()
         ]
-        title = f"y = {text_of(answer.function)}" + (f" (solution {k + 1})" if k else "")
-        emit(table(["constant", "formula", "value"], rows, title))
+        emit(f"y = {text_of(answer.function)}" + (f" (solution {k + 1})" if k else ""))
+        emit(table(["constant", "formula", "value"], shown))
     emit(*map(printable, found.notes))
     worst = max(found.residuals.values())
     emit(f"conditions met to {worst:.1e}")

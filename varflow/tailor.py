@@ -267,7 +267,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if "a" in symbols and symbols["a"].is_positive:
-        notes.append("-a (and -d) meets the conditions as well.")
+        notes.append("The negative of y meets the conditions as well.")
     if len(answers) > 1:
         notes.append(
             f"{len(answers)} solutions; the first is the nearest to the activation as it was."
