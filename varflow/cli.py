@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from varflow import cli_critical
 from varflow.cli_status import BAD_INPUT, DONE, INTERNAL, INTERRUPTED, TERMINATED
 
 Graph = Annotated[str, typer.Argument(
@@ -141,15 +142,24 @@ def draw(graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Gro
 @app.command(context_settings={"ignore_unknown_options": True})
 def gain(
     activation: Annotated[str, typer.Argument(
-        metavar="NAME|EXPR", help='A named activation, "leaky_relu(0.2)", or an expression of x.')],
+        metavar="NAME|EXPR", help='A named activation, "leaky_relu(0.2)", "swiglu", or an expression of x.')],
     set_: Sets = None, json: Json = False,
     q: Annotated[str, typer.Option(help="Variance of the Gaussian argument.")] = "1",
     mean: Annotated[str, typer.Option(help="Mean of the Gaussian argument.")] = "0",
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", help="File to write: .pdf .tex .md .json, or the maps as .png or .svg.")] = None,
+    maps: Annotated[bool, typer.Option(
+        "--maps", help="The maps of variance and correlation too, with their fixed points.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="The formulas as LaTeX, one a line.")] = False,
+    weight_scale: Annotated[str | None, typer.Option(
+        metavar="S", help="fan_in Var(W_ij) of the maps [default: 1/E f(z)^2, which keeps q = 1]")] = None,
+    bias_variance: Annotated[str, typer.Option(metavar="B", help="Variance of the biases of the maps.")] = "0",
 ) -> None:
     """Print the moments of an activation of a Gaussian, and the gains that follow."""
-    from varflow import cli_report as report
+    from varflow import cli_gain
 
-    report.gain(activation, q, mean, set_ or (), json)
+    cli_gain.run(activation, q, mean, set_ or (), json=json, output=output, maps=maps, latex=latex,
+                 weight_scale=weight_scale, bias_variance=bias_variance)
 
 
 @app.command("list")
@@ -182,6 +192,9 @@ def doctor(json: Json = False) -> None:
     from varflow import cli_doctor
 
     cli_doctor.run(json)
+
+
+cli_critical.register(app)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:

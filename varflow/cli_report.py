@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import sympy as sp
 from rich.table import Table
 
 from varflow.cli_print import (
-    SCHEMA,
     Cell,
     emit,
     emit_json,
@@ -17,9 +16,8 @@ from varflow.cli_print import (
     printable,
     shown_formula,
     table,
-    text_of,
 )
-from varflow.cli_subject import Subject, read_values
+from varflow.cli_subject import Subject
 from varflow.derive import Derivation, WeightLaw
 from varflow.export import to_json
 from varflow.export.bounded import Bounded, TooLong
@@ -132,30 +130,3 @@ def _value(expr: sp.Expr, values: Mapping[str, float]) -> float | None:
     number = expr.xreplace({s: sp.Float(values[s.name]) for s in expr.free_symbols if s.name in values})
     return None if number.free_symbols else float(number)
 
-
-# -- gain --------------------------------------------------------------------------------------------
-
-
-def gain(activation: str, q: str, mean: str, settings: Sequence[str], json: bool) -> None:
-    """The gains of one activation."""
-    from varflow.expressions import parse
-    from varflow.gain import FIELDS
-    from varflow.gain import gain as gain_of
-    from varflow.symbols import positive
-
-    result = gain_of(activation, parse(q, positive), parse(mean, positive))
-    values = read_values(settings)
-    formulas = {name: getattr(result, name) for name in FIELDS}
-    missing = {str(s) for f in formulas.values() if f is not None for s in f.free_symbols} - set(values)
-    numbers = {} if missing else result.numeric(values)
-    if json:
-        emit_json({"schema": SCHEMA, "activation": text_of(result.activation)}
-                  | {name: text_of(f) for name, f in formulas.items()}
-                  | {"value": numbers, "closed_form": dict(result.closed_form)})
-        return
-    rows = [[name, numbers.get(name), f, "" if result.closed_form[name] or f is None else "integral"]
-            for name, f in formulas.items()]
-    emit(table(["field", "value", "formula", ""], rows, f"f(x) = {text_of(result.activation)}, "
-               f"x ~ N({text_of(result.input_mean)}, {text_of(result.input_variance)})"))
-    if missing:
-        hint("numbers: " + " ".join(f"--set {name}=..." for name in sorted(missing)))

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
 from varflow.errors import ExpressionError, InputError
-from varflow.gain_callable import CallableGain
 from varflow.gain_fields import FIELDS, GainFields
 from varflow.gain_gated import GatedGain
 from varflow.gain_single import ActivationGain
@@ -20,7 +19,10 @@ from varflow.gated import GATED, GatedCall, read_gated
 from varflow.laws.expectation import require_real
 from varflow.symbols import X
 
-__all__ = ["FIELDS", "ActivationGain", "CallableGain", "GainFields", "GatedGain", "gain"]
+if TYPE_CHECKING:
+    from varflow.gain_callable import CallableGain
+
+__all__ = ["FIELDS", "ActivationGain", "GainFields", "GatedGain", "gain"]
 _WORD = re.compile(r"[^\W\d]\w*(?=\s*(\(|$))")
 
 
@@ -49,6 +51,8 @@ def gain(
     if isinstance(activation, sp.Expr):
         return _gain(_in_x(activation), _exact(q), _exact(mean))
     if not isinstance(activation, str):
+        from varflow.gain_callable import CallableGain
+
         return CallableGain.of(activation, q, mean)
     found = read_gated(activation)
     if found is not None:

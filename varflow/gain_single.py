@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sympy as sp
 
 from varflow.gain_fields import GainFields
-from varflow.gain_numbers import as_callable
-from varflow.laws.expectation import Divergent, Normal, derivative, expect, has_jump
+from varflow.laws.expectation import (
+    Divergent,
+    Normal,
+    compile_formula,
+    derivative,
+    expect,
+    has_jump,
+)
 from varflow.symbols import X
+
+if TYPE_CHECKING:
+    from varflow.maps import ActivationMaps
 
 POINTS, REACH = 8001, 10.0
 """Grid, in standard deviations, on which |f'| is compared with a threshold; crossings are refined."""
@@ -85,7 +95,7 @@ class ActivationGain(GainFields):
 
     def saturated_share(self, threshold: float = 0.01) -> float:
         """The probability of an input where |f'| < ``threshold``; q and mean must be numbers."""
-        slope = as_callable(derivative(self.activation, X))
+        slope = compile_formula(derivative(self.activation, X), (X,))
         m, sigma = float(self.input_mean), float(sp.sqrt(self.input_variance))
 
         def excess(z: Any) -> Any:
@@ -94,7 +104,8 @@ class ActivationGain(GainFields):
 
         return share_below_zero(excess)
 
-    def maps(self, weight_scale: sp.Expr | float | None = None, bias_variance: sp.Expr | float = 0) -> Any:
+    def maps(self, weight_scale: sp.Expr | float | None = None, bias_variance: sp.Expr | float = 0
+             ) -> ActivationMaps:
         """The variance map and the correlation map, :class:`varflow.maps.ActivationMaps` (of zero-mean x).
 
         Without ``weight_scale``, s = 1/E f(z)^2 at z ~ N(0, 1): the init gain squared.
@@ -106,8 +117,6 @@ class ActivationGain(GainFields):
 
 def share_below_zero(f: Any) -> float:
     """P(f(z) < 0), z ~ N(0, 1), f a function of arrays with few changes of sign."""
-    from scipy.special import ndtr
-
     grid = np.linspace(-REACH, REACH, POINTS)
     negative = np.asarray(f(grid)) < 0
     changes = np.flatnonzero(negative[1:] != negative[:-1])
@@ -117,6 +126,6 @@ def share_below_zero(f: Any) -> float:
         middle = (low + high) / 2
         same = (np.asarray(f(middle)) < 0) == before
         low, high = np.where(same, middle, low), np.where(same, high, middle)
-    edges = ndtr(np.concatenate([[-np.inf], (low + high) / 2, [np.inf]]))
+    edges = np.array([0.0, *(math.erfc(-x / math.sqrt(2)) / 2 for x in (low + high) / 2), 1.0])
     inside = np.concatenate([negative[:1], ~before])
     return float(np.sum(np.diff(edges)[inside]))

@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from varflow.errors import MissingExtraError, UnsupportedError
 from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT, Document, Equation, NameList
@@ -23,6 +24,7 @@ INSTALL = (f"install a LaTeX: on Debian or Ubuntu `apt-get install {PACKAGES}`, 
            "`dnf install texlive-scheme-basic texlive-booktabs texlive-lm`, on macOS MacTeX, on Windows MiKTeX; "
            "or export to .tex or .md, which need none")
 SECONDS = 180
+NO_FIGURES: Mapping[str, bytes] = MappingProxyType({})
 MATH = (
     (re.compile(r"fan_(in|out)"), r"\\mathrm{fan_{\1}}"),
     (re.compile(r"Var\((\w)_ij\)"), r"\\operatorname{Var}(\1_{ij})"),
@@ -96,15 +98,23 @@ def to_bibtex(document: Document) -> str:
 
 
 def write_pdf(document: Document, path: Path) -> None:
+    """Sets a document by pdflatex; see :func:`set_pdf`."""
+    set_pdf(to_latex(document), path)
+
+
+def set_pdf(text: str, path: Path, figures: Mapping[str, bytes] = NO_FIGURES) -> None:
     """Runs pdflatex in a folder of its own, without shell escape and without writing elsewhere.
 
-    Raises MissingExtraError where no LaTeX, or a package of it, is installed.
+    ``figures`` are files that the text includes, by name. Raises MissingExtraError where no LaTeX, or a package
+    of it, is installed.
     """
     program = shutil.which("pdflatex")
     if program is None:
         raise MissingExtraError("pdflatex is not installed", str(path), "a .pdf is set by LaTeX", INSTALL)
     with TemporaryDirectory(prefix="varflow-") as folder:
-        Path(folder, "derivation.tex").write_text(to_latex(document), encoding="utf-8")
+        Path(folder, "derivation.tex").write_text(text, encoding="utf-8")
+        for name, content in figures.items():
+            Path(folder, name).write_bytes(content)
         for _ in range(3):
             log = _run(program, folder, path)
             if "Rerun to get" not in log and "rerunfilecheck" not in log and "Table widths have changed" not in log:
