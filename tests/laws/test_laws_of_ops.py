@@ -15,6 +15,9 @@ from varflow.ops.base import OPS
 
 SIZE, REPEATS, WIDTH, PLACES = 2**14, 4, 192, 4
 OVER_POSITIONS = ("flatten", "mean_pool")
+OVER_IMAGES = ("varflow.ops.conv", "varflow.ops.pool", "varflow.ops.resample", "varflow.ops.gate")
+IMAGE = (6, 6)
+LARGE_IMAGE = (12, 12)
 
 
 def _examples() -> Iterator[Any]:
@@ -27,18 +30,24 @@ def _examples() -> Iterator[Any]:
 def _network(name: str, fields: Mapping[str, Any], dense: bool) -> Network:
     """The op on Gaussian inputs of random moments, or behind a hidden layer, read by a square.
 
-    Batch norm of relu over few samples has gradients of infinite second moment: all entries but one may be 0.
+    Batch norm of relu over few samples has gradients of infinite second moment: all entries but one may be 0. Behind
+    a depthwise layer stands relu: its gradient does not depend on how large a channel's weights are.
     """
     function = "tanh" if name == "batch_norm" else "relu"
     choose = random.Random(f"{name} {sorted(fields.items())} {dense}")
     net = Network(name)
-    positions = (PLACES,) if name in OVER_POSITIONS else ()
+    image = OPS[name].__module__ in OVER_IMAGES or name in ("group_norm", "instance_norm")
+    size = LARGE_IMAGE if name == "instance_norm" else IMAGE
+    positions = (PLACES,) if name in OVER_POSITIONS else size if image else ()
     count = OPS[name].arity[0] if OPS[name].arity[0] > 1 or OPS[name].arity[1] is not None else 2
     inputs = [_input(net, choose, f"x{k}", positions, dense, function) for k in range(count)]
     given = {"variance": "1/fan_in", **fields} if name == "linear" else fields
     made = net.apply(name, *inputs, name="op", **given)
     for k, h in enumerate(made if isinstance(made, tuple) else (made,)):
-        net.multiply(h, h, name=f"square{k}")
+        if "depthwise" in name or "separable" in name:
+            net.relu(h, name=f"relu{k}")
+        else:
+            net.multiply(h, h, name=f"square{k}")
     return net
 
 

@@ -16,6 +16,7 @@ from varflow.laws.variables import (
     BlockChoice,
     Blocks,
     Composite,
+    Depthwise,
     GaussianSum,
     Instance,
     Largest,
@@ -93,6 +94,8 @@ def parts(v: Variable) -> tuple[Instance, ...]:
             return roots
         case GaussianSum(terms=terms):
             return tuple(t for _, t in terms)
+        case Depthwise(twin=of) if of is not None:
+            return (of,)
         case Largest(of=of, weight_args=beside) if of is not None:
             return (of, *beside)
         case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)

@@ -18,6 +18,7 @@ from varflow.laws.variables import (
     BlockChoice,
     Blocks,
     Composite,
+    Depthwise,
     GaussianSum,
     Instance,
     Largest,
@@ -83,8 +84,8 @@ class Contraction(Summation):
             return self._one(self._unknown(*(b.law for b in x)))
         out, into = (w.columns, quotient(w.rows, w.groups)) if transpose else (quotient(w.rows, w.groups), w.columns)
         if into == 1 or (into == out and w.columns == 1):
-            return tuple(Block(times(b.size, quotient(out, into)), b.law and self._part(w, transpose, k, (Block(
-                sp.S.One, b.law),), DEPTHWISE)) for k, b in enumerate(x))
+            return tuple(Block(times(b.size, quotient(out, into)), b.law and self._depthwise(w, transpose, k, b.law))
+                         for k, b in enumerate(x))
         if not w.groups.is_number or w.groups > MAX_GROUPS:
             return self._one(self._unknown(*(b.law for b in x)))
         groups = int(w.groups)
@@ -94,6 +95,10 @@ class Contraction(Summation):
             assert mark is not None and isinstance(mark.variable, Composite)
             parts[int(mark.variable.expr)].append(Block(size, law))
         return tuple(Block(out, self._part(w, transpose, k, tuple(part))) for k, part in enumerate(parts))
+
+    def _depthwise(self, w: Weight, transpose: bool, k: int, x: Instance) -> Instance:
+        same = self._part(w, transpose, k, (Block(sp.S.One, x),), DEPTHWISE)
+        return same if self.laws.closures else self._make(Depthwise, False, twin=same)
 
     def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:
         """The product of one diagonal block of a weight."""

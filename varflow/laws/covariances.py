@@ -26,9 +26,11 @@ from varflow.laws.positions import (
 )
 from varflow.laws.shared import ChannelSum, identical, weights_within
 from varflow.laws.variables import (
+    ANYWHERE,
     SAME,
     BlockChoice,
     Composite,
+    Depthwise,
     GaussianSum,
     Instance,
     Largest,
@@ -46,6 +48,12 @@ from varflow.laws.variables import (
 )
 
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
+
+
+def twin(x: Instance) -> Instance:
+    """The Gaussian of the same second moments for a depthwise convolution; anything else is itself."""
+    v = x.variable
+    return carried(v.twin, x) if isinstance(v, Depthwise) and v.twin is not None else x
 
 
 def _unturned(quantity: Quantity) -> Quantity:
@@ -127,7 +135,7 @@ class Covariances(ABC):
                 return not sample and count == 1 and self.varies(of.variable, sample)
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
-            case Mixed(of=of) | Member(of=of) | Largest(of=of) if of is not None:
+            case Mixed(of=of) | Member(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
                 return self.varies(of.variable, sample)
             case SphereEntry(of=of) if of is not None:
                 return sample or self.varies(of.variable, sample)
@@ -180,7 +188,7 @@ class Covariances(ABC):
             return u.group == v.group and a.moves == b.moves
         if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
             return u.backward == v.backward and self._sums_dependent(a, b, view)
-        if a.moves != b.moves:
+        if a.moves != b.moves and ANYWHERE not in (*a.moves, *b.moves):
             return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
         if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
             return u is v and self._reduced(view, u, v).same
@@ -188,6 +196,8 @@ class Covariances(ABC):
             return self._sphere_dependent(u, v, view)
         if u.backward != v.backward:
             return False
+        if isinstance(u, Depthwise) or isinstance(v, Depthwise):
+            return not self.covariance(twin(Instance(u)), twin(Instance(v)), view).is_zero
         return not self.covariance(Instance(u), Instance(v), view).is_zero
 
     def _sums_dependent(self, a: Instance, b: Instance, view: View) -> bool:

@@ -17,8 +17,9 @@ from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.closure import closed
-from varflow.laws.covariances import Covariances
+from varflow.laws.covariances import Covariances, twin
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
+from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Overall
 from varflow.laws.split import Term, polynomial_in, split
@@ -27,6 +28,7 @@ from varflow.laws.variables import (
     SAME,
     BlockChoice,
     Composite,
+    Depthwise,
     Instance,
     Largest,
     MaskEntry,
@@ -70,7 +72,7 @@ class Laws(Covariances):
         """E[x]; a value of the backward pass is odd in the cotangent: 0. Raises NoFormula where there is no
         formula and no population can supply it."""
         v = x.variable
-        if v.gaussian or isinstance(v, SphereEntry) or v.backward:
+        if v.gaussian or isinstance(v, SphereEntry | Depthwise) or v.backward:
             return mo.ZERO
         if v not in self._mean:
             self._mean[v] = self._named("m", v, "mean", self._find_mean)
@@ -135,6 +137,8 @@ class Laws(Covariances):
                 return self._pair_average(v, x, SAME)
             case Mixed():
                 return self._resampled(x, x, True, SAME, self.pair)
+            case Depthwise(twin=of) if of is not None:
+                return self.second(of)
             case Largest():
                 return self.of_largest(arg(0) ** 2, v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
@@ -165,8 +169,8 @@ class Laws(Covariances):
             return mo.ZERO
         if unrelated or not self.dependent(x, y, view):
             return mo.product(self.mean(x), self.turned(self.mean(y)) if apart else self.mean(y))
-        if first.gaussian and second.gaussian:
-            return self.covariance(x, y, asked)
+        if all(isinstance(z, Depthwise) or z.gaussian for z in (first, second)):
+            return self.covariance(twin(x), twin(y), asked)
         return self._named_pair(x, y, asked, view)
 
     def _named_pair(self, x: Instance, y: Instance, asked: View, view: View) -> Formula:
@@ -236,7 +240,7 @@ class Laws(Covariances):
     def _term(self, term: Term, args: tuple[Instance, ...], coefficients: tuple[Quantity, ...], view: View) -> Formula:
         if self._excluded(term, args) or self._odd(term, args):
             return mo.ZERO
-        factors = [_coefficient_formula(term.factor, coefficients)]
+        factors = [coefficient_formula(term.factor, coefficients)]
         groups = self._groups(term, args, view)
         for indices, expr in sorted(groups, key=lambda g: len(g[0])):
             f = self._group(expr, indices, args, coefficients, view)
@@ -332,7 +336,7 @@ class Laws(Covariances):
 
     def _find_one(self, f: sp.Expr, v: Variable, coefficients: tuple[Quantity, ...]) -> Formula:
         if isinstance(v, BlockChoice):
-            return mo.product(_coefficient_formula(f.subs(arg(0), 1), coefficients), self.mean(Instance(v)))
+            return mo.product(coefficient_formula(f.subs(arg(0), 1), coefficients), self.mean(Instance(v)))
         if isinstance(v, Composite):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
         if isinstance(v, Largest):
@@ -347,7 +351,7 @@ class Laws(Covariances):
             raise NoFormula("a nonlinear function of a value known by two moments", v.node)
         powers = [mo.ONE, self.mean(Instance(v)), self.second(Instance(v))]
         table = sp.Poly(f, arg(0)).as_dict()
-        return mo.total([mo.product(_coefficient_formula(c, coefficients), powers[k]) for (k,), c in table.items()])
+        return mo.total([mo.product(coefficient_formula(c, coefficients), powers[k]) for (k,), c in table.items()])
 
     def _joint(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
@@ -401,13 +405,13 @@ class Laws(Covariances):
         used = symbols_in(expr)
         for i, c in enumerate(coefficients):
             if coefficient(i) in used:
-                table[coefficient(i)] = mo.place(_position(given, c), c)
+                table[coefficient(i)] = mo.place(position(given, c), c)
         renamed = rename(expr, tuple(table.items()))
         found = template(renamed, tuple(kinds), matrix)
         degree = self._degree(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
         exactness = mo.weakest(mo.EXACTNESS, (self._exactness(expr, indices, args), "wide" if degree > 1 else "exact"))
         assumptions = self._assumptions(expr, indices, args)
-        return _filled(Formula(found, tuple(given), exactness, assumptions=assumptions, degree=degree))
+        return filled(Formula(found, tuple(given), exactness, assumptions=assumptions, degree=degree))
 
     @staticmethod
     def _assumptions(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> frozenset[str]:
@@ -438,7 +442,7 @@ class Laws(Covariances):
         if v.gaussian:
             return Normal()
         if isinstance(v, MaskEntry):
-            return Bernoulli(mo.place(_position(given, v.keep), v.keep) if not v.keep.is_Number else v.keep)
+            return Bernoulli(mo.place(position(given, v.keep), v.keep) if not v.keep.is_Number else v.keep)
         if isinstance(v, SphereEntry):
             return Sphere(v.batch, group=str(v.born))
         raise NoFormula("a nonlinear function of a value known by two moments", v.node)
@@ -449,7 +453,7 @@ class Laws(Covariances):
             return sp.S.Zero
         f = self._entry_formula(x, y, view)
         c = self.quantity(f, node=x.variable.node, backward=x.variable.backward)
-        return c if isinstance(c, sp.Number) and _plain(c) else mo.place(_position(given, c), c)
+        return c if isinstance(c, sp.Number) and plain(c) else mo.place(position(given, c), c)
 
     def _entry_formula(self, x: Instance, y: Instance, view: View) -> Formula:
         if x.there and not y.there:
@@ -474,33 +478,3 @@ class Laws(Covariances):
 
 def _born(v: Variable) -> int:
     return v.born
-
-
-def _filled(f: Formula) -> Formula:
-    """The number itself where a formula is over numbers only."""
-    if not f.args or not all(isinstance(a, sp.Number) for a in f.args) or mo.has_integral(f.template):
-        return f
-    return replace(f, template=mo.fill(f.template, f.args, lambda m: m.symbol), args=())
-
-
-def _plain(number: sp.Number) -> bool:
-    """Whether a number may stand in a template: one of few, so that equal steps still share theirs."""
-    return bool(number == 0 or (isinstance(number, sp.Rational) and max(abs(number.p), number.q) < 100))
-
-
-def _position(given: list[Quantity], quantity: Quantity) -> int:
-    for i, g in enumerate(given):
-        if g is quantity or (not isinstance(g, Moment) and not isinstance(quantity, Moment) and g == quantity):
-            return i
-    given.append(quantity)
-    return len(given) - 1
-
-
-def _coefficient_formula(expr: sp.Expr, coefficients: tuple[Quantity, ...]) -> Formula:
-    """An expression of coefficients and parameters as a formula."""
-    if expr.is_Number:
-        return Formula(expr)
-    given: list[Quantity] = []
-    table = {coefficient(i): mo.place(_position(given, c), c) for i, c in enumerate(coefficients)
-             if coefficient(i) in symbols_in(expr)}
-    return Formula(expr.xreplace(table), tuple(given))

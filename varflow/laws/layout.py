@@ -7,7 +7,14 @@ import sympy as sp
 from varflow.calculus import quotient
 from varflow.laws.blocks import refine
 from varflow.laws.making import Reading, moved_by
-from varflow.laws.variables import Block, BlockChoice, Blocks, Composite, Instance
+from varflow.laws.variables import (
+    ANYWHERE,
+    Block,
+    BlockChoice,
+    Blocks,
+    Composite,
+    Instance,
+)
 from varflow.program import Concat, Deal, Embed, Flatten, Instruction, Permute, Slice
 from varflow.symbols import arg
 
@@ -48,18 +55,22 @@ class Layout(Reading):
     def _deal(self, x: Blocks, count: int, inverse: bool) -> Blocks:
         """A fixed order of channels: other coordinates of the same law where there is one law."""
         if len(x) > 1:
-            return self._one(self._unknown(*(b.law for b in x)))
+            return self._one(self._anywhere(x))
         return (Block(x[0].size, moved_by(x[0].law, ("gather" if inverse else "deal", count))),)
+
+    def _anywhere(self, x: Blocks) -> Instance:
+        """A value of unknown law whose coordinates come from any of several blocks."""
+        return self._unknown(*(b.law for b in x)).moved(ANYWHERE)
 
     def _permute(self, x: Blocks, name: str, inverse: bool) -> Blocks:
         move = "unpermute" if inverse else "permute"
         sizes = (inverse, *(b.size for b in x))
         if len(x) == 1:
             if self._mixed.get(name, sizes)[0] != inverse:
-                return self._one(self._unknown(x[0].law))
+                return self._one(self._anywhere(x))
             return (Block(x[0].size, moved_by(x[0].law, (move, name))),)
         if self._mixed.setdefault(name, sizes) != sizes:
-            return self._one(self._unknown(*(b.law for b in x)))
+            return self._one(self._anywhere(x))
         return self._one(self._mixture(x, (move, name)))
 
     def _mixture(self, x: Blocks, move: tuple[str, str]) -> Instance:

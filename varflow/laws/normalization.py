@@ -8,6 +8,7 @@ from varflow.calculus import quotient
 from varflow.errors import UnsupportedError
 from varflow.laws import moments as mo
 from varflow.laws.blocks import refine
+from varflow.laws.covariances import twin
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
@@ -123,9 +124,10 @@ class Normalization(Reading):
         return self._unknown(law) if k is None else self._combination([(k, law)], whole=whole)
 
     def _sample_norm(self, rule: Standardize, law: Instance | None, whole: bool) -> Instance | None:
-        base, _ = shifted(law) if law is not None else (None, None)
         if law is None:
             return None
+        law = twin(law)
+        base, _ = shifted(law)
         if rule.batch is None or rule.axis == "group" or self.step.shape.positions:
             return self._large_batch_norm(rule, base, law, whole)
         if base is not None and rule.eps == 0:

@@ -148,7 +148,7 @@ def _half(program: Program, size: int, samples: int) -> int:
     positions = max(int(step.shape.places) for step in program)
     places = samples * positions
     if has_windows(program):
-        size = max(size // 4, 64 * positions)
+        size = max(size // 4, 96 * positions)
     wanted = min(size, max(4 * size // places, size // 16), MAX_ENTRIES // places)
     half = int(sp.prevprime(max(8, wanted // 2)))
     if half < 2 * positions:

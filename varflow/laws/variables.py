@@ -74,8 +74,10 @@ def _append(moves: tuple[Move, ...], move: Move) -> tuple[Move, ...]:
     return (*moves, move)
 
 
-_INVERSE = {"permute": "unpermute", "unpermute": "permute", "flatten": "unflatten", "unflatten": "flatten",
-            "deal": "gather", "gather": "deal"}
+ANYWHERE: Move = ("anywhere", 0)
+"""The move of a value whose coordinates' origin is not known: they may be any of those they come from."""
+_INVERSE = {"anywhere": "", "permute": "unpermute", "unpermute": "permute", "flatten": "unflatten",
+            "unflatten": "flatten", "deal": "gather", "gather": "deal"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,13 @@ class PositionAverage(Variable):
     def gaussian(self) -> bool:  # type: ignore[override]
         """Whether what is averaged is Gaussian."""
         return self.of is not None and self.of.variable.gaussian
+
+
+@dataclass(eq=False)
+class Depthwise(Variable):
+    """A depthwise convolution: a scale mixture, with the second moments of ``twin``, a Gaussian."""
+
+    twin: Instance | None = None
 
 
 @dataclass(eq=False)
