@@ -26,7 +26,7 @@ FLOORS = (
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),
     ("laws",),
-    ("derive", "evaluate", "gain", "maps", "fixed_points"),
+    ("derive", "evaluate", "fixed_points", "maps", "gain"),
     ("onevariable", "composition", "smallsignal", "depthmap", "meanfield", "criticality", "spectrum", "tailor"),
     ("simulate",),
     ("roots", "solve"),
