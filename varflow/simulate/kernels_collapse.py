@@ -63,17 +63,17 @@ def dots(a: Array, b: Array, out: Array, row: Number, column: Number) -> None:
 
 
 @device
-def combine(out: Array, factors: Array, rows: Array) -> None:
-    """out += sum_k factors[k] rows[k], over the length of ``out``."""
+def combine(out: Array, factors: Array, rows: Array, first: Number) -> None:
+    """out += sum_k factors[k] rows[k, first:], over the length of ``out``."""
     count = factors.size
     for k in range(0, count - count % 4, 4):
         a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
-        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        r0, r1, r2, r3 = rows[k, first:], rows[k + 1, first:], rows[k + 2, first:], rows[k + 3, first:]
         for i in range(out.size):
             out[i] += (a * r0[i] + b * r1[i]) + (c * r2[i] + d * r3[i])
     for k in range(count - count % 4, count):
         a = factors[k]
-        r0 = rows[k]
+        r0 = rows[k, first:]
         for i in range(out.size):
             out[i] += a * r0[i]
 
@@ -121,13 +121,13 @@ def draw_fresh(
 ) -> None:  # fmt: skip
     """y = std T g with g of independent N(0, 1) rows and T the factor's square from ``start``."""
     count, length = y.shape
-    stride = (length + TILE - 1) // TILE * TILE
+    stride, kind = (length + TILE - 1) // TILE * TILE, np.int64(NORMAL)
     for first in range(0, length, PIECE):
         size = min(PIECE, length - first)
         for i in range(count):
             part = y[i, first : first + size]
             if factor[start + i, start + i] != 0.0:
-                fill(part, size, NORMAL, 1.0, seed, draw, tensor, i * stride + first, words, spare)
+                fill(part, size, kind, 1.0, seed, draw, tensor, i * stride + first, words, spare)
             else:
                 part[:] = F(0.0)
         for i in range(count - 1, -1, -1):
@@ -138,7 +138,7 @@ def draw_fresh(
             if i > 0:
                 for j in range(i):
                     weights[j] = F(std * factor[start + i, start + j])
-                combine(part, weights[:i], y[:i, first:])
+                combine(part, weights[:i], y, first)
 
 
 @device
@@ -149,21 +149,21 @@ def block(address: Number, stride: Number, draw: Number, places: Number, length:
 
 @device
 def collapse_one(
-    x: Array, y: Array, blocks: Array, own: Number, d: Number, start: Number, across: Number, factor: Array,
-    other: Array, cross: Array, flip: Number, std: Number, seed: Number, draw: Number, tensor: Number,
+    x: Array, y: Array, blocks: Array, base: Number, own: Number, d: Number, start: Number, across: Number,
+    factor: Array, other: Array, cross: Array, flip: Number, std: Number, seed: Number, draw: Number, tensor: Number,
     words: Array, spare: Array, small: Array, weights: Array,
 ) -> None:  # fmt: skip
     """One draw of y = W x, (columns, length) both, given the earlier uses that ``blocks`` lists.
 
     The first ``own`` rows of ``blocks`` are uses of this side, ``start`` columns together, the others ``across``
-    columns: addresses and strides of what went in and what came out, and the number of columns. ``factor``,
-    ``other``: Cholesky factors of both sides; ``cross[j, k]`` = d_j . y_k (``flip``: transposed). ``small``,
-    ``weights``: scratch, (2 columns + 1, earlier columns).
+    columns: addresses (from ``base``) and strides of what went in and of what came out, and the number of columns.
+    ``factor``, ``other``: Cholesky factors of both sides; ``cross[j, k]`` = d_j . y_k (``flip``: transposed).
+    ``small``, ``weights``: scratch, (2 columns, earlier columns) and one more than columns.
     """
     columns, inner, outer = x.shape[0], x.shape[1], y.shape[1]
-    at = 0
+    zero = at = np.int64(0)
     for k in range(own):
-        dots(x, block(blocks[k, 0], blocks[k, 1], d, blocks[k, 4], inner), factor, start, at)
+        dots(x, block(base + blocks[k, 0], blocks[k, 1], d, blocks[k, 4], inner), factor, start, at)
         at += blocks[k, 4]
     dots(x, x, factor, start, start)
     factorize(factor, start, start + columns)
@@ -172,12 +172,12 @@ def collapse_one(
             small[i, k] = factor[start + i, k]
         solve_upper(factor, small[i], start)
     draw_fresh(y, factor, start, std, seed, draw, tensor, words, spare, weights[columns])
-    at = 0
+    at = zero
     known, drawn = small[columns : 2 * columns], small[:columns]
     for k in range(own, blocks.shape[0]):
         size = blocks[k, 4]
-        dots(x, block(blocks[k, 2], blocks[k, 3], d, size, inner), known, 0, at)
-        dots(y, block(blocks[k, 0], blocks[k, 1], d, size, outer), drawn, 0, start + at)
+        dots(x, block(base + blocks[k, 2], blocks[k, 3], d, size, inner), known, zero, at)
+        dots(y, block(base + blocks[k, 0], blocks[k, 1], d, size, outer), drawn, zero, start + at)
         at += size
     for i in range(columns):
         rest = drawn[i, start : start + across]
@@ -194,12 +194,12 @@ def collapse_one(
         solve_upper(other, rest, across)
         for k in range(start + across):
             weights[i, k] = F(small[i, k])
-    at = 0
+    at = zero
     for k in range(blocks.shape[0]):
         source = 2 if k < own else 0
-        rows = block(blocks[k, source], blocks[k, source + 1], d, blocks[k, 4], outer)
+        rows = block(base + blocks[k, source], blocks[k, source + 1], d, blocks[k, 4], outer)
         for i in range(columns):
-            combine(y[i], weights[i, at : at + blocks[k, 4]], rows)
+            combine(y[i], weights[i, at : at + blocks[k, 4]], rows, zero)
         at += blocks[k, 4]
 
 
@@ -217,8 +217,8 @@ def _collapse(
     for d in range(start, stop):
         draw = first_draw + np.uint64(d)
         collapse_one(
-            x[d], y[d], blocks, own, d, before, across, factor[d], other[d], cross[d], flip, std, seed, draw,
-            tensor, words, spare, small, weights,
+            x[d], y[d], blocks, np.int64(0), own, d, before, across, factor[d], other[d], cross[d], flip, std, seed,
+            draw, tensor, words, spare, small, weights,
         )  # fmt: skip
 
 

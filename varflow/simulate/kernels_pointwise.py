@@ -30,17 +30,23 @@ EXP, LOG, LOG1P, TANH, ERF, ERFC = (OP[n] for n in ("exp", "log", "log1p", "tanh
 SIN, COS, ATAN, ASINH, ABS, SIGN = (OP[n] for n in ("sin", "cos", "atan", "asinh", "abs", "sign"))
 
 
-def _pointer(typing: Any, address: Any) -> Any:
-    """The pointer of an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
+def _pointer_to(kind: Any) -> Any:
+    """The pointer of an address, as compiled code sees it."""
     pointers: Any = types.CPointer
-    return pointers(types.float32)(types.int64), generate
+
+    def pointer(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return pointers(kind)(types.int64), generate
+
+    return intrinsic(pointer)
 
 
-pointer: Any = intrinsic(_pointer)
+pointer: Any = _pointer_to(types.float32)
+pointer_to_integers: Any = _pointer_to(types.int64)
+pointer_to_words: Any = _pointer_to(types.uint32)
+pointer_to_doubles: Any = _pointer_to(types.float64)
 
 
 @inline
