@@ -45,6 +45,7 @@ from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan
 from varflow.simulate.rng import sample
 from varflow.simulate.sizes import number
 from varflow.simulate.statistics import BLOCK, Rows, Statistics
+from varflow.simulate.tape import Tape, fits
 from varflow.symbols import arg
 from varflow.window import Window
 
@@ -276,7 +277,15 @@ class Simulator:
         if batch is not None and samples not in (None, batch):
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
         self.plan = make_plan(program, batch or samples or 1, nodes, weights, method)
-        self.chunk = max(1, min(MOST_DRAWS, memory // max(self.plan.bytes_per_draw, 1)))
+        self.tape = Tape(self.plan) if fits(self.plan) else None
+        per_draw = self.plan.bytes_per_draw if self.tape is None else self.tape.bytes_per_draw
+        self.chunk = max(1, min(MOST_DRAWS, memory // max(per_draw, 1)))
+
+    def rows(self, first_draw: int, draws: int) -> Rows:
+        """Moments of every measured value in consecutive draws, carried through the program together."""
+        if self.tape is not None:
+            return self.tape.rows(self.seed, first_draw, draws)
+        return Chunk(self.plan, self.seed, first_draw, draws).rows()
 
     def run(
         self, draws: int, first_draw: int = 0, after_chunk: Callable[[Statistics], None] | None = None
@@ -289,7 +298,7 @@ class Simulator:
             for start in range(first_draw, first_draw + draws, self.chunk):
                 count = min(self.chunk, first_draw + draws - start)
                 with np.errstate(all="ignore"):
-                    result.add(Chunk(self.plan, self.seed, start, count).rows(), start)
+                    result.add(self.rows(start, count), start)
                 if after_chunk is not None:
                     after_chunk(result)
         finally:

@@ -36,6 +36,7 @@ COMPILED_MODULES = (
     "kernels_pointwise",
     "kernels_pool",
     "kernels_standardize",
+    "kernels_tape",
     "kernels_window",
     "tiles",
 )
