@@ -24,11 +24,11 @@ from varflow.simulate.kernels_pool import (
     window_max,
     window_max_backward,
 )
-from varflow.simulate.kernels_window import RandomTaps, convolve
+from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.plan import make_plan
 from varflow.simulate.routes import route
 from varflow.simulate.weight_laws import LAWS, row_laws
-from varflow.simulate.windows import _table
+from varflow.simulate.windows import _table, convolve, is_narrow
 from varflow.symbols import arg
 from varflow.transpose import transpose
 from varflow.window import MODES, Window
@@ -84,6 +84,7 @@ CONVOLUTIONS = [
     (RandomTaps(8, 40, 1, taps=4, distribution="truncated_normal"), grid((2, 2), 2, 1, 1)),
     (RandomTaps(8, 600, 1, taps=1), grid((4, 6), 1, 2)),
     (RandomTaps(4, 30, 1, 0.3, "constant", taps=9), grid((4, 6), 3)),
+    (RandomTaps(3, 40, 1, taps=9, keep=0.5, mask_tensor=2), grid((6, 5), 3, 1, 1)),
 ]  # fmt: skip
 
 
@@ -113,6 +114,13 @@ def test_convolution_against_torch(weight: RandomTaps, window: Window) -> None:
             cotangent, kernel, stride=window.stride, padding=padding, **options).shape[2:], strict=True)]  # fmt: skip
         close(dx[k], as_rows(back(cotangent, kernel, stride=window.stride, padding=padding, output_padding=spare,
                                   **options)))  # fmt: skip
+
+
+def test_narrow_sides_of_both_kinds_are_among_the_convolutions() -> None:
+    sides = [(w.rows, w, route(v, 2, 0)) for w, v in CONVOLUTIONS]
+    sides += [(w.columns, w, route(v, 2, 0, True)) for w, v in CONVOLUTIONS]
+    found = [is_narrow(*side) for side in sides]
+    assert any(found[: len(CONVOLUTIONS)]) and any(found[len(CONVOLUTIONS) :])
 
 
 POOLS = [grid((6, 8), 2, 2), grid((7, 5), 3, 2, 1), grid((5, 5), 3, 1, 1)]

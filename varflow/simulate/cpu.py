@@ -169,7 +169,7 @@ class Chunk:
                 self.stored[name] = self._haar(matrix)
             x = x if window is None else windows.seen(x, window, samples, transpose)
             return kernels.multiply(x, self.stored[name], transpose=transpose)
-        if isinstance(matrix, RandomTaps) or window is not None:
+        if isinstance(matrix, RandomTaps) or window is not None or x.shape[1] >= windows.MANY:
             return windows.contract(x, matrix, window, samples, transpose, self.stored, name, self.place)
         return kernels.contract(x, matrix, transpose=transpose, **self.place)
 

@@ -33,6 +33,7 @@ COMPILED_MODULES = (
     "kernels",
     "kernels_collapse",
     "kernels_gradient",
+    "kernels_narrow",
     "kernels_pointwise",
     "kernels_pool",
     "kernels_standardize",

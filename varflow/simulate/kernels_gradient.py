@@ -22,17 +22,25 @@ PLACES = 2048
 
 @device
 def pack_places(
-    packed: Array, h: Array, seen: Array, tap: Number, first: Number, count: Number, channel: Number, width: Number
-) -> None:
-    """packed[p, lane] = h[tap of place first + p, channel + lane], zero outside the grid."""
-    for p in range(count):
-        into = packed[p * WIDTH : p * WIDTH + width]
-        if seen[first + p, tap] < 0:
-            into[:] = F(0.0)
-        else:
-            source = h[seen[first + p, tap], channel : channel + width]
-            for j in range(into.size):
-                into[j] = source[j]
+    packed: Array, h: Array, seen: Array, first: Number, count: Number, channel: Number, columns: Number, lane: Number,
+    width: Number,
+) -> None:  # fmt: skip
+    """packed[p, i] = h[tap of place first + p, channel + column], where lane + i = tap columns + column; zero
+    outside the grid."""
+    begin = lane
+    while begin < lane + width:
+        tap, column = begin // columns, begin % columns
+        size = min(columns - column, lane + width - begin)
+        for p in range(count):
+            at = p * WIDTH + begin - lane
+            into, row = packed[at : at + size], seen[first + p, tap]
+            if row < 0:
+                into[:] = F(0.0)
+            else:
+                source = h[row, channel + column : channel + column + size]
+                for j in range(size):
+                    into[j] = source[j]
+        begin += size
 
 
 @kernel
@@ -49,18 +57,18 @@ def _blocks(
         total = 0.0
         for group in range(groups):
             mine = left[d, group * rows_of_group : (group + 1) * rows_of_group]
-            for tap in range(tap_count):
-                for c in range(0, columns, WIDTH):
-                    width = min(WIDTH, columns - c)
-                    for p in range(0, places, PLACES):
-                        count = min(PLACES, places - p)
-                        pack_places(packed, h[d], seen, tap, p, count, group * columns + c, width)
-                        run_tiles(
-                            block, 0, width, p == 0, packed, mine, p, count, zeros, tile, order, starts, taps, rows
-                        )
-                    for r in range(rows_of_group):
-                        for j in range(width):
-                            total += np.float64(block[r, j]) * np.float64(block[r, j])
+            for lane in range(0, tap_count * columns, WIDTH):
+                width = min(WIDTH, tap_count * columns - lane)
+                for p in range(0, places, PLACES):
+                    count = min(PLACES, places - p)
+                    pack_places(packed, h[d], seen, p, count, group * columns, columns, lane, width)
+                    run_tiles(
+                        block, 0, WIDTH, np.int64(p == 0), packed, 0, WIDTH, mine, p, count, zeros, tile, order,
+                        starts, taps, rows,
+                    )  # fmt: skip
+                for r in range(rows_of_group):
+                    for j in range(width):
+                        total += np.float64(block[r, j]) * np.float64(block[r, j])
         out[d] = total
 
 

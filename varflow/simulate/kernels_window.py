@@ -14,23 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.errors import InputError, ShapeError
-from varflow.simulate.jit import Array, Number, device, kernel, over_draws
+from varflow.simulate.jit import Array, Number, device, kernel
 from varflow.simulate.kernels import RandomMatrix, times
 from varflow.simulate.rng import BERNOULLI, CHUNK, check_counter, distribution_code, fill, sample
-from varflow.simulate.routes import Route
-from varflow.simulate.tiles import LANES, SHORT, TALL, WIDTH, short_tile, tall_tile
+from varflow.simulate.tiles import LANES, SHORT, TALL, WIDTH, short_tile, tall_tile, turned
 
 Value = NDArray[np.float32]
 Sizes = tuple[int, int, int, int]
 """Rows of a group, columns, taps, groups."""
 
 F = np.float32
-PIECE = 256
+PIECE = 512
 CELL = LANES * PIECE
 BLOCK = 98304
 """Entries of a block of rows in a transposed product: 384 KiB, within the second cache."""
 FEWEST = 8
-"""With several groups, fewer channels than this in each go through `_grouped`."""
+"""With several groups, fewer channels than this in each go through `grouped`."""
 
 
 @dataclass(frozen=True)
@@ -112,28 +111,31 @@ def fill_entries(out: Array, stream: Any, d: Number, offset: Number, words: Arra
 
 
 @device
-def transposed_in(packed: Array, cell: Array, pitch: Number, depth: Number, lane: Number, lanes: Number) -> None:
-    """Rows of a cell as lanes of packed weights: packed[k WIDTH + lane + i] = cell[i pitch + k]."""
+def transposed_in(
+    packed: Array, cell: Array, laws: Array, pitch: Number, depth: Number, lane: Number, lanes: Number
+) -> None:
+    """Rows of a cell as lanes of packed weights: packed[k WIDTH + lane + i] = cell[i pitch + k], in its row's law."""
+    done = 0
     if lanes == LANES:
-        for k in range(depth):
-            at = k * WIDTH + lane
-            for i in range(LANES):
-                packed[at + i] = cell[i * pitch + k]
-        return
-    for k in range(depth):
-        at = k * WIDTH + lane
-        for i in range(lanes):
-            packed[at + i] = cell[i * pitch + k]
+        done = depth // LANES * LANES
+        out, rows = packed.ctypes.data + 4 * lane, cell.ctypes.data
+        turned(out, 4 * WIDTH, rows, 4 * pitch, laws.ctypes.data, depth // LANES)
+    for i in range(lanes):
+        for k in range(done, depth):
+            packed[k * WIDTH + lane + i] = cell[i * pitch + k] * laws[i, 0] + laws[i, 1]
 
 
 @device
-def affine_rows(cell: Array, pitch: Number, size: Number, row: Number, rows: Number, std: Number, laws: Array) -> None:
+def affine_rows(cell: Array, size: Number, row: Number, rows: Number, std: Number, laws: Array) -> None:
     """Rows row.. of a weight brought to their law: times std, or each by its own scale and shift."""
+    if laws.shape[0] == 0:
+        whole = cell[: rows * size]
+        for k in range(whole.size):
+            whole[k] = whole[k] * std
+        return
     for i in range(rows):
-        part = cell[i * pitch : i * pitch + size]
-        scale, shift = std, F(0.0)
-        if laws.shape[0] > 0:
-            scale, shift = laws[row + i, 0], laws[row + i, 1]
+        part = cell[i * size : (i + 1) * size]
+        scale, shift = laws[row + i, 0], laws[row + i, 1]
         for k in range(part.size):
             part[k] = part[k] * scale + shift
 
@@ -144,9 +146,14 @@ def pack_rows(
     d: Number, words: Array, spare: Array, mask: Array,
 ) -> None:  # fmt: skip
     """Rows row.. row + count of a weight as packed[k WIDTH + lane], k over taps and columns."""
+    law = np.empty((LANES, 2), np.float32)
+    law[:, 0] = std
+    law[:, 1] = F(0.0)
     for lane in range(0, count, LANES):
         lanes = min(LANES, count - lane)
         first = row + lane
+        if laws.shape[0] > 0:
+            law[:lanes] = laws[first : first + lanes]
         for k in range(0, length, PIECE):
             size = min(PIECE, length - k)
             if size == length:
@@ -155,60 +162,46 @@ def pack_rows(
                 for i in range(lanes):
                     part = cell[i * size : (i + 1) * size]
                     fill_entries(part, stream, d, (first + i) * length + k, words, spare, mask)
-            affine_rows(cell, size, size, first, lanes, std, laws)
-            transposed_in(packed[k * WIDTH :], cell, size, size, lane, lanes)
-
-
-@device
-def pack_columns(
-    packed: Array, cell: Array, row: Number, count: Number, taps: Number, columns: Number, std: Number, laws: Array,
-    stream: Any, d: Number, words: Array, spare: Array, mask: Array,
-) -> None:  # fmt: skip
-    """Rows row.. row + count of a weight as packed[block, tap, row, lane], channels in blocks of WIDTH lanes."""
-    length = taps * columns
-    step = max(cell.size // length, 1)
-    for r in range(0, count, step):
-        several = min(step, count - r)
-        fill_entries(cell[: several * length], stream, d, (row + r) * length, words, spare, mask)
-        affine_rows(cell, length, length, row + r, several, std, laws)
-        for i in range(several):
-            for t in range(taps):
-                source = cell[i * length + t * columns : i * length + (t + 1) * columns]
-                for c in range(0, columns, WIDTH):
-                    at = ((c // WIDTH * taps + t) * count + r + i) * WIDTH
-                    into = packed[at : at + min(WIDTH, columns - c)]
-                    for j in range(into.size):
-                        into[j] = source[c + j]
+            transposed_in(packed[k * WIDTH :], cell, law, size, size, lane, lanes)
 
 
 @device
 def run_tiles(
-    y: Array, channel: Number, width: Number, fresh: Number, packed: Array, x: Array, first: Number, depth: Number,
-    zeros: Array, tile: Array, order: Array, starts: Array, taps: Array, rows: Array,
+    y: Array, channel: Number, width: Number, fresh: Number, packed: Array, step: Number, line: Number, x: Array,
+    first: Number, depth: Number, zeros: Array, tile: Array, order: Array, starts: Array, taps: Array, rows: Array,
 ) -> None:  # fmt: skip
-    """y[place, channel: channel + width] (+)= sum over the route of x[row, first: first + depth] . packed[tap]."""
-    weights, out, nothing = packed.ctypes.data, tile.ctypes.data, zeros.ctypes.data
+    """y[place, channel: channel + width] (+)= sum over the route of x[row, first: first + depth] . weights of the tap.
+
+    The lanes of a tap and a depth begin at packed[tap step + depth line]; all WIDTH of them are read.
+    """
+    weights, nothing = packed.ctypes.data, zeros.ctypes.data
     base, stride = x.ctypes.data + 4 * first, 4 * x.shape[1]
+    target, pitch, spare = y.ctypes.data + 4 * channel, 4 * y.shape[1], tile.ctypes.data
+    places = np.empty(TALL, np.int64)
+    out = places.ctypes.data
     for i in range(starts.size - 1):
         at, begin, count = i * TALL, starts[i], starts[i + 1] - starts[i]
         height = min(TALL, order.size - at)
-        tile[:] = F(0.0)
-        if not fresh:
+        whole = width == WIDTH
+        for m in range(TALL):
+            direct = whole and m < height
+            places[m] = target + pitch * order[at + m] if direct else spare + 4 * WIDTH * m
+        if not (whole or fresh):
             for m in range(height):
-                for j in range(width):
-                    tile[m, j] = y[order[at + m], channel + j]
+                tile[m, :width] = y[order[at + m], channel : channel + width]
         numbers, which = rows.ctypes.data + 4 * TALL * begin, taps.ctypes.data + 4 * begin
         if height > SHORT:
-            tall_tile(out, weights, numbers, which, count, base, stride, nothing, depth)
+            tall_tile(fresh, out, weights, 4 * step, 4 * line, numbers, which, count, base, stride, nothing, depth)
         else:
-            short_tile(out, weights, numbers, which, count, base, stride, nothing, depth)
-        for m in range(height):
-            for j in range(width):
-                y[order[at + m], channel + j] = tile[m, j]
+            short_tile(fresh, out, weights, 4 * step, 4 * line, numbers, which, count, base, stride, nothing, depth)
+        if not whole:
+            for m in range(height):
+                y[order[at + m], channel : channel + width] = tile[m, :width]
+    places[0] = 0
 
 
 @kernel
-def _forward(
+def forward(
     x: Array, y: Array, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array, taps: Array,
     rows: Array, start: Number, stop: Number,
 ) -> None:  # fmt: skip
@@ -225,36 +218,38 @@ def _forward(
                 row, count = group * rows_of_group + r, min(WIDTH, rows_of_group - r)
                 pack_rows(packed, cell, row, count, length, std, law, stream, d, words, spare, mask)
                 run_tiles(
-                    y[d], row, count, True, packed, x[d], group * columns, columns, zeros, tile, order, starts, taps,
-                    rows,
+                    y[d], row, count, 1, packed, columns * WIDTH, WIDTH, x[d], group * columns, columns, zeros, tile,
+                    order, starts, taps, rows,
                 )  # fmt: skip
 
 
 @kernel
-def _transposed(
+def transposed(
     x: Array, y: Array, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array, taps: Array,
     rows: Array, start: Number, stop: Number,
 ) -> None:  # fmt: skip
     rows_of_group, columns, tap_count, groups = sizes
     length = tap_count * columns
     step = min(max(BLOCK // length, 1), rows_of_group)
-    blocks = (columns + WIDTH - 1) // WIDTH
     words, spare = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.float32)
-    cell = np.empty(max(CELL, length), np.float32)
-    mask = np.empty(cell.size if stream.keep < 1.0 else 0, np.float32)
-    packed, zeros = np.zeros(blocks * tap_count * step * WIDTH, np.float32), np.zeros(step, np.float32)
+    piece = max(CELL // length, 1)
+    mask = np.empty(piece * length if stream.keep < 1.0 else 0, np.float32)
+    block, zeros = np.zeros(step * length + WIDTH, np.float32), np.zeros(step, np.float32)
     tile = np.empty((TALL, WIDTH), np.float32)
     for d in range(start, stop):
         law = laws[d if laws.shape[0] > 1 else 0]
         for group in range(groups):
             for r in range(0, rows_of_group, step):
-                row, count = group * rows_of_group + r, min(step, rows_of_group - r)
-                pack_columns(packed, cell, row, count, tap_count, columns, std, law, stream, d, words, spare, mask)
+                first, count = group * rows_of_group + r, min(step, rows_of_group - r)
+                for row in range(0, count, piece):
+                    several = min(piece, count - row)
+                    cell = block[row * length : (row + several) * length]
+                    fill_entries(cell, stream, d, (first + row) * length, words, spare, mask)
+                    affine_rows(cell, length, first + row, several, std, law)
                 for c in range(0, columns, WIDTH):
-                    part = packed[c * tap_count * count : (c + WIDTH) * tap_count * count]
                     run_tiles(
-                        y[d], group * columns + c, min(WIDTH, columns - c), r == 0, part, x[d], row, count, zeros, tile,
-                        order, starts, taps, rows,
+                        y[d], group * columns + c, min(WIDTH, columns - c), np.int64(r == 0), block[c:], columns,
+                        length, x[d], first, count, zeros, tile, order, starts, taps, rows,
                     )  # fmt: skip
 
 
@@ -277,7 +272,7 @@ def lanes_of(
     length = taps * columns
     for row in range(rows_of_group * groups):
         fill_entries(cell, stream, d, row * length, words, spare, mask)
-        affine_rows(cell, length, length, row, 1, std, laws)
+        affine_rows(cell, length, row, 1, std, laws)
         group, inside = row // rows_of_group, row % rows_of_group
         for t in range(taps):
             for c in range(columns):
@@ -303,7 +298,7 @@ def along(y: Array, packed: Array, x: Array, order: Array, starts: Array, taps: 
 
 
 @kernel
-def _grouped(
+def grouped(
     x: Array, y: Array, transpose: Number, sizes: Any, std: Number, laws: Array, stream: Any, order: Array,
     starts: Array, taps: Array, rows: Array, start: Number, stop: Number,
 ) -> None:  # fmt: skip
@@ -323,29 +318,3 @@ def _grouped(
             if not plain:
                 spread(spreaded, x[d], inner, outer, i)
             along(y[d], packed[i], x[d] if plain else spreaded, order, starts, taps, rows)
-
-
-NO_LAW = np.empty((1, 0, 2), np.float32)
-
-
-def convolve(
-    x: Value, weight: RandomTaps, path: Route, *, seed: int, first_draw: int = 0, transpose: bool = False,
-    laws: Value = NO_LAW,
-) -> Value:  # fmt: skip
-    """The sum over a route's taps of W_t x (or W_t^T x) for every draw: (draws, path.places, channels).
-
-    ``laws`` holds a scale and a shift for the entries of each row, (draws, rows, 2), in place of ``std``.
-    Raises ShapeError when channels or places do not fit.
-    """
-    x = np.ascontiguousarray(x, np.float32)
-    sides = (weight.columns * weight.groups, weight.rows)
-    inner, outer = sides[::-1] if transpose else sides
-    if x.ndim != 3 or x.shape[1:] != (path.inputs, inner):
-        raise ShapeError(f"a value of shape {x.shape} meets a weight that takes {path.inputs} x {inner}")
-    y = np.empty((x.shape[0], path.places, outer), np.float32)
-    rest = (weight.sizes, F(weight.std), laws, weight.stream(seed, first_draw), *path.arrays)
-    if weight.groups > 1 and outer < FEWEST * weight.groups:
-        over_draws(_grouped, x.shape[0], x, y, transpose, *rest)
-    else:
-        over_draws(_transposed if transpose else _forward, x.shape[0], x, y, *rest)
-    return y

@@ -22,11 +22,12 @@ class Route:
 
     ``order`` holds the places (samples x positions) tile after tile, TALL in each but the last; tile i sums over
     the entries ``starts[i]`` to ``starts[i + 1]`` of ``taps`` (which matrix) and of ``rows`` (TALL input rows, -1
-    outside the grid). Taps that no place of a tile sees are left out.
+    outside the grid). Taps that no place of a tile sees are left out. ``pairs`` counts the terms of all sums.
     """
 
     places: int
     inputs: int
+    pairs: int
     order: Index
     starts: Index
     taps: Small
@@ -100,4 +101,4 @@ def _cut(order: Index, rows: Index, taps: Index, inputs: int) -> Route:
     tile, slot = np.nonzero((parts >= 0).any(axis=1))
     starts = np.searchsorted(tile, np.arange(tiles + 1))
     chosen = np.ascontiguousarray(parts[tile, :, slot], np.int32)
-    return Route(len(order), inputs, order, starts, taps[slot].astype(np.int32), chosen)
+    return Route(len(order), inputs, int((rows >= 0).sum()), order, starts, taps[slot].astype(np.int32), chosen)

@@ -8,18 +8,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from varflow.errors import UnsupportedError
+from varflow.errors import ShapeError, UnsupportedError
 from varflow.program import Deal, Mix, Program, Weight, WindowMax, WindowMaxBackward
+from varflow.simulate.jit import over_draws
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_gradient import taps_gradient_moment
+from varflow.simulate.kernels_narrow import narrow
 from varflow.simulate.kernels_pool import dealt, mixed, window_max, window_max_backward
-from varflow.simulate.kernels_window import NO_LAW, RandomTaps, Sizes, as_taps, convolve
-from varflow.simulate.routes import route, seen_from
+from varflow.simulate.kernels_window import (
+    FEWEST,
+    RandomTaps,
+    Sizes,
+    as_taps,
+    forward,
+    grouped,
+    transposed,
+)
+from varflow.simulate.routes import Route, route, seen_from
 from varflow.simulate.weight_laws import LAWS, row_laws
 from varflow.window import Window
 
 Value = NDArray[np.float32]
 Table = NDArray[np.int64]
+
+F = np.float32
+NO_LAW = np.empty((1, 0, 2), np.float32)
+MANY = 24
+"""Places from which a plain matrix is multiplied in tiles too."""
 
 
 def is_plain(w: Weight) -> bool:
@@ -41,6 +56,37 @@ def taps_of(m: RandomMatrix, w: Weight, groups: int) -> RandomTaps:
         raise UnsupportedError(f"weight {w.name!r} is standardized with rows of one entry", w.name,
                                "one number has no standard deviation", "another distribution")  # fmt: skip
     return RandomTaps(m.rows, m.columns, m.tensor, m.std, m.distribution, m.keep, m.mask_tensor, w.taps, groups, law)
+
+
+def convolve(
+    x: Value, weight: RandomTaps, path: Route, *, seed: int, first_draw: int = 0, transpose: bool = False,
+    laws: Value = NO_LAW,
+) -> Value:  # fmt: skip
+    """The sum over a route's taps of W_t x (or W_t^T x) for every draw: (draws, path.places, channels).
+
+    ``laws`` holds a scale and a shift for the entries of each row, (draws, rows, 2), in place of ``std``.
+    Raises ShapeError when channels or places do not fit.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    sides = (weight.columns * weight.groups, weight.rows)
+    inner, outer = sides[::-1] if transpose else sides
+    if x.ndim != 3 or x.shape[1:] != (path.inputs, inner):
+        raise ShapeError(f"a value of shape {x.shape} meets a weight that takes {path.inputs} x {inner}")
+    y = np.empty((x.shape[0], path.places, outer), np.float32)
+    rest = (weight.sizes, F(weight.std), laws, weight.stream(seed, first_draw), *path.arrays)
+    if weight.groups > 1 and outer < FEWEST * weight.groups:
+        over_draws(grouped, x.shape[0], x, y, transpose, *rest)
+    elif is_narrow(outer, weight, path):
+        over_draws(narrow, x.shape[0], x, y, transpose, route(None, 1, path.inputs).arrays, *rest)
+    else:
+        over_draws(transposed if transpose else forward, x.shape[0], x, y, *rest)
+    return y
+
+
+def is_narrow(outer: int, weight: RandomTaps, path: Route) -> bool:
+    """Whether taps and channels side by side fill lanes so much better that adding the taps up pays."""
+    side_by_side = path.inputs * max(weight.taps * outer, 32)
+    return weight.groups == 1 and outer <= 12 and 2 * side_by_side < 32 * path.pairs
 
 
 def contract(
