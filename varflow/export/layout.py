@@ -14,6 +14,7 @@ from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.pointwise import ActivationLayer
 from varflow.printing import to_text
+from varflow.symbols import X
 
 UNNAMED = frozenset(("weight", "permutation", "mask", "out_channels", "channels", "positions", "sizes"))
 """Fields that do not tell two steps apart: names of shared things, and widths, which the equations state."""
@@ -96,7 +97,9 @@ def _walk_block(layer: BlockNode, path: str, inputs: tuple[str, ...], found: dic
 
 def text_of(value: object) -> str:
     """A field's value in words: an expression in the grammar where it can be said there, an activation by its
-    name."""
+    name, one number for all axes as itself."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], int):
+        return str(value[0])
     if isinstance(value, tuple):
         return "(" + ", ".join(text_of(v) for v in value) + ")"
     if not isinstance(value, sp.Basic):
@@ -112,11 +115,16 @@ def activation_name(function: sp.Expr) -> str | None:
     return next((a.name for a in ACTIVATIONS.values() if a.at() == function), None)
 
 
+def _named(value: object) -> str | None:
+    """The name of a field's value that is an activation."""
+    return activation_name(value) if isinstance(value, sp.Expr) and value.has(X) else None
+
+
 def described(node: Node) -> str:
     """A layer in words: its name and fields."""
     if isinstance(node.layer, ActivationLayer):
         return activation_name(node.layer.function) or f"activation {text_of(node.layer.function)}"
-    parts = [f"{k} = {text_of(v)}" for k, v in node.fields.items() if k not in ("out_channels", "weight")]
-    if node.op == "linear" and node.fields.get("weight"):
+    parts = [f"{k} = {_named(v) or text_of(v)}" for k, v in node.fields.items() if k not in ("out_channels", "weight")]
+    if node.fields.get("weight"):
         parts.insert(0, f"weight {node.fields['weight']}")
     return node.op.replace("_", " ") + (f" ({', '.join(parts)})" if parts else "")

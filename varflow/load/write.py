@@ -120,6 +120,8 @@ def _names(handles: list[Handle]) -> Any:
 
 def _value(value: Any, scope: Mapping[str, sp.Symbol]) -> Any:
     """A field's value as plain text, number, list or flag."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], int):
+        return value[0]
     if isinstance(value, tuple | list):
         return [_value(v, scope) for v in value]
     if not isinstance(value, sp.Basic):
