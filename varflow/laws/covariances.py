@@ -46,6 +46,7 @@ from varflow.laws.variables import (
     Variable,
     View,
 )
+from varflow.program import Mix
 
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
 
@@ -78,6 +79,7 @@ class Covariances(ABC):
     _family_sets: dict[Variable, int] = field(default_factory=dict)
     _backward_bits: int = 0
     _turns: dict[Moment, Moment] = field(default_factory=dict)
+    _mixtures: dict[Variable, bool] = field(default_factory=dict)
 
     @abstractmethod
     def mean(self, x: Instance) -> Formula:
@@ -163,6 +165,18 @@ class Covariances(ABC):
         if not shared or fresh(x, y) or fresh(y, x):
             return False
         between = self._view_of(x, y, view)
+        if self.profiles and between.position and self._overlaps(x.variable) and self._overlaps(y.variable):
+            here = View(False, between.sample)
+            return any(self._touching(x, y, shared, w) for w in (between, here))
+        return self._touching(x, y, shared, between)
+
+    def _overlaps(self, v: Variable) -> bool:
+        """Whether a variable is made of mixtures of positions, which neighbours may share."""
+        if v not in self._mixtures:
+            self._mixtures[v] = isinstance(v, Mixed) or any(self._overlaps(x.variable) for x in parts(v))
+        return self._mixtures[v]
+
+    def _touching(self, x: Instance, y: Instance, shared: int, between: View) -> bool:
         mine, others = ([r for r in self.roots(i) if self._families(r.variable) & shared] for i in (x, y))
         return any(self._roots_dependent(a, b, between) for a in mine for b in others)
 
@@ -333,7 +347,7 @@ class Covariances(ABC):
 
     def operated(self, operator: Any, parts: tuple[Formula, ...], limit: Formula) -> Formula:
         """What ``operator`` makes of the arrays of ``parts`` (profiles), or its limit far from borders."""
-        if not self.profiles or limit.is_zero:
+        if not self.profiles or all(f.is_zero for f in parts):
             return limit
         args = tuple(self.quantity(f) for f in parts)
         moments = [a for a in args if isinstance(a, Moment)]
@@ -377,9 +391,12 @@ class Covariances(ABC):
             assert v.window is not None
             return self.operated(Among(v.window, v.transpose, False), (same, same), same)
         assert v.mix is not None
-        one = Mixing(v.mix, v.mix, True).limit[1]
-        limit = mo.combine(sp.sqrt(one) * mo.part(0), [same])
-        return self.operated(Spread(v.mix), (same,), limit)
+        return self.spread(v.mix, same)
+
+    def spread(self, mix: Mix, same: Formula) -> Formula:
+        """A mixture of positions of a moment at one of them."""
+        limit = mo.combine(sp.sqrt(Mixing(mix, mix, True).limit[1]) * mo.part(0), [same])
+        return self.operated(Spread(mix), (same,), limit)
 
     def _of_members(self, v: Member, beside: Variable, same: Formula, other: Formula, view: View) -> Formula:
         if not isinstance(beside, Member) or (beside.window, beside.transpose) != (v.window, v.transpose):
@@ -438,7 +455,9 @@ class Covariances(ABC):
         result = self._summed(u, v, view)
         if u.window is not None:
             kernel = Kernel(u.window, u.transpose, view.position)
-            parts = (result, self._summed(u, v, View(False, view.sample))) if view.position else (result,)
+            parts: tuple[Formula, ...] = (result,)
+            if view.position and u.window.mode not in ("zeros", "circular"):
+                parts += (self._summed(u, v, View(False, view.sample)),)
             result = self.operated(kernel, parts, mo.combine(kernel.limit * mo.part(0), [result]))
             if not u.window.uniform and not result.is_zero:
                 result = replace(result, exactness="wide", assumptions=result.assumptions | {BORDERS})

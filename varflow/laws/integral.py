@@ -82,11 +82,13 @@ class GaussianExpectation(sp.Expr):  # type: ignore[misc]
         return sp.Float(evaluate(self))
 
     def _eval_derivative(self, symbol: sp.Symbol) -> sp.Expr:
-        """Price's theorem where the integrand is smooth, else an unevaluated Derivative."""
+        """Price's theorem; kinks and jumps of the integrand give densities (price.py)."""
         if symbol not in self.free_symbols:
             return sp.S.Zero
         if self.integrand.has(*KINKED):
-            return sp.Derivative(self, symbol, evaluate=False)
+            from varflow.laws.price import derivative_of
+
+            return derivative_of(self, symbol)
         f, zs = self.integrand, self.variables
         total = self._like(f.diff(symbol))
         second = [(0, 0)] if len(zs) == 1 else [(0, 0), (0, 1), (1, 1)]

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
+from varflow.laws.numeric import vectorized
 from varflow.program import Mix
+from varflow.symbols import arg
 from varflow.window import Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -156,6 +158,51 @@ class Inside:
         if _too_many(self.window):
             return np.full((1, 1), _mean_count(self.window, self.transpose))
         return taps_inside(self.window, self.transpose)
+
+
+@dataclass(frozen=True)
+class SharedMaximum:
+    """E of the product of an increasing function ``f`` (of arg(0)) of the largest of a window's independent Gaussian
+    entries at two output positions, whose windows may share entries."""
+
+    window: Window
+    f: sp.Expr
+
+    def apply(self, second: Array) -> Array:
+        """(P', P') from the second moments (P, 1) of the entries, taken as their mean."""
+        scale = float(np.sqrt(second.mean()))
+        if _too_many(self.window):
+            return np.full((1, 1), _product_of_maxima(self.f, scale, self.window.taps, self.window.taps, 0))
+        total: Any = sum(_matrices(self.window, False))
+        common = np.rint((total @ total.T).toarray()).astype(int)
+        size = np.diag(common)
+        cases = np.stack(np.broadcast_arrays(size[:, None], size[None, :], common), axis=-1).reshape(-1, 3)
+        different, place = np.unique(cases, axis=0, return_inverse=True)
+        values = np.array([_product_of_maxima(self.f, scale, *map(int, case)) for case in different])
+        return np.asarray(values[place.ravel()].reshape(common.shape))
+
+
+@lru_cache(maxsize=4096)
+def _product_of_maxima(f: sp.Expr, scale: float, left: int, right: int, shared: int) -> float:
+    """E f(max of ``left``) f(max of ``right``) of independent N(0, scale^2) entries, ``shared`` of them in both."""
+    from scipy.special import ndtr
+
+    x = np.linspace(-9.0, 9.0, 4001)
+    values = np.broadcast_to(np.asarray(vectorized(f, (arg(0),))(scale * x), dtype=np.float64), x.shape)
+    below = ndtr(x)
+
+    def beyond(others: int) -> Array:
+        """E f(max(x, largest of the others)) as a function of x."""
+        if others == 0:
+            return np.asarray(values)
+        steps = np.diff(below**others) * (values[1:] + values[:-1]) / 2
+        above = np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]])
+        return np.asarray(values * below**others + above)
+
+    if shared == 0:
+        return float(beyond(left)[0] * beyond(right)[0])
+    both = beyond(left - shared) * beyond(right - shared)
+    return float(np.sum(np.diff(below**shared) * (both[1:] + both[:-1]) / 2))
 
 
 @dataclass(frozen=True)

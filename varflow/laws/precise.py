@@ -243,4 +243,4 @@ def _mp_number(number: sp.Expr, digits: int) -> Any:
 
     if isinstance(number, sp.Rational):
         return mp.mpf(int(number.p)) / int(number.q)
-    return mp.mpf(number._to_mpmath(mp.mp.prec))
+    return mp.mpf(sp.N(number, digits + 5)._mpf_)

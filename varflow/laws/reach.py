@@ -8,8 +8,9 @@ import sympy as sp
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import ITE, And, BooleanAtom, Not, Or
 
-from varflow.laws.algebra import depends
+from varflow.laws.algebra import depends, ordered, size, symbols_of
 
+MAX_POWER = 12
 Variables = frozenset[sp.Symbol]
 _KINKS = (sp.Abs, sp.Max, sp.Min, sp.sign, sp.Heaviside)
 _SMOOTH = (sp.exp, sp.erf, sp.erfc, sp.sin, sp.cos, sp.sinh, sp.cosh)
@@ -34,7 +35,24 @@ def in_reach(expr: sp.Basic, variables: Variables) -> bool:
 def _power(expr: sp.Pow, variables: Variables) -> bool:
     if depends(expr.exp, variables):
         return bool(expr.base.is_positive) and flat(expr.exp, variables)
+    if not expr.exp.is_Integer or expr.exp.is_negative:
+        return radical(expr, variables) is not None
     return bool(expr.exp.is_Integer and expr.exp.is_positive) and in_reach(expr.base, variables)
+
+
+@lru_cache(maxsize=4096)
+def radical(expr: sp.Expr, variables: Variables) -> tuple[sp.Symbol, sp.Expr, sp.Expr] | None:
+    """(z, a, b) of (a z^2 + b)^p, a and b positive, p half of an integer or a negative integer; else None."""
+    names = ordered(symbols_of(expr) & variables)
+    if len(names) != 1 or not isinstance(expr, sp.Pow) or not (2 * expr.exp).is_Integer:
+        return None
+    z = names[0]
+    if abs(expr.exp) > MAX_POWER or not expr.base.is_polynomial(z) or size(expr.base, 60) == 60:
+        return None
+    found = sp.Poly(expr.base, z).all_coeffs()
+    if len(found) != 3 or found[1] != 0 or not (found[0].is_positive and found[2].is_positive):
+        return None
+    return z, found[0], found[2]
 
 
 @lru_cache(maxsize=16384)

@@ -98,6 +98,9 @@ class Program:
             return self.call("heaviside", self.value(expr.args[0]))
         if isinstance(expr, sp.Function) and expr.args:
             return self.call(_name(expr), *map(self.value, expr.args), made=expr.func)
+        if isinstance(expr, sp.CRootOf):
+            self.numbers.append(expr)
+            return self.step(f"_numbers[{len(self.numbers) - 1}]")
         raise NoProgram(type(expr).__name__)
 
     def _chain(self, expr: sp.Expr, sign: str) -> int:

@@ -15,6 +15,8 @@ from varflow.laws.expectation import GaussianExpectation, expect
 SIZE_LIMIT = 1500
 """Operations of an integrand beyond which it is left to the population."""
 
+MANY = 3
+
 
 @lru_cache(maxsize=64)
 def variable(i: int) -> sp.Symbol:
@@ -35,9 +37,29 @@ def template(expr: sp.Expr, kinds: tuple[Distribution, ...], matrix: tuple[tuple
         return matrix[index[u]][index[v]]
 
     variables = dict(zip(symbols, kinds, strict=True))
+    if crowded(expr) and all(isinstance(k, Normal) for k in kinds):
+        return _unexpanded(rational(expr), make_law(symbols, variables, covariance))
     if nesting(expr, frozenset(symbols)) > 1 and all(isinstance(k, Normal) for k in kinds):
         return _nested(rational(expr), make_law(symbols, variables, covariance))
     return expect(expr, variables, covariance)
+
+
+@lru_cache(maxsize=4096)
+def crowded(expr: sp.Expr) -> bool:
+    """Whether a distribution function stands in it to the third power or more, as in a maximum of four entries."""
+    return any(p.exp.is_Integer and p.exp >= MANY and p.base.has(sp.erf) for p in expr.atoms(sp.Pow))
+
+
+def _unexpanded(expr: sp.Expr, law: Law) -> sp.Expr:
+    """The integral as it stands."""
+    expr = degenerate(expr, law)
+    names = sorted(expr.free_symbols & law.distributions.keys(), key=str)
+    if len(names) > 2:
+        raise NoFormula("a maximum beside two other variables")
+    if not names:
+        return expr
+    entries = [law.table[u, v] for i, u in enumerate(names) for v in names[i:]]
+    return GaussianExpectation(expr, names, entries)
 
 
 def _nested(expr: sp.Expr, law: Law) -> sp.Expr:

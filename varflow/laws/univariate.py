@@ -15,6 +15,8 @@ import sympy as sp
 from varflow.laws.algebra import Line, affine, line, ordered, products
 from varflow.laws.cells import Bounds, NotFlat, split
 from varflow.laws.pairs import Matrix, NotClosed, moment
+from varflow.laws.quadratics import root_moment
+from varflow.laws.reach import radical
 from varflow.laws.straight import bottom_up
 
 Covariance = Callable[[sp.Symbol, sp.Symbol], sp.Expr]
@@ -39,6 +41,7 @@ class Piece:
     waves: tuple[sp.Expr, ...]
     errors: tuple[Line, ...]
     halves: tuple[Half, ...]
+    roots: tuple[sp.Expr, ...] = ()
 
 
 def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance) -> sp.Expr:
@@ -103,6 +106,8 @@ def _absorb(piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.S
         return replace(piece, powers=(*piece.powers, (factor, power)))
     if isinstance(factor, sp.exp):
         return replace(piece, exponent=piece.exponent + power * factor.args[0])
+    if isinstance(factor, sp.Pow) and radical(factor, variables) is not None:
+        return replace(piece, roots=(*piece.roots, factor**power))
     straight = line(factor.args[0], variables) if len(factor.args) == 1 else None
     if straight is None or power < 0:
         raise NotClosed
@@ -116,6 +121,8 @@ def _absorb(piece: Piece, factor: sp.Expr, power: int, variables: frozenset[sp.S
 
 def _expect(piece: Piece, covariance: Covariance) -> sp.Expr:
     """Remove erf factors (fresh half spaces) and products of waves, then integrate."""
+    if piece.roots:
+        return piece.coefficient * _with_root(piece, covariance)
     if len(piece.errors) + len(piece.halves) > MAX_CUTS:
         raise NotClosed
     fresh = [sp.Dummy(f"w{i}", real=True) for i in range(len(piece.errors))]
@@ -137,6 +144,22 @@ def _expect(piece: Piece, covariance: Covariance) -> sp.Expr:
         for wave_weight, phase in _single_waves(piece.waves):
             total.append(weight * wave_weight * _integrate(cut, phase, extended))
     return piece.coefficient * sp.Add(*total)
+
+
+def _with_root(piece: Piece, covariance: Covariance) -> sp.Expr:
+    """A monomial times a power of a quadratic, over the whole line."""
+    whole = sp.Mul(*piece.roots)
+    names = frozenset(
+        whole.free_symbols & {v for v in whole.free_symbols if _is_variable(v, covariance)}
+    )
+    found = radical(whole, names)
+    simple = not (piece.errors or piece.halves or piece.waves) and piece.exponent == 0
+    if found is None or not simple or any(v != found[0] for v, _ in piece.powers):
+        raise NotClosed
+    degree = sum(k for _, k in piece.powers)
+    z, a, b = found
+    power = whole.exp
+    return a**power * root_moment(degree, power, b / a, covariance(z, z))
 
 
 def _single_waves(waves: tuple[sp.Expr, ...]) -> list[tuple[sp.Expr, sp.Expr]]:

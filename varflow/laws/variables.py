@@ -13,6 +13,7 @@ from typing import TypeAlias
 import sympy as sp
 
 from varflow.laws.moments import Moment, Quantity
+from varflow.laws.positions import SharedMaximum
 from varflow.program import Mix, Standardize
 from varflow.window import Window
 
@@ -193,12 +194,15 @@ class Member(Variable):
 @dataclass(eq=False)
 class Largest(Variable):
     """The largest of a value over a window of positions: E[f(largest)] = E[f(``of``) ``weight``], where ``weight``, an
-    expression of ``weight_args`` and coefficients, is how much more often an entry of this size wins."""
+    expression of ``weight_args`` and coefficients, is how much more often an entry of this size wins. ``shared`` is
+    the operator that gives E of the product of two such values from the second moments of ``entry``, if independent."""
 
     of: Instance | None = None
     weight: sp.Expr = sp.S.One
     weight_args: tuple[Instance, ...] = ()
     coefficients: tuple[Quantity, ...] = ()
+    entry: Instance | None = None
+    shared: SharedMaximum | None = None
 
 
 @dataclass(eq=False)

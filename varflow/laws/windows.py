@@ -13,10 +13,10 @@ from varflow.calculus import derivative, rename
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient, refine
 from varflow.laws.distributions import NoFormula
-from varflow.laws.making import Reading, listed
+from varflow.laws.making import Reading, listed, shifted
 from varflow.laws.moments import Quantity
 from varflow.laws.numeric import vectorized
-from varflow.laws.positions import Inside, Within
+from varflow.laws.positions import Inside, SharedMaximum, Within
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -56,7 +56,13 @@ class Windows(Reading):
         w = mix.window
         if w.taps == 1 and mix.coefficients == (1,) and not mix.transpose and not self.laws.profiles and w.uniform:
             return x
-        return self._make(Mixed, whole, of=x, mix=mix)
+        base, moved = shifted(x)
+        if base is None or moved is None:
+            return self._make(Mixed, whole, of=x, mix=mix)
+        part = self._make(Mixed, False, of=base, mix=mix)
+        found = self._combination([(sp.S.One, part)], self.laws.spread(mix, self.laws.formula(moved)), whole)
+        assert found is not None
+        return found
 
     def _largest(self, window: Window, x: Instance, whole: bool) -> Instance:
         """Maxima of an increasing function of exchangeable Gaussians: density n Phi^(n-1) of the winner."""
@@ -74,7 +80,9 @@ class Windows(Reading):
         weight = count * power ** (count - 1)
         args = (entry, *beside)
         of = self._pointwise(f, (entry,), False)
-        return self._make(Largest, whole, of=of, weight=weight, weight_args=args, coefficients=tuple(numbers))
+        shared = None if beside else SharedMaximum(window, f)
+        return self._make(Largest, whole, of=of, weight=weight, weight_args=args, coefficients=tuple(numbers), entry=g,
+                          shared=shared)
 
     def _won(self, window: Window, x: Instance | None, d: Instance, whole: bool) -> Instance | None:
         """What reaches an entry from the windows it wins: d_A for each, with probability Phi^(n-1) given the entry,
