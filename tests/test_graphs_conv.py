@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from varflow.load import from_text, load, to_text
 from varflow.lowering import infer_shapes, lower
 from varflow.network import Network
 from varflow.program import Program
+from varflow.verify_widths import scaled
 
 torch: Any = pytest.importorskip("torch")
 nn = torch.nn
@@ -289,3 +291,26 @@ def test_another_stride_is_noticed() -> None:
     block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     with pytest.raises(AssertionError):
         agree(value, block(y), "stride moved")
+
+
+# -- other widths ------------------------------------------------------------------------------------
+
+
+def test_scales_stay_at_other_widths() -> None:
+    """Half the channels, the same groups and ratios: fan_in Var of every weight stays, in blocks that grow too."""
+    net = Network("wide")
+    x = net.conv(net.input("x", 32, (8, 8)), 64, 3, padding=1, groups=4, variance="1/200", name="grouped")
+    x = net.group_norm(net.squeeze_excite(x, ratio=4, excite_variance="1/50", name="se"), 8)
+    x = net.separable_conv(x, 32, 3, stride=2, variance="2/fan_in", name="sep")
+    body = Network("grow")
+    z = body.input("z", 32, (3, 3))
+    body.concat(z, body.conv(z, 16, 3, padding=1, name="conv"))
+    net.pixel_shuffle(net.block(body, x, repeat=2, name="dense"), 2)
+    net = net.bind({"s_sep.depthwise": 2, "s_se.squeeze": 2, "s_dense.conv": sp.Rational(3, 2)})
+    program = lower(net)
+    half = scaled(net, program, Fraction(1, 2)).program
+    assert half.weights.keys() == program.weights.keys()
+    for name, w in half.weights.items():
+        before = program.weights[name]
+        assert (w.rows, w.groups) == (before.rows / 2, before.groups / (2 if "depthwise" in name else 1))
+        assert w.variance * w.fan_in == before.variance * before.fan_in, name

@@ -118,6 +118,7 @@ def _read_flag(value: object, resolve: Resolve, where: str) -> bool:
 READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
     "Scalar": lambda v, r, w: read_scalar(v, r, w),
     "Channels": _read_size,
+    "Count": _read_size,
     "Sizes": _read_sizes,
     "Axes": _read_axes,
     "Padding": _read_padding,
@@ -195,6 +196,7 @@ def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str
         return None
     if kind not in READERS:
         raise InputError(f"the annotation of field {f.name!r} is not read as text", where,
-                         "it says how a value is read: Scalar, Channels, Sizes, Axes, Padding, Function, Text or Flag",
+                         "it says how a value is read: Scalar, Channels, Count, Sizes, Axes, Padding, Function, Text, "
+                         "Flag",
                          "from __future__ import annotations, at the head of the layer's file")
     return READERS[kind](value, resolve, where)

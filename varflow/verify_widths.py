@@ -16,6 +16,7 @@ from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.linear import weight_group
 from varflow.program import Bias, Program, Weight
+from varflow.symbols import FAN_IN
 
 LEAST_WIDTH = 12
 """The narrowest width at which an error of O(1/n) is taken for b/n."""
@@ -77,17 +78,14 @@ class _Scaling:
                 fields[f.name] = self.size(value)
             elif (layer.name, f.name) == ("split", "sizes"):
                 fields[f.name] = tuple(self.size(v) for v in value)
-        weight = self.weights.get(weight_group(fields.get("weight") or path))
-        if weight is not None and "variance" in {f.name for f in dataclasses.fields(layer)}:
-            fields |= self._initialization(weight, f"{path}.bias", fields)
+        for part, field_name in layer.variances.items():
+            weight = self.weights.get(weight_group(".".join((fields.get("weight") or path, *part.split()))))
+            if weight is not None and weight.distribution not in ("constant", "spectral"):
+                fields[field_name] = weight.variance * weight.fan_in / FAN_IN
+        bias = self.biases.get(weight_group(f"{path}.bias"))
+        if "bias" in fields and bias is not None:
+            fields["bias"] = bias
         return type(layer)(**fields), fields
-
-    def _initialization(self, w: Weight, bias: str, fields: Mapping[str, Any]) -> dict[str, sp.Expr]:
-        known = {"bias": self.biases[weight_group(bias)]} if "bias" in fields else {}
-        if w.distribution == "constant":
-            return known
-        counted = self.size(w.rows if w.transposed_first else w.columns)
-        return known | {"variance": w.variance * w.fan_in / (w.keep * counted)}
 
 
 def scaled(network: Network, program: Program, factor: Fraction) -> Scaled:

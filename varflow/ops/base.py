@@ -2,9 +2,9 @@
 
 Registering is defining: every final subclass of :class:`Op` is in :data:`OPS` under its ``name``.
 Field annotations say how a value given as text or number is read: ``Scalar`` (an expression of the network's
-symbols), ``Channels`` (a width), ``Sizes`` (several widths), ``Axes`` (whole numbers, one or one per position
-axis), ``Padding`` (the same, or "same"), ``Function`` (an expression of x), ``Text``, ``Flag`` and their optional
-forms.
+symbols), ``Channels`` (a width), ``Count`` (a whole number that stays when widths are scaled), ``Sizes`` (several
+widths), ``Axes`` (whole numbers, one or one per position axis), ``Padding`` (the same, or "same"), ``Function`` (an
+expression of x), ``Text``, ``Flag`` and their optional forms.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from varflow.program import Lowering, Shape
 
 Scalar: TypeAlias = sp.Expr
 Channels: TypeAlias = sp.Expr
+Count: TypeAlias = sp.Expr
 Sizes: TypeAlias = tuple[sp.Expr, ...]
 Axes: TypeAlias = tuple[int, ...]
 Padding: TypeAlias = tuple[int, ...] | str

@@ -9,7 +9,7 @@ import sympy as sp
 
 from varflow.errors import ShapeError
 from varflow.ops.axes import check_numbers, divided, position_axes, spread, window
-from varflow.ops.base import Axes, Channels, Lemma, Op, Padding, Scalar, Text
+from varflow.ops.base import Axes, Channels, Count, Lemma, Op, Padding, Scalar, Text
 from varflow.ops.linear import add_bias, check_distribution, first_use, in_fans, random_weight
 from varflow.program import Lowering, Shape, Weight
 from varflow.window import Window
@@ -58,7 +58,7 @@ class Conv(Op):
     stride: Axes = ONE
     padding: Padding = (0,)
     dilation: Axes = ONE
-    groups: Channels = sp.S.One
+    groups: Count = sp.S.One
     padding_mode: Text = "zeros"
     weight: Text | None = None
     variance: Scalar | None = None
@@ -103,7 +103,7 @@ class DepthwiseConv(Op):
     stride: Axes = ONE
     padding: Padding = (0,)
     dilation: Axes = ONE
-    multiplier: Channels = sp.S.One
+    multiplier: Count = sp.S.One
     padding_mode: Text = "zeros"
     weight: Text | None = None
     variance: Scalar | None = None
@@ -146,7 +146,7 @@ class PointwiseConv(Op):
 
     out_channels: Channels
     stride: Axes = ONE
-    groups: Channels = sp.S.One
+    groups: Count = sp.S.One
     weight: Text | None = None
     variance: Scalar | None = None
     distribution: Text = "normal"
@@ -246,7 +246,7 @@ class ConvTranspose(Op):
     padding: Axes = (0,)
     output_padding: Axes = (0,)
     dilation: Axes = ONE
-    groups: Channels = sp.S.One
+    groups: Count = sp.S.One
     weight: Text | None = None
     variance: Scalar | None = None
     distribution: Text = "normal"

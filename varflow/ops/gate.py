@@ -10,7 +10,7 @@ import sympy as sp
 from varflow.activations import ACTIVATIONS
 from varflow.calculus import rename
 from varflow.ops.axes import divided, position_axes
-from varflow.ops.base import Channels, Function, Lemma, Op, Scalar, Text
+from varflow.ops.base import Channels, Count, Function, Lemma, Op, Scalar, Text
 from varflow.ops.linear import Linear, add_bias, in_fans, random_weight
 from varflow.program import Lowering, Shape, Weight
 from varflow.symbols import X, arg
@@ -38,7 +38,7 @@ class SqueezeExcite(Op):
                  "squeeze_variance": "2/fan_in", "excite_variance": "1/fan_in"})
     variances = {"squeeze": "squeeze_variance", "excite": "excite_variance"}
 
-    ratio: Channels = RATIO
+    ratio: Count = RATIO
     squeeze_channels: Channels | None = None
     function: Function = ACTIVATIONS["relu"].expression
     gate: Function = ACTIVATIONS["sigmoid"].expression

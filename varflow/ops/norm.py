@@ -9,7 +9,7 @@ import sympy as sp
 
 from varflow.errors import InputError
 from varflow.ops.axes import divided
-from varflow.ops.base import Channels, Lemma, Op, Scalar
+from varflow.ops.base import Count, Lemma, Op, Scalar
 from varflow.program import Lowering, Shape, Standardize
 from varflow.symbols import arg
 
@@ -79,7 +79,7 @@ class GroupNorm(Op):
     examples = ({"groups": 4}, {"groups": 8, "gamma": "3/2", "beta": "1/2"})
     torch: ClassVar[str | None] = "GroupNorm"
 
-    groups: Channels
+    groups: Count
     eps: Scalar = sp.S.Zero
     gamma: Scalar = sp.S.One
     beta: Scalar = sp.S.Zero
