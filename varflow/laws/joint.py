@@ -192,8 +192,9 @@ class Laws(Covariances):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):
                 return self._resampled(a, b, a is x, view, self.pair)
-        if isinstance(u := x.variable, Largest) and u is y.variable and x.moves == y.moves and u.shared is not None:
-            return self.operated(u.shared, (self.second(Instance(u.entry)),), mo.product(self.mean(x), self.mean(y)))
+        u = x.variable
+        if isinstance(u, Largest) and (u, x.moves) == (y.variable, y.moves) and u.shared is not None and u.entry:
+            return self.operated(u.shared, (self.second(u.entry),), mo.product(self.mean(x), self.mean(y)))
         for a, b in ((x, y), (y, x)):
             if isinstance(a.variable, Opaque):
                 return self._pair_opaque(a, b, view)
