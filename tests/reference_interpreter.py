@@ -90,15 +90,14 @@ def draw(program: Program, samples: int, rng: np.random.Generator) -> Given:
 def _matrix(program: Program, name: str, rng: np.random.Generator) -> Array:
     w = program.weights[name]
     rows, columns = int(w.rows), int(w.columns)
-    if w.taps != 1 or w.groups != 1:
-        return float(w.value) + law(w, rng.standard_normal((w.taps, rows, columns)))
-    entries = rng.standard_normal((rows, columns))
-    if w.distribution == "orthogonal":
+    over_taps = w.taps != 1 or w.groups != 1
+    entries = rng.standard_normal((w.taps, rows, columns) if over_taps else (rows, columns))
+    if w.distribution == "orthogonal" and not over_taps:
         tall = entries if rows >= columns else entries.T
         q = np.linalg.solve(np.linalg.cholesky(tall.T @ tall), tall.T).T * np.sqrt(len(tall))
         entries = q if rows >= columns else q.T
     entries = law(w, entries)
-    return entries * (rng.random((rows, columns)) < float(w.keep)) + float(w.value) * (w.distribution == "constant")
+    return entries * (rng.random(entries.shape) < float(w.keep)) + float(w.value) * (w.distribution == "constant")
 
 
 def law(w: Weight, entries: Array) -> Array:

@@ -392,3 +392,16 @@ def test_fields_by_their_place() -> None:
                                ("multiply", (3,), {})):
         with pytest.raises(InputError):
             getattr(net, op)(x, *places, **fields)
+
+
+@pytest.mark.parametrize("distribution", ["standardized", "weight_norm", "spectral"])
+def test_normalized_rows(distribution: str) -> None:
+    """A drawn weight has the row lengths, row means or norm that its distribution states."""
+    given = {"value": 3} if distribution == "spectral" else {"variance": "2/fan_in"}
+    case = Case("conv", {"out_channels": 12, "kernel": 3, "distribution": distribution, **given}, (4, 4), 1, CHANNELS)
+    w = kernel_of(case, torch.tensor(case.given.weights["layer"]), 2).flatten(1)
+    if distribution == "spectral":
+        assert float(torch.linalg.matrix_norm(w, 2)) == pytest.approx(3)
+        return
+    assert torch.allclose(w.square().sum(dim=1), torch.full((12,), 2.0, dtype=w.dtype))
+    assert bool(w.mean(dim=1).abs().max() < 1e-12) is (distribution == "standardized")
