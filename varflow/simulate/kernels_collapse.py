@@ -31,8 +31,9 @@ from varflow.simulate.rng import CHUNK, NORMAL, TILE, check_counter, fill
 F = np.float32
 PIECE = 512
 """Entries of a column that are drawn together: whole batches of them stay in the nearest cache."""
-DEPENDENT = 1e-12
-"""A squared pivot below this share of the column's square counts as zero: float32 cannot tell it from that."""
+DEPENDENT = 1e-8
+"""A squared pivot below this share of the column's square counts as zero: columns are float32, and a direction that
+lies 1e-4 of its length off the others' span would be known to three digits only."""
 
 
 @reduction
