@@ -24,16 +24,15 @@ import sympy as sp
 from varflow.criticality_decay import CorrelationDecay, KernelDecay, correlation_decay, kernel_decay
 from varflow.errors import InputError, SolveError, UnsupportedError
 from varflow.fixed_points import roots
-from varflow.gain_numbers import ActivationNumbers, product
 from varflow.laws.expectation import GaussianExpectation, has_jump
-from varflow.laws.grids import gaussian_moment
-from varflow.maps import ActivationMaps, Q
+from varflow.maps import Q
 from varflow.meanfield import Phase, phase_of
 from varflow.onevariable import activation_in_x, exact, text
 from varflow.smallsignal import SmallSignal, scale_invariant, small_signal
 from varflow.symbols import X
+from varflow.variances import Variances
 
-GRID = np.geomspace(1e-6, 1e6, 481)
+GRID = np.geomspace(1e-6, 1e4, 401)
 SCALE_INVARIANT, ZERO, HALF_STABLE, NONE = "scale-invariant", "K*=0", "half-stable", "none"
 
 
@@ -90,9 +89,9 @@ class Criticality:
     # -- the activation ------------------------------------------------------------------------------------
 
     @cached_property
-    def numbers(self) -> ActivationNumbers:
-        """Moments of the activation over arrays of q."""
-        return ActivationNumbers(self.activation)
+    def variances(self) -> Variances:
+        """Second moments of the activation over arrays of q."""
+        return Variances(self.activation)
 
     @cached_property
     def expansion(self) -> SmallSignal | None:
@@ -103,14 +102,6 @@ class Criticality:
     def slopes(self) -> tuple[sp.Expr, sp.Expr] | None:
         """(slope for x > 0, for x < 0) of a scale-invariant activation, else None."""
         return scale_invariant(self.activation)
-
-    @cached_property
-    def formulas(self) -> tuple[sp.Expr, sp.Expr]:
-        """(E f^2, E f'^2) as functions of ``varflow.maps.Q``; with integrals where no closed form is known."""
-        maps = ActivationMaps(self.activation, sp.S.One)
-        second, slope = maps.second_moment_formula, maps.derivative_second_moment_formula
-        assert second is not None and slope is not None
-        return second, slope
 
     @property
     def parameters(self) -> list[str]:
@@ -207,7 +198,7 @@ class Criticality:
 
     def _first_change(self, slope: sp.Expr) -> float:
         """E f^2 / (A q) - 1 at the least q where it is not 0: where no power of q changes E f^2 (hardtanh)."""
-        change = np.asarray(self.numbers.second_moment(GRID)) / (float(slope) * GRID) - 1
+        change = np.asarray(self.variances.second(GRID)) / (float(slope) * GRID) - 1
         seen = change[np.abs(change) > 1e-9]
         return float(seen[0]) if seen.size else 0.0
 
@@ -215,8 +206,8 @@ class Criticality:
         """q > 0 with dE f^2/dq = E f'^2: where chi_perp = 1 makes chi_parallel = 1."""
 
         def gap(q: Any) -> Any:
-            slope = self.numbers.derivative_second_moment(q)
-            return (self.numbers.second_moment_slope(q) - slope) / slope
+            slope = self.variances.slopes(q)
+            return (self.variances.second_slope(q) - slope) / slope
 
         with np.errstate(all="ignore"):
             usable = np.abs(gap(GRID)) > 1e-7
@@ -225,17 +216,13 @@ class Criticality:
 
     def _reliable(self, q: float) -> bool:
         """Whether two integrals for dE f^2/dq agree: they do not where f grows beyond what floats can sum."""
-        slope = product(product(self.activation, self.numbers.slope), X)
-        one, other = (
-            float(gaussian_moment(slope, q)) / q,
-            float(self.numbers.second_moment_slope(q)),
-        )
+        if self.variances.elementary:
+            return True
+        one, other = self.variances.stein_slope(q), float(self.variances.second_slope(q))
         return abs(one - other) <= 1e-6 * abs(one)
 
     def _bias(self, q: float) -> float:
-        return q - float(self.numbers.second_moment(q)) / float(
-            self.numbers.derivative_second_moment(q)
-        )
+        return q - float(self.variances.second(q)) / float(self.variances.slopes(q))
 
     def _tangent_point(self, q: float) -> CriticalPoint:
         return self._numeric_point(q, "half-stable")
@@ -246,7 +233,7 @@ class Criticality:
     def line_formulas(self) -> tuple[sp.Expr, sp.Expr]:
         """(s_w, s_b) on the line as functions of q* (``varflow.maps.Q``): 1/E f'^2 and q - E f^2/E f'^2."""
         self._require_line()
-        second, slope = self.formulas
+        second, slope = self.variances.formulas
         return 1 / slope, Q - second / slope
 
     def line(self, q: Any) -> tuple[Any, Any]:
@@ -255,8 +242,8 @@ class Criticality:
         self._require_numbers()
         q = np.asarray(q, dtype=float)
         with np.errstate(all="ignore"):
-            slope = self.numbers.derivative_second_moment(q)
-            sw, sb = 1 / slope, q - self.numbers.second_moment(q) / slope
+            slope = self.variances.slopes(q)
+            sw, sb = 1 / slope, q - self.variances.second(q) / slope
         real = sb >= -1e-12 * q
         sw, sb = np.where(real, sw, np.nan), np.where(real, np.maximum(sb, 0.0), np.nan)
         return (sw, sb) if q.shape else (float(sw), float(sb))
@@ -332,8 +319,8 @@ class Criticality:
                 return [zero]
 
         def gap(q: Any) -> Any:
-            slope = self.numbers.derivative_second_moment(q)
-            line = 1 / slope, q - self.numbers.second_moment(q) / slope
+            slope = self.variances.slopes(q)
+            line = 1 / slope, q - self.variances.second(q) / slope
             return line[column] - target
 
         with np.errstate(all="ignore"):
@@ -349,14 +336,14 @@ class Criticality:
         if not values.size:
             return "the critical line has no point with s_b >= 0 and q* > 0"
         return (
-            f"it runs from {side} = {values.min():.6g} to {values.max():.6g} (q* from 1e-6 to 1e6)"
+            f"it runs from {side} = {values.min():.6g} to {values.max():.6g} (q* from 1e-6 to 1e4)"
         )
 
     def _numeric_point(self, q: float, stability: str) -> CriticalPoint:
-        slope = float(self.numbers.derivative_second_moment(q))
+        slope = float(self.variances.slopes(q))
         sw, sb = 1 / slope, self._bias(q)
         sb = 0.0 if abs(sb) < 1e-12 * q else sb
-        along = float(self.numbers.second_moment_slope(q)) / slope
+        along = float(self.variances.second_slope(q)) / slope
         settled = (
             "marginal" if abs(along - 1) < 1e-8 else "stable" if abs(along) < 1 else "unstable"
         )
@@ -375,7 +362,7 @@ class Criticality:
         [default: s_w + s_b, that of a unit input]. Raises InputError for negative variances.
         """
         self._require_numbers()
-        return phase_of(self.numbers, float(exact(sw)), float(exact(sb)), float(self.keep), start)
+        return phase_of(self.variances, float(exact(sw)), float(exact(sb)), float(self.keep), start)
 
     def depth_scales(
         self, sw: Any, sb: Any = 0, start: float | None = None

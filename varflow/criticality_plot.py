@@ -25,7 +25,7 @@ def draw(subject: Criticality, path: Path, sw: Span | None, sb: Span | None) -> 
         raise InputError(f"cannot draw into {path.name}", instead=" ".join(SUFFIXES))
     figure, axes = _figure()
     line = (
-        subject.line(np.geomspace(1e-6, 1e6, 2401)) if not subject.obstacle else (np.array([]),) * 2
+        subject.line(np.geomspace(1e-6, 1e4, 801)) if not subject.obstacle else (np.array([]),) * 2
     )
     sw, sb = sw or _span(subject, line, 0), sb or _span(subject, line, 1)
     _regions(subject, axes, sw, sb)
@@ -67,8 +67,8 @@ def _span(subject: Criticality, line: tuple[Any, Any], axis: int) -> Span:
 
 def _regions(subject: Criticality, axes: Any, sw: Span, sb: Span) -> None:
     """Colour log chi_1 at the least fixed point q* of every (s_w, s_b)."""
-    q = np.geomspace(1e-6, 1e4, 1201)
-    second, slope = subject.numbers.second_moment(q), subject.numbers.derivative_second_moment(q)
+    q = np.geomspace(1e-6, 1e4, 801)
+    second, slope = subject.variances.second(q), subject.variances.slopes(q)
     weights, biases = np.linspace(max(sw[0], 1e-3), sw[1], 241), np.linspace(*sb, 201)
     chi = np.array([_row(w, biases, q, second, slope) for w in weights]).T
     shown = np.clip(np.log(np.ma.masked_invalid(chi)), -1, 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from varflow.errors import InputError
 from varflow.fixed_points import FixedPoint, FixedPoints, variance_points
-from varflow.gain_numbers import ActivationNumbers
+from varflow.variances import Variances
 
 MARGIN = 1e-9
 """A slope this close to 1 is critical."""
@@ -88,37 +88,37 @@ def _depth(slope: float) -> float:
 class _Layer:
     """One layer: the maps of variance and correlation with dropout."""
 
-    numbers: ActivationNumbers
+    moments: Variances
     sw: float
     sb: float
     keep: float
 
     def variance(self, q: Any) -> Any:
-        return self.sw / self.keep * self.numbers.second_moment(q) + self.sb
+        return self.sw / self.keep * self.moments.second(q) + self.sb
 
     def variance_slope(self, q: Any) -> Any:
-        return self.sw / self.keep * self.numbers.second_moment_slope(q)
+        return self.sw / self.keep * self.moments.second_slope(q)
 
     def correlation(self, c: float, q: float) -> float:
-        return float((self.sw * self.numbers.kernel(q, c) + self.sb) / q)
+        return float((self.sw * self.moments.numbers.kernel(q, c) + self.sb) / q)
 
     def correlation_slope(self, c: float, q: float) -> float:
-        return float(self.sw * self.numbers.kernel_slope(q, c) / q)
+        return float(self.sw * self.moments.numbers.kernel_slope(q, c) / q)
 
     def chi(self, q: float) -> float:
-        if self.numbers.jumps:
+        if self.moments.numbers.jumps:
             return math.inf
-        return float(self.sw / self.keep * self.numbers.derivative_second_moment(q))
+        return float(self.sw / self.keep * self.moments.slopes(q))
 
 
-def phase_of(
-    numbers: ActivationNumbers, sw: float, sb: float, keep: float, start: float | None
-) -> Phase:
+def phase_of(moments: Variances, sw: float, sb: float, keep: float, start: float | None) -> Phase:
     """The phase at one point of the plane. Raises InputError for values that are no variances."""
     if not (sw >= 0 and sb >= 0 and math.isfinite(sw + sb)):
         raise InputError(f"sw = {sw:g}, sb = {sb:g}", why="variances are finite and not negative")
-    layer = _Layer(numbers, sw, sb, keep)
-    found = variance_points(layer.variance, layer.variance_slope)
+    layer = _Layer(moments, sw, sb, keep)
+    found = variance_points(
+        layer.variance, layer.variance_slope, high=1e4 * max(1.0, (sw + sb) / keep)
+    )
     first = sw + sb if start is None else start
     q = _reached(layer, found, first)
     points = found.points

@@ -143,7 +143,9 @@ class JacobianSpectrum:
         values = [log_edge(t) for t in grid]
         k = int(np.argmin(values))
         low, high = grid[max(k - 1, 0)], grid[min(k + 1, len(grid) - 1)]
-        best = minimize_scalar(log_edge, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+        best = minimize_scalar(
+            log_edge, bounds=(low, high), method="bounded", options={"xatol": 1e-10}
+        )
         at_top = depth * np.log(top * sw) if orthogonal else np.inf
         return sp.Float(float(np.exp(min(best.fun, values[k], at_top))), 12)
 
