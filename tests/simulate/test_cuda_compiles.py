@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from varflow.simulate.kernels_pointwise import LOAD, SELECT, arithmetic, function
+from varflow.simulate.kernels_pool import wins
 from varflow.simulate.kernels_standardize import normalized, pulled_back
 from varflow.simulate.rng import block_words, normal_pair, sign_of, truncated_of, uniform_of
 
@@ -30,6 +31,7 @@ F = np.float32
 FLOATS = types.Array(types.float32, 1, "C")
 MATRIX = types.Array(types.float32, 2, "C")
 DOUBLES = types.Array(types.float64, 2, "C")
+TABLE = types.Array(types.int64, 2, "C")
 CODE = types.Array(types.int32, 2, "C")
 WORD = types.uint64
 LANES, TILE, BLOCK = 16, 64, 128
@@ -96,6 +98,42 @@ def transposed_kernel(v: Any, y: Any, std: Any, seed: Any, draw: Any, tensor: An
         )
 
 
+def window_kernel(h: Any, y: Any, table: Any, std: Any, seed: Any, draw: Any, tensor: Any) -> None:
+    """One thread an output place and row; columns a multiple of 64."""
+    place, row = cuda.grid(2)
+    taps, columns = table.shape[1], h.shape[1]
+    if place < y.shape[0] and row < y.shape[1]:
+        total = F(0.0)
+        for tap in range(taps):
+            seen = table[place, tap]
+            if seen >= 0:
+                for tile in range(columns // TILE):
+                    block = (row * taps + tap) * (columns // TILE) + tile
+                    for lane in range(LANES):
+                        a, b, c, d = block_words(np.uint64(block * LANES + lane), seed, draw, tensor)
+                        w0, w1 = normal_pair(a, b)
+                        w2, w3 = normal_pair(c, d)
+                        i = tile * TILE + lane
+                        total += w0 * h[seen, i] + w1 * h[seen, i + LANES]
+                        total += w2 * h[seen, i + 2 * LANES] + w3 * h[seen, i + 3 * LANES]
+        y[place, row] = total * std
+
+
+def pool_kernel(x: Any, largest: Any, mixed: Any, where: Any, table: Any, factors: Any) -> None:
+    """One thread an output place and channel: the first largest entry, where it stands, and a mean."""
+    place, channel = cuda.grid(2)
+    if place < largest.shape[0] and channel < x.shape[1]:
+        best, at, total = F(-math.inf), -1, 0.0
+        for tap in range(table.shape[1]):
+            seen = table[place, tap]
+            if seen >= 0:
+                entry = x[seen, channel]
+                total += np.float64(factors[tap]) * np.float64(entry)
+                if wins(entry, best) or at < 0:
+                    best, at = entry, seen
+        largest[place, channel], where[place, channel], mixed[place, channel] = best, at, F(total)
+
+
 def pointwise_kernel(out: Any, inputs: Any, code: Any, constants: Any, result: Any) -> None:
     lane = cuda.grid(1)
     register = cuda.local.array(32, types.float32)
@@ -155,6 +193,8 @@ KERNELS: dict[Any, tuple[Any, ...]] = {
     fill_kernel: (FLOATS, types.int64, WORD, WORD, WORD),
     contract_kernel: (FLOATS, FLOATS, types.float32, WORD, WORD, WORD),
     transposed_kernel: (FLOATS, FLOATS, types.float32, WORD, WORD, WORD),
+    window_kernel: (MATRIX, MATRIX, TABLE, types.float32, WORD, WORD, WORD),
+    pool_kernel: (MATRIX, MATRIX, MATRIX, TABLE, TABLE, FLOATS),
     pointwise_kernel: (FLOATS, MATRIX, CODE, FLOATS, types.int64),
     standardize_kernel: (MATRIX, MATRIX, MATRIX, MATRIX, DOUBLES),
     moments_kernel: (MATRIX, DOUBLES),
