@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import sympy as sp
 
+from varflow.activations import ACTIVATIONS
 from varflow.errors import InputError
 from varflow.laws.grids import Integrand, gaussian_kernel, gaussian_moment
 from varflow.symbols import X as x
@@ -116,3 +117,20 @@ def test_kinks_of_a_callable_are_found() -> None:
     r = np.array([-0.999, 0.2, 0.9999])
     args = (q[:, None], 2 * q[:, None], r, 0.4, -0.2)
     assert np.allclose(gaussian_kernel(f, f, *args), gaussian_kernel(g, g, *args), rtol=1e-10)
+
+
+def test_no_activation_overflows() -> None:
+    """log(a + b exp(x)), logistic functions and their products are evaluated in stable forms."""
+    extra = [sp.log(2 + sp.exp(-x)), sp.exp(-x) / (2 + sp.exp(-x)) ** 2, 3 - 3 * sp.tanh(x**3)]
+    every = [a.at() for a in ACTIVATIONS.values() if a.name != "exp"]
+    for f in [*every, *extra]:
+        q = [1e-6, 1.0, 100.0 if f.has(sp.sin, sp.cos) else 1e6]
+        assert np.all(np.isfinite(gaussian_moment(f**2, q))), f
+
+
+def test_ten_thousand_pairs_at_once() -> None:
+    q, r = np.geomspace(0.01, 100, 100)[:, None], np.linspace(-1, 1, 100)
+    table = gaussian_kernel(RELU, sp.tanh(x), q, q, r)
+    assert table.shape == (100, 100)
+    one = [gaussian_kernel(RELU, sp.tanh(x), q[k, 0], q[k, 0], r[k]) for k in range(0, 100, 9)]
+    assert np.allclose(np.diagonal(table)[::9], one, rtol=1e-12, atol=1e-14)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
+from varflow.laws.algebra import ordered
 from varflow.laws.precise import function_of, guarded
 from varflow.laws.straight import NoProgram, bottom_up
 
@@ -60,32 +61,47 @@ def _rewritten(expr: sp.Expr) -> sp.Expr:
     return expr
 
 
-def _one_plus_exp(expr: sp.Expr) -> sp.Expr | None:
-    """h of 1 + exp(h), else None."""
-    rest = expr - 1
-    return rest.args[0] if isinstance(rest, sp.exp) else None
+def _plus_exp(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+    """(a, h) of a + b exp(..) = a (1 + exp(h)) with positive numbers a and b, else None."""
+    constant, rest = expr.as_coeff_Add()
+    number, power = rest.as_coeff_Mul()
+    if not (constant.is_positive and number.is_positive and isinstance(power, sp.exp)):
+        return None
+    return constant, power.args[0] + sp.log(number / constant)
 
 
 def _complement(expr: sp.Add) -> sp.Expr:
-    """k + k erf(x) as k erfc(-x): no digits lost where it is small."""
+    """k + k erf(x) as k erfc(-x), k + k tanh(x) as 2 k expit(2 x): no digits lost where it is small."""
     constant, rest = expr.as_coeff_Add()
     number, tail = rest.as_coeff_Mul()
-    if constant == 0 or abs(number) != abs(constant) or not isinstance(tail, sp.erf):
+    if constant == 0 or abs(number) != abs(constant) or not isinstance(tail, (sp.erf, sp.tanh)):
         return expr
+    if isinstance(tail, sp.tanh):
+        return 2 * constant * expit(2 * tail.args[0] * number / constant)
     return constant * tail_of(-tail.args[0] if number == constant else tail.args[0])
 
 
 def _softplus(expr: sp.Expr) -> sp.Expr:
-    h = _one_plus_exp(expr.args[0])
-    return expr if h is None else softplus(h)
+    found = _plus_exp(expr.args[0])
+    return expr if found is None else softplus(found[1]) + sp.log(found[0])
 
 
 def _logistic(expr: sp.Pow) -> sp.Expr:
-    """(1 + exp(h))^-n as expit(-h)^n."""
-    h = _one_plus_exp(expr.base) if isinstance(expr.base, sp.Add) else None
-    if h is None or not expr.exp.is_negative:
+    """(a + a exp(h))^-n as a^-n expit(-h)^n."""
+    found = _plus_exp(expr.base) if isinstance(expr.base, sp.Add) else None
+    if found is None or not expr.exp.is_negative:
         return expr
-    return expit(-h) ** (-expr.exp)
+    return found[0] ** expr.exp * expit(-found[1]) ** (-expr.exp)
+
+
+def _multiple(growth: sp.Expr, h: sp.Expr) -> tuple[int, sp.Expr]:
+    """m and the number c of growth = c - m h; m = 0 where it is of another form."""
+    place = next((s for s in ordered(h.free_symbols)), None)
+    if place is None:
+        return 0, growth
+    m = -sp.cancel(growth.diff(place) / h.diff(place)) if growth.has(place) else sp.S.Zero
+    left = sp.expand(growth + m * h)
+    return (int(m), left) if m.is_Integer and left.is_number else (0, growth)
 
 
 def _balanced(expr: sp.Mul) -> sp.Expr:
@@ -97,9 +113,9 @@ def _balanced(expr: sp.Mul) -> sp.Expr:
         if growth == 0 or not isinstance(base, expit):
             continue
         h = base.args[0]
-        m = sp.cancel(-growth / h)
-        if m.is_Integer and n.is_Integer and 0 < m <= n:
-            rest[k], growth = expit(-h) ** m * expit(h) ** (n - m), sp.S.Zero
+        m, left = _multiple(growth, h)
+        if n.is_Integer and 0 < m <= n:
+            rest[k], growth = expit(-h) ** m * expit(h) ** (n - m), left
     return sp.Mul(sp.exp(growth), *rest)
 
 
