@@ -1,8 +1,9 @@
 """Gains of random activation texts: each must be answered, or refused in one clear error, at once.
 
-``python tests/laws/random_activations.py [COUNT] [SEED]`` measures COUNT texts (default 10,000) and writes
-``results/random_activations.json`` beside this file. Every text runs through ``varflow.gain`` in a worker
-process, so that one without an end is seen, counted and stopped.
+``python tests/laws/random_activations.py [COUNT]`` measures COUNT texts (default 10,000), going on where an
+earlier run stopped, and writes ``results/random_activations.json`` beside this file. Every text runs through
+``varflow.gain`` in a worker process, so that one without an end is seen, counted and stopped; times are CPU
+seconds of that process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from varflow.grammar import FUNCTIONS
 
 RESULT = Path(__file__).parent / "results" / "random_activations.json"
 LIMIT = 2.0
-PATIENCE = 60.0
+PATIENCE = 120.0
 UNARY = [n for n, f in FUNCTIONS.items() if f.least == 1 and n not in ("max", "Max", "min", "Min")]
 NUMBERS = ("0", "1", "2", "3", "0.5", "1/3", "0.1", "-1", "-2", "1.702", "pi", "10", "1e-3", "30")
 POWERS = ("2", "3", "-1", "0.5", "-2", "5", "1/3", "x", "-0.5", "8")
@@ -106,9 +107,10 @@ def outcome(made: str, q: str, mean: str) -> str:
         numbers = gain(made, q=float(q), mean=float(mean)).numeric()
     except VarflowError as error:
         return f"{type(error).__name__}: {str(error.what).splitlines()[0]}"
-    jumps = ("chi",)
-    lost = [k for k, v in numbers.items() if v is not None and k not in jumps]
-    lost = [k for k in lost if not math.isfinite(float(numbers[k] or 0.0))]
+    lost = [
+        k for k in ("mean", "second_moment", "variance") if not math.isfinite(numbers[k] or 0.0)
+    ]
+    lost += [k for k, v in numbers.items() if v is not None and math.isnan(v)]
     return f"not finite: {', '.join(lost)}" if lost else "answer"
 
 
@@ -117,12 +119,12 @@ def _serve(pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         seed = pipe.recv()
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             kind = outcome(*sample(seed))
         except BaseException as error:
             kind = f"BUG {type(error).__name__}: {str(error)[:80]}"
-        pipe.send((kind, time.perf_counter() - start))
+        pipe.send((kind, time.process_time() - start))
 
 
 class _Worker:
@@ -149,12 +151,13 @@ class _Worker:
         return "BUG no end", PATIENCE
 
 
-def measure(count: int, first: int, show: bool = False) -> dict[str, Any]:
-    """Count, times, refusals by kind, and every text that is slow, not finite or a bug."""
-    worker, kinds, times, odd = _Worker(), Counter[str](), [], []
-    for seed in range(first, first + count):
+def measure(first: int, last: int, found: dict[str, Any], show: bool = False) -> dict[str, Any]:
+    """The outcomes of seeds from ``first`` to before ``last``, added to those found before."""
+    worker = _Worker()
+    times, kinds, odd = list(found["times"]), Counter(found["outcomes"]), list(found["odd"])
+    for seed in range(first, last):
         kind, seconds = worker.ask(seed)
-        times.append(seconds)
+        times.append(round(seconds, 3))
         kinds[_short(kind)] += 1
         if seconds > LIMIT or kind.startswith(("BUG", "not finite")):
             odd.append({"seed": seed, "seconds": round(seconds, 2), "kind": kind})
@@ -162,20 +165,22 @@ def measure(count: int, first: int, show: bool = False) -> dict[str, Any]:
             if show:
                 print(odd[-1], flush=True)
     worker.process.kill()
-    times.sort()
-    return {
-        "count": count,
-        "first_seed": first,
-        "seconds": {
-            "mean": round(sum(times) / count, 4),
-            "median": round(times[count // 2], 4),
-            "p99": round(times[int(0.99 * count)], 3),
-            "slowest": round(times[-1], 3),
-        },
-        "over_limit": sum(t > LIMIT for t in times),
-        "outcomes": dict(kinds.most_common()),
-        "odd": odd,
+    return {"times": times, "outcomes": dict(kinds.most_common()), "odd": odd}
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """Count, CPU seconds and outcomes."""
+    times = sorted(found["times"])
+    count = len(times)
+    seconds = {
+        "mean": round(sum(times) / count, 4),
+        "median": times[count // 2],
+        "p99": times[int(0.99 * count)],
+        "slowest": times[-1],
     }
+    over = sum(t > LIMIT for t in times)
+    rest = {k: found[k] for k in ("outcomes", "odd")}
+    return {"count": count, "cpu_seconds": seconds, "over_limit": over, **rest}
 
 
 def _short(kind: str) -> str:
@@ -183,9 +188,19 @@ def _short(kind: str) -> str:
     return " ".join(w for w in kind.split() if not any(c in w for c in "0123456789'*/"))[:90]
 
 
+def main(count: int, target: Path) -> None:
+    """Measure up to ``count`` texts, going on from what the times file beside the result holds."""
+    store = target.with_suffix(".partial.json")
+    found: dict[str, Any] = {"times": [], "outcomes": {}, "odd": []}
+    if store.exists():
+        found = json.loads(store.read_text())
+    while len(found["times"]) < count:
+        done = len(found["times"])
+        found = measure(done, min(done + 100, count), found, show=True)
+        store.write_text(json.dumps(found))
+        target.write_text(json.dumps(summary(found), indent=1) + "\n")
+    store.unlink()
+
+
 if __name__ == "__main__":
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    result = measure(size, int(sys.argv[2]) if len(sys.argv) > 2 else 0, show=True)
-    target = RESULT if len(sys.argv) <= 3 else Path(sys.argv[3])
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "odd"}, indent=1))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, RESULT)

@@ -132,7 +132,7 @@ def _split_piecewise(expr: sp.Piecewise, variables: Variables) -> list[Cell]:
 def _split_max(expr: sp.Expr, variables: Variables) -> list[Cell]:
     want = 1 if isinstance(expr, sp.Max) else -1
     first, *others = expr.args
-    rest = expr.func(*others)
+    rest = others[0] if len(others) == 1 else expr.func(*others, evaluate=False)
     return [
         Cell(b, bodies[0] if s == want else bodies[1])
         for outer, bodies in _cross([split(first, variables), split(rest, variables)])

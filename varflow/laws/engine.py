@@ -35,7 +35,7 @@ from varflow.laws.integral import GaussianExpectation, even_part, is_odd
 from varflow.laws.pairs import NotClosed
 from varflow.laws.reach import in_reach
 from varflow.laws.tidy import tidy
-from varflow.laws.univariate import Covariance, closed
+from varflow.laws.univariate import MAX_PIECES, Budget, Covariance, Exhausted, closed
 
 Powers = dict[sp.Expr, int]
 MAX_DIMENSION = 2
@@ -43,6 +43,7 @@ MAX_DEPTH = 12
 MAX_NODES = 2000
 MAX_WORK = 60_000
 MAX_OPEN = 40
+MAX_FAILURES, FEW_PIECES = 8, 80
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class _Sum:
     done: list[sp.Expr] = field(default_factory=list)
     open: dict[tuple[frozenset[sp.Symbol], sp.Expr], sp.Expr] = field(default_factory=dict)
     constants: dict[sp.Expr, sp.Expr] = field(default_factory=dict)
+    failures: int = 0
+    budget: Budget = field(default_factory=lambda: Budget(MAX_PIECES))
 
     def add(self, coefficient: sp.Expr, powers: Powers) -> None:
         if not powers:
@@ -121,8 +124,10 @@ class _Sum:
         factors: list[sp.Expr] = [coefficient]
         hard: list[tuple[frozenset[sp.Symbol], sp.Expr]] = []
         for names, part in components(powers, self.law):
-            value = easy(part, names, self.law)
+            hopeless = self.failures >= MAX_FAILURES and len(names) == 1
+            value = None if hopeless else easy(part, names, self.law, self.budget)
             if value is None:
+                self.failures += 1
                 hard.append((names, build(part)))
             elif value == 0:
                 return
@@ -175,7 +180,23 @@ def expectation(expr: sp.Expr, law: Law, depth: int = 0) -> sp.Expr:
         return expr
     if _too_wide(expr, variables, law):
         return integral(expr, frozenset(variables), law, depth)
-    result = _Sum(law, depth)
+    single = len(variables) == 1
+    try:
+        result = _Sum(law, depth)
+        if single:
+            result.budget = Budget(FEW_PIECES)
+        return _summed(result, expr, variables, law, depth)
+    except Exhausted:
+        if single:
+            return integral(expr, frozenset(variables), law, depth)
+        raise NoFormula(
+            "the expression has too many terms", why=f"more than {MAX_PIECES} pieces to integrate"
+        ) from None
+
+
+def _summed(
+    result: _Sum, expr: sp.Expr, variables: set[sp.Symbol], law: Law, depth: int
+) -> sp.Expr:
     for coefficient, powers in products(expr, variables):
         _add_term(result, coefficient, powers, law, depth)
     return result.total(expr)
@@ -264,7 +285,9 @@ def _linked(first: set[sp.Symbol], second: set[sp.Symbol], law: Law) -> bool:
     return any(u == v or law.table[u, v] != 0 for u in first for v in second)
 
 
-def easy(part: Powers, names: frozenset[sp.Symbol], law: Law) -> sp.Expr | None:
+def easy(
+    part: Powers, names: frozenset[sp.Symbol], law: Law, budget: Budget | None = None
+) -> sp.Expr | None:
     """The closed form of one independent factor, or None; NoFormula for Sphere coordinates."""
     kinds = {law.distributions[v] for v in names}
     if any(isinstance(k, Sphere) for k in kinds):
@@ -273,7 +296,7 @@ def easy(part: Powers, names: frozenset[sp.Symbol], law: Law) -> sp.Expr | None:
     if not in_reach(whole, names):
         return None
     try:
-        return closed(whole, names, law.covariance)
+        return closed(whole, names, law.covariance, budget)
     except NotClosed:
         return None
 

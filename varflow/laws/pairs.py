@@ -63,7 +63,36 @@ def moment(
     values: dict[sp.Expr, sp.Expr] = {_MEAN(i): mean[i] for i in n}
     values |= {_SHIFT(i): s for i, s in shift.items()}
     values |= {_GRAM(i, j): gram[i][j] for i in n for j in n if j >= i}
-    return _template(pattern).xreplace(values)
+    template = None if _hopeless(pattern) else _template(pattern)
+    if template is None:
+        raise NotClosed
+    return template.xreplace(values)
+
+
+def _hopeless(pattern: Pattern) -> bool:
+    """Whether a probability of two correlated thresholds, not both central, must appear.
+
+    It multiplies the even moments of the coordinates that depend on the two; odd ones of high degree have
+    closed forms of many pages, and count as hopeless too.
+    """
+    zero = dict(zip(pattern.cut, pattern.zero_threshold, strict=True))
+    for i, j in pattern.correlated:
+        if i not in zero or j not in zero or (zero[i] and zero[j]):
+            continue
+        near = _connected(i, pattern)
+        shifted = any(pattern.exponents[k] and not pattern.zero_mean[k] for k in near)
+        degree = sum(pattern.exponents[k] for k in near)
+        if shifted or degree % 2 == 0 or degree > 3:
+            return True
+    return False
+
+
+def _connected(start: int, pattern: Pattern) -> set[int]:
+    near, new = {start}, {start}
+    while new:
+        new = {k for pair in pattern.correlated for k in pair if not near.isdisjoint(pair)} - near
+        near |= new
+    return near
 
 
 @cache
@@ -82,7 +111,8 @@ def _GRAM(i: int, j: int) -> sp.Dummy:
 
 
 @lru_cache(maxsize=4096)
-def _template(pattern: Pattern) -> sp.Expr:
+def _template(pattern: Pattern) -> sp.Expr | None:
+    """The moment in dummies; None if there is no closed form."""
     n = len(pattern.exponents)
     mean = tuple(sp.S.Zero if pattern.zero_mean[i] else _MEAN(i) for i in range(n))
     gram = tuple(
@@ -97,7 +127,10 @@ def _template(pattern: Pattern) -> sp.Expr:
     zero = dict(zip(pattern.cut, pattern.zero_threshold, strict=True))
     shift = {i: sp.S.Zero if zero[i] else _SHIFT(i) for i in pattern.cut}
     state = _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted)
-    return sp.expand(_uncentred(pattern.exponents, mean, state))
+    try:
+        return sp.expand(_uncentred(pattern.exponents, mean, state))
+    except NotClosed:
+        return None
 
 
 def _uncentred(exponents: tuple[int, ...], mean: Vector, state: _State) -> sp.Expr:

@@ -52,7 +52,8 @@ def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
     if isinstance(expr, sp.Piecewise):
         return sp.Piecewise(*[(derivative(e, var), c) for e, c in expr.args])
     if isinstance(expr, (sp.Max, sp.Min)):
-        first, rest = expr.args[0], expr.func(*expr.args[1:])
+        first, *others = expr.args
+        rest = others[0] if len(others) == 1 else expr.func(*others, evaluate=False)
         if kinked(first, (var,)) or kinked(rest, (var,)):
             ahead = sp.sign(first - rest) * (1 if isinstance(expr, sp.Max) else -1)
             left, right = derivative(first, var), derivative(rest, var)

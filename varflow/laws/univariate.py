@@ -14,13 +14,30 @@ import sympy as sp
 
 from varflow.laws.algebra import Line, affine, line, ordered, products
 from varflow.laws.cells import Bounds, NotFlat, split
+from varflow.laws.distributions import NoFormula
 from varflow.laws.pairs import Matrix, NotClosed, moment
 from varflow.laws.quadratics import root_moment
 from varflow.laws.reach import radical
 from varflow.laws.straight import bottom_up
 
 Covariance = Callable[[sp.Symbol, sp.Symbol], sp.Expr]
-MAX_CUTS = 3
+MAX_CUTS, MAX_PIECES = 3, 4000
+
+
+class Exhausted(Exception):
+    """More work than a closed form is worth."""
+
+
+@dataclass
+class Budget:
+    """How many pieces may still be integrated."""
+
+    left: int
+
+    def spend(self, pieces: int) -> None:
+        self.left -= pieces
+        if self.left < 0:
+            raise Exhausted
 
 
 @dataclass(frozen=True)
@@ -44,8 +61,26 @@ class Piece:
     roots: tuple[sp.Expr, ...] = ()
 
 
-def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance) -> sp.Expr:
-    """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed; not yet tidy."""
+def closed(
+    expr: sp.Expr,
+    variables: frozenset[sp.Symbol],
+    covariance: Covariance,
+    budget: Budget | None = None,
+) -> sp.Expr:
+    """E[expr] over zero-mean Gaussians, every part of it in closed form, else NotClosed; not yet tidy.
+
+    Raises Exhausted where that takes more pieces than the budget has.
+    """
+    budget = budget or Budget(MAX_PIECES)
+    try:
+        return _closed(expr, variables, covariance, budget)
+    except NoFormula:
+        raise NotClosed from None
+
+
+def _closed(
+    expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covariance, budget: Budget
+) -> sp.Expr:
     try:
         cells = split(expr, variables)
     except NotFlat:
@@ -56,6 +91,7 @@ def closed(expr: sp.Expr, variables: frozenset[sp.Symbol], covariance: Covarianc
             continue
         for sign, halves in _half_spaces(cell.bounds):
             for piece in _pieces(cell.body, variables, halves):
+                budget.spend(2 ** len(piece.errors) * (1 + len(piece.waves)))
                 total.append(sign * _expect(piece, covariance))
     return sp.Add(*total)
 
