@@ -42,7 +42,8 @@ class CriticalPoint:
 
     ``sw`` = fan_in Var(W_ij) and ``sb`` = Var(b_i) are formulas where ``closed_form``, else numbers (about
     1e-12). ``q`` is None where every q is a fixed point (scale-invariant activations). ``chi_parallel`` is
-    dq'/dq there; ``stability`` of q: stable, marginal, unstable, or half-stable (attracts from below only).
+    dq'/dq there; ``stability`` of q: stable, marginal, unstable, or half-stable from above
+    or below (a double fixed point, which attracts from that side only).
     ``decay`` says how 1 - correlation falls with depth, ``kernel_decay`` how the variance itself does where
     q* = 0; None where that is not known.
     """
@@ -225,7 +226,9 @@ class Criticality:
         return q - float(self.variances.second(q)) / float(self.variances.slopes(q))
 
     def _tangent_point(self, q: float) -> CriticalPoint:
-        return self._numeric_point(q, "half-stable")
+        """chi_parallel falls through 1 (above q* the variance returns) or rises through it."""
+        falls = float(self.variances.second_slope(1.001 * q)) < float(self.variances.second_slope(q))
+        return self._numeric_point(q, f"half-stable from {'above' if falls else 'below'}")
 
     # -- the critical line -----------------------------------------------------------------------------------
 
