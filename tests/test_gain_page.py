@@ -47,7 +47,7 @@ def test_the_default_of_a_linear_layer_is_torchs() -> None:
 
 
 def test_variances_settle_where_the_page_says() -> None:
-    """Five thousand layers of the map, from q = 1."""
+    """Three hundred layers of the map, from q = 1."""
     for c in (Compared(p, "init_gain") for p in SECOND):
         if c.maps is None or "settles" not in c.fate:
             continue

@@ -169,6 +169,26 @@ def test_second_derivatives_leave_kinks_out() -> None:
     assert abs(values.mean() - gain("tanh").numeric()["second_derivative_second_moment"]) < 5 * error
 
 
+@pytest.mark.parametrize(("text", "field", "value"), [
+    ("log(abs(x))", "derivative_second_moment", math.inf),
+    ("sqrt(abs(x))*sign(x)", "second_moment", math.sqrt(2 / math.pi)),
+    ("tanh(1000*x)", "dead_share", 0.0), ("x^20", "second_moment", float(sp.factorial2(39)))])
+def test_unusual_activations(text: str, field: str, value: float) -> None:
+    g: Any = gain(text)
+    assert g.numeric()[field] == pytest.approx(value, rel=1e-9)
+    start = time.process_time()
+    assert 0 <= g.saturated_share() <= 1
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("text", ["1/x", "log(x)", "exp(x^2)"])
+def test_activations_without_moments_are_refused(text: str) -> None:
+    with pytest.raises(vf.VarflowError):
+        gain(text).numeric()
+    answer = command(text)
+    assert answer.returncode == 2 and "Traceback" not in answer.stderr
+
+
 @pytest.mark.parametrize(("text", "meant"), [("gelluu", "gelu"), ("SwiGLU2", "swiglu"), ("leakyrelu", "leaky_relu"),
                                              ("leekyrelu(0.1)", "leaky_relu"), ("max_out(3)", "maxout")])
 def test_unknown_names_are_answered_by_the_nearest(text: str, meant: str) -> None:
@@ -227,6 +247,11 @@ def test_documents_are_written(suffix: str, tmp_path: Path) -> None:
     marks = {".tex": rb"\end{document}", ".md": b"# The gains of gelu", ".json": b'"fixed_points"', ".png": b"PNG",
              ".svg": b"<svg"}
     assert marks[suffix] in content
+
+
+def test_gains_are_exported(tmp_path: Path) -> None:
+    path = vf.export(vf.gain("swiglu"), tmp_path / "swiglu.md")
+    assert path.read_text().startswith("# The gains of swiglu")
 
 
 def test_wrong_paths_are_refused(tmp_path: Path) -> None:

@@ -125,10 +125,19 @@ class GainFields(ABC):
     def numeric(self, values: Mapping[str, float] | None = None) -> dict[str, float | None]:
         """Every field as a float; ``values`` for the symbols that are left, by name.
 
-        Raises InputError naming the symbols without a value.
+        Raises InputError naming the symbols without a value, UnsupportedError for an integral without a number
+        (a second derivative without one is None).
         """
         table = {str(k): float(v) for k, v in (values or {}).items()}
-        return {name: number_of(getattr(self, name), table) for name in FIELDS}
+        return {name: self._number(name, table) for name in FIELDS}
+
+    def _number(self, name: str, table: Mapping[str, float]) -> float | None:
+        try:
+            return number_of(getattr(self, name), table)
+        except UnsupportedError:
+            if name != "second_derivative_second_moment":
+                raise
+            return None
 
     def _repr_latex_(self) -> str:
         from varflow.export.formulas import printed

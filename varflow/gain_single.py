@@ -13,12 +13,13 @@ import sympy as sp
 from varflow.gain_fields import GainFields
 from varflow.laws.expectation import (
     Divergent,
+    NoFormula,
     Normal,
-    compile_formula,
     derivative,
     expect,
     has_jump,
 )
+from varflow.laws.numeric import vectorized
 from varflow.symbols import X
 
 if TYPE_CHECKING:
@@ -71,8 +72,11 @@ class ActivationGain(GainFields):
         return self.slope_average(derivative(self.activation, X))
 
     @cached_property
-    def second_derivative_second_moment(self) -> sp.Expr:
-        return self.slope_average(derivative(derivative(self.activation, X), X))
+    def second_derivative_second_moment(self) -> sp.Expr | None:
+        try:
+            return self.slope_average(derivative(derivative(self.activation, X), X))
+        except NoFormula:
+            return None
 
     @cached_property
     def has_jump(self) -> bool:
@@ -95,11 +99,12 @@ class ActivationGain(GainFields):
 
     def saturated_share(self, threshold: float = 0.01) -> float:
         """The probability of an input where |f'| < ``threshold``; q and mean must be numbers."""
-        slope = compile_formula(derivative(self.activation, X), (X,))
+        slope = vectorized(derivative(self.activation, X), (X,))
         m, sigma = float(self.input_mean), float(sp.sqrt(self.input_variance))
 
         def excess(z: Any) -> Any:
-            values = np.abs(np.asarray(slope(m + sigma * z), dtype=float)) - threshold
+            with np.errstate(all="ignore"):
+                values = np.abs(np.asarray(slope(m + sigma * z), dtype=float)) - threshold
             return np.broadcast_to(values, np.shape(z))
 
         return share_below_zero(excess)

@@ -9,6 +9,7 @@ from varflow.derive import Derivation, derive
 from varflow.errors import InputError, MissingExtraError
 from varflow.export.explain import explain
 from varflow.export.jsonout import to_json
+from varflow.gain_fields import GainFields
 from varflow.network import Network
 
 __all__ = ["explain", "export", "to_json"]
@@ -18,11 +19,18 @@ SUFFIXES = (".tex", ".pdf", ".md", ".json")
 def export(subject: Any, path: str | Path, verification: Any = None, fragment: bool = False) -> Path:
     """Write the derivation of ``subject`` (a Derivation, a Solution or a Network) as a document.
 
+    The gains of an activation (``vf.gain``) are written with their maps: .tex, .pdf, .md, .json, .png or .svg.
+
     The suffix of ``path`` chooses the format: .tex, .pdf, .md or .json. ``verification`` adds its table.
     ``fragment``: a .tex without preamble, for \\input, and a .bib of the same name beside it.
     Returns the path. Raises InputError for another suffix or subject, MissingExtraError where LaTeX is missing.
     """
     target = Path(path)
+    if isinstance(subject, GainFields):
+        from varflow.export.gain_report import export_gain
+        from varflow.gain_report import GainReport
+
+        return export_gain(GainReport(subject), target)
     derivation, solution = split_subject(subject)
     _check(target, fragment)
     if target.suffix.lower() == ".json":
