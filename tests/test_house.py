@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 FLOORS = (
     ("errors", "symbols"),
-    ("calculus", "grammar", "printing", "activations", "expressions", "window"),
+    ("calculus", "grammar", "printing", "activations", "gated", "expressions", "window"),
     ("program", "transpose"),
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),

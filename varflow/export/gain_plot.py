@@ -86,11 +86,13 @@ def _map(axes: Any, x: Any, y: Any, label: str) -> None:
 def _mark(axes: Any, points: list[FixedPoint], name: str) -> None:
     """Circles on the diagonal; filled where stable. Labels below it, above it near the right edge."""
     low, high = axes.get_xlim()
-    for p in points:
+    for p, following in zip(points, [*points[1:], None], strict=True):
         place = (p.value - low) / (high - low)
         offset, sides = ((9, 2), ("left", "bottom")) if place < 0.1 else ((9, -4), ("left", "top"))
         if place > 0.75:
             offset, sides = (-11, 0), ("right", "center")
+        if following is not None and following.value - p.value < 0.1 * (high - low):
+            offset, sides = (6, -40), ("right", "top")
         axes.plot([p.value], [p.value], "o", ms=8, mec=ACCENT, mfc=KINDS[p.stability], clip_on=False, zorder=3)
         axes.annotate(f"{name} = {p.value:.4g}\n{p.stability}", (p.value, p.value), xytext=offset, fontsize=8,
                       textcoords="offset points", ha=sides[0], va=sides[1])
