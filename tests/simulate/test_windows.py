@@ -286,6 +286,8 @@ def test_bits_do_not_depend_on_threads_or_chunks() -> None:
     whole = simulate(program, 70, seed=3, threads=1, weights=True, samples=2)
     assert whole == simulate(program, 70, seed=3, threads=3, weights=True, samples=2)
     assert whole == simulate(program, 70, seed=3, threads=2, weights=True, samples=2, memory=10**6)
+    one, other = (simulate(program, 2, seed=3, threads=n, memory=1, samples=2) for n in (1, 3))
+    assert one == other
     parts = simulate(program, 30, seed=3, first_draw=40, weights=True, samples=2)
     parts.merge(simulate(program, 40, seed=3, weights=True, samples=2))
     assert parts == whole

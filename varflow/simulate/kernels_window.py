@@ -2,7 +2,8 @@
 
 Element (row, tap, column) of a weight is number (row taps + tap) columns + column of its tensor, ``column`` within
 the row's block of channels. A block of rows is generated, packed for `tiles`, multiplied with every place, and
-forgotten. Every entry of a result is one chain of float32 multiply-adds: no bit depends on tiles or threads.
+forgotten. Where draws are fewer than threads, each is worked on in ``parts``, by channels of the result. Every entry
+of a result is one chain of float32 multiply-adds: no bit depends on tiles or threads.
 """
 
 from __future__ import annotations
@@ -202,8 +203,8 @@ def run_tiles(
 
 @kernel
 def forward(
-    x: Array, y: Array, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array, taps: Array,
-    rows: Array, start: Number, stop: Number,
+    x: Array, y: Array, parts: Number, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array,
+    taps: Array, rows: Array, start: Number, stop: Number,
 ) -> None:  # fmt: skip
     rows_of_group, columns, tap_count, groups = sizes
     length = tap_count * columns
@@ -211,10 +212,13 @@ def forward(
     cell, mask = np.empty(CELL, np.float32), np.empty(CELL, np.float32)
     packed, zeros = np.zeros(length * WIDTH, np.float32), np.zeros(columns, np.float32)
     tile = np.empty((TALL, WIDTH), np.float32)
-    for d in range(start, stop):
+    for item in range(start, stop):
+        d, part = item // parts, item % parts
         law = laws[d if laws.shape[0] > 1 else 0]
         for group in range(groups):
             for r in range(0, rows_of_group, WIDTH):
+                if (group + r // WIDTH) % parts != part:
+                    continue
                 row, count = group * rows_of_group + r, min(WIDTH, rows_of_group - r)
                 pack_rows(packed, cell, row, count, length, std, law, stream, d, words, spare, mask)
                 run_tiles(
@@ -225,8 +229,8 @@ def forward(
 
 @kernel
 def transposed(
-    x: Array, y: Array, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array, taps: Array,
-    rows: Array, start: Number, stop: Number,
+    x: Array, y: Array, parts: Number, sizes: Any, std: Number, laws: Array, stream: Any, order: Array, starts: Array,
+    taps: Array, rows: Array, start: Number, stop: Number,
 ) -> None:  # fmt: skip
     rows_of_group, columns, tap_count, groups = sizes
     length = tap_count * columns
@@ -236,7 +240,8 @@ def transposed(
     mask = np.empty(piece * length if stream.keep < 1.0 else 0, np.float32)
     block, zeros = np.zeros(step * length + WIDTH, np.float32), np.zeros(step, np.float32)
     tile = np.empty((TALL, WIDTH), np.float32)
-    for d in range(start, stop):
+    for item in range(start, stop):
+        d, part = item // parts, item % parts
         law = laws[d if laws.shape[0] > 1 else 0]
         for group in range(groups):
             for r in range(0, rows_of_group, step):
@@ -247,6 +252,8 @@ def transposed(
                     fill_entries(cell, stream, d, (first + row) * length, words, spare, mask)
                     affine_rows(cell, length, first + row, several, std, law)
                 for c in range(0, columns, WIDTH):
+                    if (group + c // WIDTH) % parts != part:
+                        continue
                     run_tiles(
                         y[d], group * columns + c, min(WIDTH, columns - c), np.int64(r == 0), block[c:], columns,
                         length, x[d], first, count, zeros, tile, order, starts, taps, rows,

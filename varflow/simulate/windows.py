@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from varflow.errors import ShapeError, UnsupportedError
 from varflow.program import Deal, Mix, Program, Weight, WindowMax, WindowMaxBackward
-from varflow.simulate.jit import over_draws
+from varflow.simulate.jit import get_threads, over_draws
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_gradient import taps_gradient_moment
 from varflow.simulate.kernels_narrow import narrow
@@ -79,7 +79,8 @@ def convolve(
     elif is_narrow(outer, weight, path):
         over_draws(narrow, x.shape[0], x, y, transpose, route(None, 1, path.inputs).arrays, *rest)
     else:
-        over_draws(transposed if transpose else forward, x.shape[0], x, y, *rest)
+        parts = -(-get_threads() // len(x))
+        over_draws(transposed if transpose else forward, len(x) * parts, x, y, parts, *rest)
     return y
 
 
