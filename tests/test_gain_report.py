@@ -20,6 +20,8 @@ from varflow.errors import ExpressionError, InputError, MissingExtraError
 from varflow.export.gain_report import export_gain, page, to_latex, to_markdown
 from varflow.gain import FIELDS, gain
 from varflow.gain_report import GainReport, readable
+from varflow.laws.expectation import compile_formula
+from varflow.maps import C, Q, activation_maps
 from varflow.symbols import X, arg, positive
 
 HEAVY = {"scipy.integrate", "networkx", "numba", "torch", "matplotlib"}
@@ -71,6 +73,28 @@ def test_each_input_of_a_gate_has_its_share() -> None:
     crelu: Any = gain("crelu")
     assert crelu.total["second_moment"] == 1 and crelu.second_moment == sp.Rational(1, 2)
     assert crelu.total["derivative_second_moment"] == 1 and isinstance(crelu.activation, sp.Tuple)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("bilinear", "identity"), ("reglu", "relu"), ("geglu", "gelu")])
+def test_the_kernel_of_a_gate_is_a_product(name: str, factor: str) -> None:
+    g: Any = gain(name)
+    wanted = Q * C * activation_maps(gain(factor).activation, 1).kernel
+    ours, theirs = (compile_formula(k, (Q, C))(np.array([0.5, 2.0]), np.array([-0.4, 0.7])) for k in (g.kernel, wanted))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    at_one = float(compile_formula(g.kernel, (Q, C))(1.0, 1.0))
+    assert at_one == pytest.approx(g.numeric()["second_moment"])
+    step = 1e-5
+    slope = (at_one - float(compile_formula(g.kernel, (Q, C))(1.0, 1 - step))) / step / at_one
+    assert slope == pytest.approx(g.numeric()["chi"], rel=5e-3)
+
+
+def test_the_largest_has_no_kernel() -> None:
+    for name in ("maxout(2)", "rrelu_training"):
+        g: Any = gain(name)
+        assert g.kernel is None
+    both: Any = gain("crelu")
+    relu: Any = activation_maps(gain("relu").activation, 1).kernel
+    assert float(both.kernel.subs({Q: 1, C: HALF})) == pytest.approx(float(relu.subs({Q: 1, C: HALF})))
 
 
 @pytest.mark.parametrize(("op", "fields", "name"), [
@@ -213,6 +237,13 @@ def test_rendering_in_a_notebook() -> None:
     assert "<script>" not in bad._repr_html_() and "<script>" not in bad._repr_latex_()
     assert r"\input{" not in gain("relu", q=positive(r"\input{a}"))._repr_latex_()
     assert "maxout(3)" in gain("maxout(3)")._repr_html_()
+
+
+def test_maps_render_too() -> None:
+    maps = activation_maps(gain("relu").activation, positive("<script>"))
+    assert "<script>" not in maps._repr_html_() and r"\chi" in maps._repr_latex_()
+    assert "s &=" in activation_maps(np.tanh, 1)._repr_latex_()
+    assert r"\mathbb{E} f^2" in gain(np.tanh)._repr_latex_()
 
 
 def test_names_are_escaped_in_documents() -> None:

@@ -12,7 +12,7 @@ import sympy as sp
 
 from varflow.activations import ACTIVATIONS
 from varflow.errors import ExpressionError, InputError
-from varflow.gain_fields import FIELDS, GainFields
+from varflow.gain_fields import FIELDS, GainFields, exact
 from varflow.gain_gated import GatedGain
 from varflow.gain_single import ActivationGain
 from varflow.gated import GATED, GatedCall, read_gated
@@ -49,15 +49,15 @@ def gain(
     the whole line, NoFormula (Divergent where a moment does not exist).
     """
     if isinstance(activation, sp.Expr):
-        return _gain(_in_x(activation), _exact(q), _exact(mean))
+        return _gain(_in_x(activation), exact(q), exact(mean))
     if not isinstance(activation, str):
         from varflow.gain_callable import CallableGain
 
         return CallableGain.of(activation, q, mean)
     found = read_gated(activation)
     if found is not None:
-        return _gated(found, _exact(q), _exact(mean))
-    return _gain(_parsed(activation), _exact(q), _exact(mean))
+        return _gated(found, exact(q), exact(mean))
+    return _gain(_parsed(activation), exact(q), exact(mean))
 
 
 def _parsed(text: str) -> sp.Expr:
@@ -93,12 +93,6 @@ def _in_x(expr: sp.Expr) -> sp.Expr:
             instead="use varflow.symbols.X for the argument",
         )
     return expr.xreplace({next(iter(symbols)): X})
-
-
-def _exact(value: sp.Expr | float) -> sp.Expr:
-    if isinstance(value, sp.Expr):
-        return value
-    return sp.Integer(value) if isinstance(value, int) else sp.Rational(str(value))
 
 
 @lru_cache(maxsize=512)

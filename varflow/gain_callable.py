@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from varflow.errors import InputError
-from varflow.gain_fields import FIELDS
+from varflow.gain_fields import FIELDS, LATEX
 from varflow.gain_numbers import ActivationNumbers
 
 
@@ -56,6 +56,10 @@ class CallableGain:
     def numeric(self, values: Mapping[str, float] | None = None) -> dict[str, float | None]:
         """Every field by name."""
         return {name: getattr(self, name) for name in FIELDS}
+
+    def _repr_latex_(self) -> str:
+        rows = (rf"{LATEX[k]} &= {v:.6g}" for k, v in self.numeric().items() if v is not None)
+        return "$\\begin{aligned}" + r" \\ ".join(rows) + "\\end{aligned}$"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{k}</td><td>{v:.6g}</td></tr>" for k, v in self.numeric().items() if v is not None)

@@ -191,3 +191,10 @@ def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
             "this number is out of reach", where=str(expr)[:200], why="the integral has no value in floats"
         )
     return number
+
+
+def exact(value: sp.Expr | float) -> sp.Expr:
+    """A number as a rational, as its shortest digits say; an expression as it is."""
+    if isinstance(value, sp.Expr):
+        return value
+    return sp.Integer(value) if isinstance(value, int) else sp.Rational(str(value))

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import sympy as sp
 
+from varflow.activations import substitute
 from varflow.gain_fields import GainFields
 from varflow.gated import NOISE, GatedCall
 from varflow.laws.expectation import (
@@ -95,6 +96,25 @@ class GatedGain(GainFields):
         count = len(self.function.outputs)
         names = ("mean", "second_moment", "derivative_second_moment")
         return MappingProxyType({name: count * getattr(self, name) for name in names})
+
+    @cached_property
+    def kernel(self) -> sp.Expr | None:
+        """E[f(u) f(v)], averaged over outputs, in ``varflow.maps.Q`` and ``C``: every pair u_i, v_i ~ N(0, Q) of
+        correlation C, different inputs independent. None for the largest of several, and with noise."""
+        from varflow.maps import C, Q
+
+        if self.function.gated.largest or self.function.noise:
+            return None
+        us = [arg(i) for i in range(self.function.inputs)]
+        twins = {u: sp.Symbol(f"v_{i}", real=True) for i, u in enumerate(us)}
+        pairs = set(twins.items()) | {(v, u) for u, v in twins.items()}
+
+        def covariance(u: sp.Symbol, v: sp.Symbol) -> sp.Expr:
+            return Q if u == v else Q * C if (u, v) in pairs else sp.S.Zero
+
+        law = dict.fromkeys([*us, *twins.values()], Normal())
+        outputs = self.function.outputs
+        return sp.Add(*(expect(f * substitute(f, twins), law, covariance) for f in outputs)) / len(outputs)
 
     def _averaged(self, moment: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
         outputs = self.function.outputs

@@ -18,6 +18,7 @@ import sympy as sp
 
 from varflow.errors import InputError
 from varflow.fixed_points import FixedPoint, FixedPoints, correlation_points, variance_points
+from varflow.gain_fields import exact
 from varflow.gain_numbers import ActivationNumbers, Function
 from varflow.laws.expectation import (
     GaussianExpectation,
@@ -187,6 +188,24 @@ class ActivationMaps:
             return np.full(np.shape(q), np.inf) if np.shape(q) else np.inf
         return self.scales[0] * np.asarray(q) * self.numbers.derivative_second_moment(q) / self.next_variance(q)
 
+    def _repr_latex_(self) -> str:
+        rows = (rf"{left} &= {value}" for left, value in self._shown())
+        return "$\\begin{aligned}" + r" \\ ".join(rows) + "\\end{aligned}$"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td>${left}$</td><td>${escape(value, quote=False)}$</td></tr>"
+                       for left, value in self._shown())
+        return f"<table>{rows}</table>"
+
+    def _shown(self) -> list[tuple[str, str]]:
+        from varflow.export.formulas import printed
+
+        found = [("s", self.weight_scale), ("b", self.bias_variance), ("q'", self.q_map),
+                 (r"\mathbb{E}[f(u) f(v)]", self.kernel), (r"\chi", self.chi)]
+        return [(left, printed(value, {})) for left, value in found if value is not None]
+
     # -- fixed points --------------------------------------------------------------------------------------
 
     @cached_property
@@ -215,5 +234,4 @@ def activation_maps(activation: Function, weight_scale: sp.Expr | float | None =
         if value == 0:
             raise InputError("the activation is zero", why="no weight scale preserves it", instead="weight_scale=1")
         weight_scale = 1 / value
-    return ActivationMaps(activation, sp.sympify(weight_scale) if not isinstance(weight_scale, float)
-                          else sp.Rational(str(weight_scale)), sp.sympify(bias_variance))
+    return ActivationMaps(activation, exact(weight_scale), exact(bias_variance))
