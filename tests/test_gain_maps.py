@@ -126,6 +126,14 @@ def test_jumps_have_an_infinite_slope_at_one() -> None:
     assert float(maps.correlation_slope(0.0, 1.0)) == pytest.approx(2 / math.pi, rel=1e-6)
 
 
+def test_slopes_that_are_not_integrable_are_infinite() -> None:
+    maps = maps_of("log(abs(x))", 1.0)
+    assert maps.chi == sp.oo and maps.chi_at(2.0) == math.inf and maps.derivative_kernel is None
+    slope = float(maps.correlation_slope(0.5, 1.0))
+    rise = float(maps.next_correlation(0.501, 1.0) - maps.next_correlation(0.499, 1.0)) / 0.002
+    assert slope == pytest.approx(rise, rel=1e-4)
+
+
 def test_a_layers_activations_obey_the_maps() -> None:
     """Two inputs through one wide layer."""
     rng, n, draws = np.random.default_rng(3), 400, 160

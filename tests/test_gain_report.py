@@ -17,6 +17,7 @@ import sympy as sp
 
 import varflow as vf
 from varflow.errors import ExpressionError, InputError, MissingExtraError
+from varflow.export.gain_plot import figure
 from varflow.export.gain_report import export_gain, page, to_latex, to_markdown
 from varflow.gain import FIELDS, gain
 from varflow.gain_report import GainReport, readable
@@ -283,6 +284,12 @@ def test_documents_are_written(suffix: str, tmp_path: Path) -> None:
 def test_gains_are_exported(tmp_path: Path) -> None:
     path = vf.export(vf.gain("swiglu"), tmp_path / "swiglu.md")
     assert path.read_text().startswith("# The gains of swiglu")
+
+
+@pytest.mark.parametrize("text", ["identity", "exp", "square", "sign", "5", "log(abs(x))"])
+def test_figures_of_unusual_maps(text: str) -> None:
+    pytest.importorskip("matplotlib")
+    assert figure(GainReport(gain(text))).axes
 
 
 def test_wrong_paths_are_refused(tmp_path: Path) -> None:

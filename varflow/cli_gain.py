@@ -112,7 +112,7 @@ def _maps_tables(report: GainReport) -> Iterator[Table | str]:
         columns = ["", "fixed point", "slope", "", "depth scale", "chi"]
         every = ": every q is kept" if maps.fixed_points.every else ""
         yield table(columns, [row for s in report.settled for row in _rows(s)], f"fixed points{every}")
-    elif not report.gain.symbols:
+    elif report.followed:
         yield "The variance map has no fixed point but 0." if maps.fixed_points.points else (
             "The variance map has no fixed point.")
 

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import sympy as sp
 
-from varflow.laws.expectation import compile_formula, derivative, has_jump
+from varflow.laws.expectation import derivative, has_jump
 from varflow.laws.grids import gaussian_kernel, gaussian_moment
 from varflow.laws.integrand import Integrand, integrand
-from varflow.laws.numeric import tail_of
+from varflow.laws.numeric import tail_of, vectorized
 from varflow.symbols import X
 
 Function: TypeAlias = sp.Expr | Callable[[Any], Any]
@@ -67,7 +67,7 @@ def product(f: Function, g: Function) -> Function:
 
 @lru_cache(maxsize=512)
 def _compiled(f: sp.Expr) -> Callable[..., Any]:
-    return compile_formula(f, (X,))
+    return vectorized(f, (X,))
 
 
 def as_callable(f: Function) -> Callable[[Any], Any]:
@@ -151,12 +151,16 @@ class ActivationNumbers:
         return gaussian_kernel(self._slope, self._slope, q, q, c)
 
     def kernel_slope(self, q: Any, c: Any) -> Any:
-        """d E[f(u) f(v)] / dc, by Price's theorem q E[f'(u) f'(v)]; by differences of the kernel (1e-6) where f
-        jumps or has no formula; infinite at c = 1 and c = -1 where it jumps."""
+        """d E[f(u) f(v)] / dc: q E[f'(u) f'(v)] by Price's theorem; ``kernel_rise`` where f jumps or has no
+        formula."""
         if isinstance(self.function, sp.Expr) and not self.jumps:
             return np.asarray(q) * self.derivative_kernel(q, c)
+        edge = None if self.jumps else np.asarray(q) * self.derivative_second_moment(q)
+        return self.kernel_rise(q, c, edge)
+
+    def kernel_rise(self, q: Any, c: Any, edge: Any = None) -> Any:
+        """d E[f(u) f(v)] / dc by differences (1e-6); ``edge`` (None: infinite) at c = 1, and at c = -1 of odd f."""
         c = np.asarray(c, dtype=float)
         step = 1e-4 * np.minimum(1.0, 1.0 - np.abs(c))
         rise = self.kernel(q, c + step) - self.kernel(q, c - step)
-        edge = np.inf if self.jumps else np.asarray(q) * np.sign(c) ** 2 * self.derivative_second_moment(q)
-        return np.where(step > 1e-12, rise / np.maximum(2 * step, 1e-12), edge)
+        return np.where(step > 1e-12, rise / np.maximum(2 * step, 1e-12), np.inf if edge is None else edge)

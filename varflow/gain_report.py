@@ -73,12 +73,17 @@ class GainReport:
             return None
         return g.maps(self.weight_scale, self.bias_variance)
 
+    @property
+    def followed(self) -> bool:
+        """Whether the maps can be followed in numbers: all symbols given."""
+        if self.maps is None or self.gain.symbols:
+            return False
+        return not (self.maps.weight_scale.free_symbols | self.maps.bias_variance.free_symbols)
+
     @cached_property
     def settled(self) -> tuple[Settled, ...]:
         """The fixed points of the variance; of a map that keeps every variance, q = 1 alone."""
-        if self.maps is None or self.maps.weight_scale.free_symbols or self.maps.bias_variance.free_symbols:
-            return ()
-        if self.gain.symbols:
+        if self.maps is None or not self.followed:
             return ()
         points = self.maps.fixed_points
         kept = (FixedPoint(1.0, 1.0),) if points.every else points.points

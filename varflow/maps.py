@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from varflow.fixed_points import FixedPoint, FixedPoints, correlation_points, va
 from varflow.gain_fields import exact
 from varflow.gain_numbers import ActivationNumbers, Function
 from varflow.laws.expectation import (
+    Divergent,
     GaussianExpectation,
     Normal,
     compile_formula,
@@ -38,11 +39,13 @@ C = sp.Symbol("c", real=True)
 _U, _V = sp.Symbol("u", real=True), sp.Symbol("v", real=True)
 
 
+@lru_cache(maxsize=512)
 def _average(expr: sp.Expr) -> sp.Expr:
     """E over X ~ N(0, Q)."""
     return expect(expr, {X: Normal()}, lambda u, v: Q)
 
 
+@lru_cache(maxsize=512)
 def _pair(f: sp.Expr) -> sp.Expr:
     """E[f(u) f(v)] over u, v ~ N(0, Q) of correlation C."""
     body = f.xreplace({X: _U}) * f.xreplace({X: _V})
@@ -80,9 +83,12 @@ class ActivationMaps:
 
     @cached_property
     def derivative_second_moment_formula(self) -> sp.Expr | None:
-        """E f'(x)^2, x ~ N(0, Q), jumps left out."""
+        """E f'(x)^2, x ~ N(0, Q), jumps left out; infinite where it is not integrable."""
         f = self.activation
-        return _average(derivative(f, X) ** 2) if isinstance(f, sp.Expr) else None
+        try:
+            return _average(derivative(f, X) ** 2) if isinstance(f, sp.Expr) else None
+        except Divergent:
+            return sp.oo
 
     @cached_property
     def kernel(self) -> sp.Expr | None:
@@ -92,9 +98,11 @@ class ActivationMaps:
 
     @cached_property
     def derivative_kernel(self) -> sp.Expr | None:
-        """E[f'(u) f'(v)], jumps left out."""
+        """E[f'(u) f'(v)], jumps left out; None where f'^2 is not integrable."""
         f = self.activation
-        return _pair(derivative(f, X)) if isinstance(f, sp.Expr) else None
+        if not isinstance(f, sp.Expr) or self.derivative_second_moment_formula == sp.oo:
+            return None
+        return _pair(derivative(f, X))
 
     @cached_property
     def q_map(self) -> sp.Expr | None:
@@ -123,7 +131,9 @@ class ActivationMaps:
         slopes, f = self.derivative_second_moment_formula, self.activation
         if slopes is None or self.q_map == 0:
             return None
-        return sp.oo if has_jump(f, X) else self.weight_scale * Q * slopes / self.q_map
+        if slopes == sp.oo or has_jump(f, X):
+            return sp.oo
+        return self.weight_scale * Q * slopes / self.q_map
 
     # -- numbers -------------------------------------------------------------------------------------------
 
@@ -151,8 +161,15 @@ class ActivationMaps:
     def _kernel(self) -> Callable[..., Any]:
         return closed(self.kernel, Q, C) or self.numbers.kernel
 
+    @property
+    def _steep(self) -> bool:
+        """Whether f'^2 is not integrable."""
+        return bool(self.derivative_second_moment_formula == sp.oo)
+
     @cached_property
     def _kernel_slope(self) -> Callable[..., Any]:
+        if self._steep:
+            return self.numbers.kernel_rise
         found = None if self.numbers.jumps else closed(self.derivative_kernel, Q, C)
         return self.numbers.kernel_slope if found is None else lambda q, c: q * found(q, c)
 
@@ -184,7 +201,7 @@ class ActivationMaps:
 
     def chi_at(self, q: Any) -> Any:
         """Slope of the correlation map at c = 1, for arguments of variance q; infinite where f jumps."""
-        if self.numbers.jumps:
+        if self.numbers.jumps or self._steep:
             return np.full(np.shape(q), np.inf) if np.shape(q) else np.inf
         return self.scales[0] * np.asarray(q) * self.numbers.derivative_second_moment(q) / self.next_variance(q)
 

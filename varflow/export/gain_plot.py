@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def figure(report: GainReport) -> Any:
     except ImportError:
         raise MissingExtraError("matplotlib is not installed", why="figures are drawn by it",
                                 instead='pip install "varflow[plot]", or a path that ends in .tex or .md') from None
-    if report.maps is None or (not report.settled and report.gain.symbols):
+    if report.maps is None or not report.followed:
         raise InputError(f"{report.gain.title} has no maps to draw", why="maps need one argument and numbers",
                          instead="varflow gain NAME -o NAME.md")
     fig = Figure(figsize=(9.0, 4.4), layout="constrained")
@@ -73,6 +74,8 @@ def _correlations(axes: Any, report: GainReport) -> None:
     q = shown[-1].variance.value
     c = np.concatenate([np.linspace(-1, 0.9, 96), np.linspace(0.9, 1, 41)[1:]])
     _map(axes, c, maps.next_correlation(c, q), f"q = {q:.5g}, slope at 1: {shown[-1].chi:.5g}")
+    if shown[-1].correlations.every:
+        axes.text(0.04, 0.8, "every c is kept", transform=axes.transAxes, color=ACCENT)
     _mark(axes, list(shown[-1].correlations), "c*")
 
 
@@ -86,7 +89,7 @@ def _map(axes: Any, x: Any, y: Any, label: str) -> None:
 def _mark(axes: Any, points: list[FixedPoint], name: str) -> None:
     """Circles on the diagonal; filled where stable. Labels below it, above it near the right edge."""
     low, high = axes.get_xlim()
-    for p, following in zip(points, [*points[1:], None], strict=True):
+    for p, following in zip_longest(points, points[1:]):
         place = (p.value - low) / (high - low)
         offset, sides = ((9, 2), ("left", "bottom")) if place < 0.1 else ((9, -4), ("left", "top"))
         if place > 0.75:
