@@ -12,7 +12,7 @@ import pytest
 
 import varflow as vf
 from tests.simulate.test_cpu import one_layer
-from varflow.errors import InputError, MissingExtraError, UnsupportedError, VarflowError
+from varflow.errors import InputError, MissingExtraError, VarflowError
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.ops import OPS
@@ -412,7 +412,7 @@ def test_interrupt_returns_what_was_reached() -> None:
 
 @pytest.mark.parametrize(("options", "error"), [
     ({"backend": "cuda"}, MissingExtraError), ({"cluster": "local"}, MissingExtraError),
-    ({"method": "collapsed"}, UnsupportedError), ({"backend": "tpu"}, InputError), ({"draws": 1}, InputError),
+    ({"backend": "tpu"}, InputError), ({"draws": 1}, InputError),
     ({"method": "guess"}, InputError), ({"delta": 0}, InputError), ({"precision": -1}, InputError),
     ({"values": {}}, InputError),
 ])  # fmt: skip

@@ -96,7 +96,9 @@ def verify(
     precision: Annotated[float | None, typer.Option(
         help="Draw until every interval is this narrow, as a share of its value.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; no result depends on it.")] = None,
-    method: Annotated[str, typer.Option(help="auto, or sampled: every weight drawn.")] = "auto",
+    method: Annotated[str, typer.Option(
+        help="sampled: every weight drawn; collapsed: what Gaussian weights do; auto: the cheaper.")] = "auto",
+    plan: Annotated[bool, typer.Option("--plan", help="Print how each weight would be simulated, and stop.")] = False,
 ) -> None:
     """Simulate the network as it stands and test every formula against it.
 
@@ -107,7 +109,7 @@ def verify(
 
     subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     options = cli_verify.Options(draws, max_draws, seed, delta, precision, threads, method)
-    raise typer.Exit(cli_verify.run(subject, options, json))
+    raise typer.Exit((cli_verify.plan if plan else cli_verify.run)(subject, options, json))
 
 
 @app.command()

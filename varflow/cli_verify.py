@@ -84,6 +84,19 @@ def run(subject: Subject, options: Options, json: bool) -> int:
     return status(result)
 
 
+def plan(subject: Subject, options: Options, json: bool) -> int:
+    """Print how the simulation would be made, with its costs; return the exit status."""
+    from varflow.verify import plan as planned
+
+    subject.require_values()
+    choices = planned(subject.result, dict(subject.values), options.method)
+    if json:
+        emit_json({"schema": SCHEMA, "network": subject.derivation.network.name, "plan": choices.to_dict()})
+    else:
+        emit(choices.text())
+    return DONE
+
+
 def report(r: Verification) -> list[Table | str]:
     """A table of all checks, and what they say together."""
     rows = [_row(name, direction, check) for name, pair in r.nodes.items() for direction, check in pair.items()]

@@ -17,6 +17,7 @@ from varflow.laws.moments import Moment, Quantity
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Program
+from varflow.simulate.collapsed import Choices, check_method, choose
 from varflow.simulate.cpu import Simulator, Statistics
 from varflow.simulate.plan import LARGE_BATCH, samples_of
 from varflow.symbols import STEP
@@ -313,6 +314,20 @@ def verify(
     return _verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
 
 
+def plan(
+    subject: Network | Derivation | Solution, values: Mapping[str, Any] | None = None, method: str = "auto"
+) -> Choices:
+    """How `verify` simulates each weight at the stated width, with estimated costs; ``.text()`` prints it.
+
+    Raises InputError for symbols without a value, UnsupportedError where ``method`` is "collapsed" and a weight
+    cannot be.
+    """
+    values = dict(values or {})
+    derivation, _ = _resolved(subject, values)
+    program = lower(derivation.network.bind(values))
+    return choose(program, samples_of(program) or samples_for(program) or 1, method)
+
+
 def _check_options(
     backend: str, method: str, cluster: str | None, draws: int, delta: float, confidence: float,
     precision: float | None,
@@ -323,10 +338,7 @@ def _check_options(
         raise InputError(f"backend {backend!r} is not known", instead='"cpu"')
     if cluster is not None:
         raise MissingExtraError("clusters are not in this version", instead="cluster=None")
-    if method == "collapsed":
-        raise UnsupportedError("collapsed sampling is not in this version", instead='method="sampled"')
-    if method not in ("auto", "sampled"):
-        raise InputError(f"method {method!r} is not known", instead='"auto" or "sampled"')
+    check_method(method)
     if draws < 2:
         raise InputError(f"{draws} draws give no interval", instead="at least 2")
     if not 0 < delta < 0.5 or not 0 < confidence < 1:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chi2, kstest
 
+import varflow as vf
 from tests.simulate.collapsed_law import NETWORKS, agreement
 from varflow.errors import InputError, UnsupportedError
 from varflow.lowering import lower
@@ -23,6 +24,7 @@ from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import Revealed, collapse
 from varflow.simulate.plan import make_plan
 from varflow.simulate.tape import fits
+from varflow.verify import plan
 
 DRAWS = 20_000
 LEAST = 1e-5
@@ -226,6 +228,20 @@ def test_weights_are_collapsed_in_all_uses_or_none() -> None:
     assert alone.plan.choices == Simulator(program, method="collapsed").plan.choices
     whole = simulate(program, 30, seed=3, method="collapsed").forward["h0"]
     assert simulate(program, 30, seed=3, method="collapsed", values=["h0"]).forward["h0"] == whole
+
+
+def test_verification_by_collapsed_draws() -> None:
+    net = vf.Network("two")
+    h = net.relu(net.linear(net.input("x", 48), 64, name="one", variance="2/fan_in"))
+    net.linear(h, 40, name="two", variance="1/fan_in")
+    options: dict[str, Any] = {"draws": 400, "delta": 0.1, "method": "collapsed"}
+    result = vf.verify(net, **options)
+    assert result.verdict == "pass", result.summary()
+    assert "two (40 x 64, 2 uses, columns 8 + 8): collapsed" in plan(net).text()
+    assert plan(net, method="sampled").to_dict()["weights"]["two"]["method"] == "sampled"
+    net.linear(h, 16, name="three", distribution="uniform", variance="1/fan_in")
+    with pytest.raises(UnsupportedError, match="three"):
+        vf.verify(net, **options)
 
 
 def test_memory_is_freed() -> None:

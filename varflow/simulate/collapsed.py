@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.program import Contract, Program, Weight
@@ -83,6 +84,19 @@ class Choices:
         return "\n".join([head, *(f"  {c.line()}" for c in self.by_weight.values()), foot])
 
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: estimated seconds of one core per draw."""
+        weights = {
+            name: {
+                "method": "collapsed" if c.collapse else "sampled", "uses": len(c.uses), "columns": list(c.columns),
+                "sampled": c.sampled / 1e9, "collapsed": None if c.reason else c.collapsed / 1e9,
+                "reason": c.reason or None,
+            }
+            for name, c in self.by_weight.items()
+        }  # fmt: skip
+        return {"samples": self.samples, "weights": weights}
+
+
 def _time(nanoseconds: float) -> str:
     for unit, size in (("s", 1e9), ("ms", 1e6)):
         if nanoseconds >= size:
@@ -136,13 +150,18 @@ def _collapsed_costs(uses: Sequence[Use]) -> Iterator[float]:
         before[u.transpose] += b
 
 
+def check_method(method: str) -> None:
+    """InputError for a method that does not exist."""
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known", instead=", ".join(map(repr, METHODS)))
+
+
 def choose(program: Program, samples: int, method: str) -> Choices:
     """How every weight of the program is simulated; independent of what is measured.
 
     Raises InputError for an unknown method, UnsupportedError where ``method`` is "collapsed" and a weight cannot be.
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is not known", instead=", ".join(map(repr, METHODS)))
+    check_method(method)
     found: dict[str, Choice] = {}
     for name, uses in uses_of(program, samples).items():
         over_windows = any(getattr(program.instructions[u.value].primitive, "window", None) for u in uses)

@@ -29,38 +29,72 @@ from varflow.simulate.kernels_pointwise import pointer
 from varflow.simulate.rng import CHUNK, NORMAL, TILE, check_counter, fill
 
 F = np.float32
-PIECE = 512
-"""Entries of a column that are drawn together: whole batches of them stay in the nearest cache."""
+PIECE, SHORTEST = 4096, 512
+"""Entries drawn together, over all columns and of one: they stay in the nearest cache."""
+RUN = 512
 DEPENDENT = 1e-8
 """A squared pivot below this share of the column's square counts as zero: columns are float32, and a direction that
 lies 1e-4 of its length off the others' span would be known to three digits only."""
 
+UNSTEADY, TINY, LARGE = 1e-4, 1e-16, 1e30
+"""Squared pivots below this share, and squared lengths beyond these, call for inner products in float64."""
+
 
 @reduction
-def dots(a: Array, b: Array, out: Array, row: Number, column: Number) -> None:
-    """out[row + i, column + j] = a[i] . b[j], summed in float64."""
-    count = b.shape[0]
+def dot(x: Array, y: Array) -> Any:
+    """x . y, in float32 over RUN entries, in float64 over runs."""
+    total = 0.0
+    for first in range(0, x.size, RUN):
+        a, b = x[first : first + RUN], y[first : first + RUN]
+        s: Any = F(0.0)
+        for k in range(a.size):
+            s += a[k] * b[k]
+        total += s
+    return total
+
+
+@reduction
+def dot_precise(x: Array, y: Array) -> Any:
+    """x . y in float64."""
+    total = 0.0
+    for k in range(x.size):
+        total += np.float64(x[k]) * y[k]
+    return total
+
+
+@reduction
+def four_dots(a: Array, b: Array, i: Number, j: Number) -> Any:
+    """Rows i and i + 1 of a times rows j and j + 1 of b, as `dot`."""
+    total0 = total1 = total2 = total3 = 0.0
+    for first in range(0, a.shape[1], RUN):
+        x, y = a[i, first : first + RUN], a[i + 1, first : first + RUN]
+        p, q = b[j, first : first + RUN], b[j + 1, first : first + RUN]
+        s: Any = F(0.0)
+        t = u = v = s
+        for k in range(x.size):
+            s += x[k] * p[k]
+            t += x[k] * q[k]
+            u += y[k] * p[k]
+            v += y[k] * q[k]
+        total0 += s
+        total1 += t
+        total2 += u
+        total3 += v
+    return total0, total1, total2, total3
+
+
+@device
+def dots(a: Array, b: Array, out: Array, row: Number, column: Number, precise: Number) -> None:
+    """out[row + i, column + j] = a[i] . b[j]."""
+    high, wide = (0, 0) if precise else (a.shape[0] // 2 * 2, b.shape[0] // 2 * 2)
+    for i in range(0, high, 2):
+        for j in range(0, wide, 2):
+            s, t, u, v = four_dots(a, b, i, j)
+            out[row + i, column + j], out[row + i, column + j + 1] = s, t
+            out[row + i + 1, column + j], out[row + i + 1, column + j + 1] = u, v
     for i in range(a.shape[0]):
-        x = a[i]
-        for j in range(0, count - count % 4, 4):
-            b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
-            s = t = u = v = 0.0
-            for k in range(x.size):
-                entry = np.float64(x[k])
-                s += entry * b0[k]
-                t += entry * b1[k]
-                u += entry * b2[k]
-                v += entry * b3[k]
-            out[row + i, column + j] = s
-            out[row + i, column + j + 1] = t
-            out[row + i, column + j + 2] = u
-            out[row + i, column + j + 3] = v
-        for j in range(count - count % 4, count):
-            b0 = b[j]
-            s = 0.0
-            for k in range(x.size):
-                s += np.float64(x[k]) * b0[k]
-            out[row + i, column + j] = s
+        for j in range(wide if i < high else 0, b.shape[0]):
+            out[row + i, column + j] = dot_precise(a[i], b[j]) if precise else dot(a[i], b[j])
 
 
 @device
@@ -80,8 +114,13 @@ def combine(out: Array, factors: Array, rows: Array, first: Number) -> None:
 
 
 @device
-def factorize(factor: Array, start: Number, stop: Number) -> None:
-    """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done."""
+def factorize(factor: Array, start: Number, stop: Number) -> Any:
+    """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done.
+
+    Returns whether inner products in float32 are good enough for it: no pivot is small, no square near the ends of
+    the range.
+    """
+    steady = True
     for i in range(start, stop):
         square = pivot = factor[i, i]
         for k in range(i):
@@ -93,6 +132,20 @@ def factorize(factor: Array, start: Number, stop: Number) -> None:
             pivot -= entry * entry
         dependent = pivot <= DEPENDENT * square and square < np.inf
         factor[i, i] = 0.0 if dependent else math.sqrt(pivot)
+        steady = steady and pivot > UNSTEADY * square and TINY < square < LARGE
+    return steady
+
+
+@device
+def is_steady(factor: Array, size: Number) -> Any:
+    """What `factorize` returned for the first rows of a factor."""
+    steady = True
+    for i in range(size):
+        square = 0.0
+        for k in range(i + 1):
+            square += factor[i, k] * factor[i, k]
+        steady = steady and factor[i, i] ** 2 > UNSTEADY * square and TINY < square < LARGE
+    return steady
 
 
 @device
@@ -123,8 +176,9 @@ def draw_fresh(
     """y = std T g with g of independent N(0, 1) rows and T the factor's square from ``start``."""
     count, length = y.shape
     stride, kind = (length + TILE - 1) // TILE * TILE, np.int64(NORMAL)
-    for first in range(0, length, PIECE):
-        size = min(PIECE, length - first)
+    piece = max(PIECE // count // TILE * TILE, SHORTEST)
+    for first in range(0, length, piece):
+        size = min(piece, length - first)
         for i in range(count):
             part = y[i, first : first + size]
             if factor[start + i, start + i] != 0.0:
@@ -149,6 +203,20 @@ def block(address: Number, stride: Number, draw: Number, places: Number, length:
 
 
 @device
+def gram(
+    x: Array, blocks: Array, base: Number, own: Number, d: Number, start: Number, factor: Array, precise: Number
+) -> Any:
+    """Rows of the Cholesky factor for new columns ``x`` behind ``start`` earlier ones; see `factorize`."""
+    at = np.int64(0)
+    for k in range(own):
+        earlier = block(base + blocks[k, 0], blocks[k, 1], d, blocks[k, 4], x.shape[1])
+        dots(x, earlier, factor, start, at, precise)
+        at += blocks[k, 4]
+    dots(x, x, factor, start, start, precise)
+    return factorize(factor, start, start + x.shape[0])
+
+
+@device
 def collapse_one(
     x: Array, y: Array, blocks: Array, base: Number, own: Number, d: Number, start: Number, across: Number,
     factor: Array, other: Array, cross: Array, flip: Number, std: Number, seed: Number, draw: Number, tensor: Number,
@@ -162,23 +230,20 @@ def collapse_one(
     ``small``, ``weights``: scratch, (2 columns, earlier columns) and one more than columns.
     """
     columns, inner, outer = x.shape[0], x.shape[1], y.shape[1]
-    zero = at = np.int64(0)
-    for k in range(own):
-        dots(x, block(base + blocks[k, 0], blocks[k, 1], d, blocks[k, 4], inner), factor, start, at)
-        at += blocks[k, 4]
-    dots(x, x, factor, start, start)
-    factorize(factor, start, start + columns)
+    precise = not gram(x, blocks, base, own, d, start, factor, False)
+    if precise:
+        gram(x, blocks, base, own, d, start, factor, precise)
     for i in range(columns):
         for k in range(start):
             small[i, k] = factor[start + i, k]
         solve_upper(factor, small[i], start)
     draw_fresh(y, factor, start, std, seed, draw, tensor, words, spare, weights[columns])
-    at = zero
+    precise, zero, at = precise or not is_steady(other, across), np.int64(0), np.int64(0)
     known, drawn = small[columns : 2 * columns], small[:columns]
     for k in range(own, blocks.shape[0]):
         size = blocks[k, 4]
-        dots(x, block(base + blocks[k, 2], blocks[k, 3], d, size, inner), known, zero, at)
-        dots(y, block(base + blocks[k, 0], blocks[k, 1], d, size, outer), drawn, zero, start + at)
+        dots(x, block(base + blocks[k, 2], blocks[k, 3], d, size, inner), known, zero, at, precise)
+        dots(y, block(base + blocks[k, 0], blocks[k, 1], d, size, outer), drawn, zero, start + at, precise)
         at += size
     for i in range(columns):
         rest = drawn[i, start : start + across]

@@ -110,8 +110,8 @@ def run_gradient(w: Array, base: Number, grams: Array) -> Number:
         for b in range(2, w.size, 3):
             left_b = carray(pointer(base + w[b]), (w[b + 2], w[0]), np.float32)
             right_b = carray(pointer(base + w[b + 1]), (w[b + 2], w[1]), np.float32)
-            dots(left, left_b, grams[0], zero, zero)
-            dots(right, right_b, grams[1], zero, zero)
+            dots(left, left_b, grams[0], zero, zero, True)
+            dots(right, right_b, grams[1], zero, zero, True)
             for i in range(w[a + 2]):
                 for j in range(w[b + 2]):
                     total += grams[0, i, j] * grams[1, i, j]
