@@ -198,7 +198,7 @@ def run_tiles(
         if not whole:
             for m in range(height):
                 y[order[at + m], channel : channel + width] = tile[m, :width]
-    places[0] = 0
+    places[0] = 0  # addresses are plain numbers: the array must outlive the loop
 
 
 @kernel
