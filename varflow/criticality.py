@@ -227,7 +227,9 @@ class Criticality:
 
     def _tangent_point(self, q: float) -> CriticalPoint:
         """chi_parallel falls through 1 (above q* the variance returns) or rises through it."""
-        falls = float(self.variances.second_slope(1.001 * q)) < float(self.variances.second_slope(q))
+        falls = float(self.variances.second_slope(1.001 * q)) < float(
+            self.variances.second_slope(q)
+        )
         return self._numeric_point(q, f"half-stable from {'above' if falls else 'below'}")
 
     # -- the critical line -----------------------------------------------------------------------------------

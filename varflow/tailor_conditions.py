@@ -137,7 +137,7 @@ def _expression(text: str) -> sp.Expr:
     from varflow.expressions import parse
 
     names = {"y": Y, "dy": Y1, "ddy": Y2, "x": X}
-    if not any(n in text for n in ("y", "x")) or text.replace("_", "").isalpha():
+    if text not in names and text.replace("_", "").isalnum():
         raise InputError(f"there is no condition {text!r}", instead=", ".join(CONDITIONS))
     return parse(text, names, where=f"condition {text!r}")
 

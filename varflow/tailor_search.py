@@ -93,12 +93,13 @@ def search(task: Search) -> list[dict[sp.Symbol, float]]:
 
 
 def _on_line(task: Search) -> list[float]:
-    """Sign changes along one unknown; where every value costs a network, between -1 and 1 only."""
-    sizes = np.linspace(1e-6, 1, 9) if task.numeric else np.geomspace(1e-4, 1e3, 301)
+    """Sign changes along one unknown; where every value costs a network, on a coarse grid from -8 to 8."""
+    coarse = np.array([1e-6, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.2, 2, 4, 8])
+    sizes = coarse if task.numeric else np.geomspace(1e-4, 1e3, 301)
     grid = sizes if task.rest[0].is_positive else np.concatenate([-sizes[::-1], [0.0], sizes])
     values = task.missed(grid[None, :])[0]
     found = [float(x) for x, v in zip(grid, values, strict=True) if v == 0]
-    for k in np.flatnonzero(values[:-1] * values[1:] < 0):
+    for k in np.flatnonzero(np.sign(values[:-1]) * np.sign(values[1:]) < 0):
         found.append(
             _bisected(lambda x: float(task.missed(np.array([[x]]))[0, 0]), grid[k], grid[k + 1])
         )

@@ -16,6 +16,7 @@ from varflow.tailor_model import Tailored
 from varflow.tailor_search import Search, search
 
 Table = dict[sp.Symbol, sp.Expr]
+LONGEST = 250
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ def _finished(
     rest = [u for u in unknowns if u not in branch.table]
     if not set(rest) & (subject.b.free_symbols | subject.c.free_symbols):
         opened = peeled([_opened(branch, subject)], [] if numeric else rest)
-        if all(set(unknowns) <= set(b.table) for b in opened):
+        if all(set(unknowns) <= set(b.table) and _readable(b.table) for b in opened):
             return [{u: _settled(v) for u, v in b.table.items()} for b in opened], False
     points = search(Search(subject, branch.table, branch.left, numeric, rest, near))
     return [_numbers(branch, subject, point) for point in points], True
+
+
+def _readable(table: Table) -> bool:
+    """Whether formulas are short enough to be worth more than their numbers."""
+    return all(v.count_ops() <= LONGEST or v.free_symbols for v in table.values())
 
 
 def _numbers(branch: Branch, subject: Tailored, point: Mapping[sp.Symbol, float]) -> Table:
@@ -185,17 +191,17 @@ def _roots(expr: sp.Expr, unknown: sp.Symbol) -> list[sp.Expr]:
 
 
 def _plain(expr: sp.Expr) -> sp.Expr:
-    """Lowest terms where that is cheap."""
-    return (
-        sp.cancel(expr)
-        if expr.is_rational_function() and expr.count_ops() < 200
-        else sp.expand(expr)
-    )
+    """Lowest terms where that is cheap: without functions of numbers, of which there may be many."""
+    if expr.has(sp.Function) or expr.count_ops() > 200 or not expr.is_rational_function():
+        return expr
+    return sp.cancel(expr)
 
 
 def _numerator(expr: sp.Expr) -> sp.Expr:
     """A rational equation without its denominator."""
-    return sp.expand(sp.numer(sp.together(expr))) if expr.count_ops() < 400 else expr
+    if expr.has(sp.Function) or expr.count_ops() > 400:
+        return expr
+    return sp.expand(sp.numer(sp.together(expr)))
 
 
 def _opened(branch: Branch, subject: Tailored) -> Branch:
