@@ -131,7 +131,7 @@ class Numbers:
         }
         if source and d.readers(source) == 1 and np.all(g != 0):
             result["grad_local_gain"] = self.gradient(source) / g
-        if law.tier == "population" and not d.bodies:
+        if law.tier == "population" and not d.bodies and self.profile is None:
             result["standard_error"] = self._population.standard_error_second_moment[d.program.values[name]]
             if law.closure is not None:
                 closure = Numbers(d.closed, self._given).second(name)

@@ -83,9 +83,9 @@ class Contraction(Summation):
         if count > 1:
             return self._one(self._unknown(*(b.law for b in x)))
         out, into = (w.columns, quotient(w.rows, w.groups)) if transpose else (quotient(w.rows, w.groups), w.columns)
-        if into == 1 or (into == out and w.columns == 1):
-            return tuple(Block(times(b.size, quotient(out, into)), b.law and self._depthwise(w, transpose, k, b.law))
-                         for k, b in enumerate(x))
+        if w.columns == 1:
+            return tuple(Block(times(b.size, quotient(out, into)), b.law and self._depthwise(
+                w, transpose, k, Block(into, b.law))) for k, b in enumerate(x))
         if not w.groups.is_number or w.groups > MAX_GROUPS:
             return self._one(self._unknown(*(b.law for b in x)))
         groups = int(w.groups)
@@ -96,9 +96,9 @@ class Contraction(Summation):
             parts[int(mark.variable.expr)].append(Block(size, law))
         return tuple(Block(out, self._part(w, transpose, k, tuple(part))) for k, part in enumerate(parts))
 
-    def _depthwise(self, w: Weight, transpose: bool, k: int, x: Instance) -> Instance:
-        same = self._part(w, transpose, k, (Block(sp.S.One, x),), DEPTHWISE)
-        return same if self.laws.closures else self._make(Depthwise, False, twin=same)
+    def _depthwise(self, w: Weight, transpose: bool, k: int, x: Block) -> Instance:
+        same = self._part(w, transpose, k, (x,), DEPTHWISE)
+        return same if self.laws.closures else self._make(Depthwise, False, twin=same, of=x.law, terms=x.size * w.taps)
 
     def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:
         """The product of one diagonal block of a weight."""

@@ -339,7 +339,7 @@ class Covariances(ABC):
         if self.profiles and not self.varies(older.variable, False):
             return self.operated(Overall(), (here,), here)
         other = at(View(True, view.sample))
-        if here is other or (here.is_zero and other.is_zero):
+        if not self.profiles and (here.template, here.args) == (other.template, other.args):
             return here  # type: ignore[no-any-return]
         p = mo.part
         limit = mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, mo.constant(count)])

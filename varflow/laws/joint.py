@@ -16,12 +16,15 @@ import sympy as sp
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import arguments, carried, coefficient, index_of
+from varflow.laws.cells import KINKED
 from varflow.laws.closure import closed
 from varflow.laws.covariances import Covariances, twin
+from varflow.laws.depthwise import even_part
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Overall
+from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
@@ -47,14 +50,19 @@ ARGUMENT_LIMIT = 10
 ROOT_LIMIT = 3
 """Variables within a nonlinear function beyond which neither closed form nor integral is tried."""
 EXPANSION_LIMIT = 400
+SAMPLED = 2
+"""Variables of a kinked function beyond which a sample is taken where one can be."""
 
 
 @dataclass
 class Laws(Covariances):
     """Named moments of variables, computed once each; with ``closures`` a Gaussian closure stands in where there
-    is no formula."""
+    is no formula, with ``sampling`` a sample of its sources. ``samples_apart``: no statistic of a finite batch ties
+    gradients of different samples, whose cotangents are independent."""
 
     closures: bool = False
+    sampling: bool = False
+    samples_apart: bool = False
     _mean: dict[Variable, Formula] = field(default_factory=dict)
     _function: dict[Any, Formula] = field(default_factory=dict)
     _work: int = 0
@@ -90,7 +98,7 @@ class Laws(Covariances):
         try:
             f: Formula | None = find(v)
         except NoFormula:
-            f = closed(self, v, measure) if self.closures else None
+            f = closed(self, v, measure) if self.closures else self._sampled(v, measure)
             if f is None and v.value is None:
                 raise
         finally:
@@ -99,6 +107,14 @@ class Laws(Covariances):
             return f
         moment = self.system.define(kind, v.node, f, backward=v.backward, value=v.value, measure=measure)
         return mo.named(moment)
+
+    def _sampled(self, v: Variable, measure: str) -> Formula | None:
+        """A moment by a sample of the sources; None where it is not a function of Gaussian ones."""
+        x = Instance(v)
+        try:
+            return sampled(self, [x] if measure == "mean" else [x, x], SAME, v) if self.sampling else None
+        except NoFormula:
+            return None
 
     def _find_mean(self, v: Variable) -> Formula:
         match v:
@@ -165,6 +181,8 @@ class Laws(Covariances):
         unrelated = view.position and x.moves and x.moves[-1][0] == "unflatten"
         x, y = replace(x, there=False), replace(y, there=not view.same)
         both_backward = first.backward and second.backward
+        if both_backward and view.sample and self.samples_apart:
+            return mo.ZERO
         if both_backward and not self._families(first) & self._families(second) & self._backward_bits:
             return mo.ZERO
         if unrelated or not self.dependent(x, y, view):
@@ -181,10 +199,18 @@ class Laws(Covariances):
         u, v = x.variable, y.variable
         key = (u, x.moves, v, y.moves, view)
         if key not in self._pair:
-            found = self._find_pair(x, y, view)
+            found = self._pair_or_sample(x, y, view)
             self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=_born).node,
                                                          backward=u.backward or v.backward))
         return self._oriented(self._pair[key], asked, view, first, u, v)
+
+    def _pair_or_sample(self, x: Instance, y: Instance, view: View) -> Formula:
+        try:
+            return self._find_pair(x, y, view)
+        except NoFormula:
+            if not self.sampling or self.closures:
+                raise
+            return sampled(self, [x, y], view, max(x.variable, y.variable, key=_born))
 
     def _find_pair(self, x: Instance, y: Instance, view: View) -> Formula:
         for a, b in ((x, y), (y, x)):
@@ -344,6 +370,8 @@ class Laws(Covariances):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
         if isinstance(v, Largest):
             return self.of_largest(f, v, coefficients)
+        if isinstance(v, Depthwise):
+            return self._polynomial(even_part(f), v, coefficients)
         if isinstance(v, Opaque | PositionAverage | Mixed) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
@@ -377,7 +405,7 @@ class Laws(Covariances):
         place: dict[Instance, int] = {a: i for i, a in enumerate(kept)}
         inner: dict[sp.Symbol, sp.Expr] = {}
         for i, a in enumerate(v.args):
-            moved = self._settled(carried(a, x), view)
+            moved = self.settled(carried(a, x), view)
             inner[arg(i)] = arg(place.setdefault(moved, len(place)))
         for i in range(len(v.coefficients)):
             inner[coefficient(i)] = coefficient(len(coefficients) + i)
@@ -387,7 +415,7 @@ class Laws(Covariances):
         own = tuple(self.turned_quantity(c) for c in v.coefficients) if turned else v.coefficients
         return self.expectation(rename(expr, tuple(outer.items())), tuple(place), coefficients + own, view)
 
-    def _settled(self, x: Instance, view: View) -> Instance:
+    def settled(self, x: Instance, view: View) -> Instance:
         """``x``, here instead of there where it does not vary along the view."""
         if x.there and self._reduced(view, x.variable, x.variable).same:
             return replace(x, there=False)
@@ -410,6 +438,8 @@ class Laws(Covariances):
             if coefficient(i) in used:
                 table[coefficient(i)] = mo.place(position(given, c), c)
         renamed = rename(expr, tuple(table.items()))
+        if self.sampling and len(indices) > SAMPLED and renamed.has(*KINKED):
+            raise NoFormula("a kinked function of several variables")
         found = template(renamed, tuple(kinds), matrix)
         degree = self._degree(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
         exactness = mo.weakest(mo.EXACTNESS, (self._exactness(expr, indices, args), "wide" if degree > 1 else "exact"))
@@ -457,6 +487,10 @@ class Laws(Covariances):
         f = self._entry_formula(x, y, view)
         c = self.quantity(f, node=x.variable.node, backward=x.variable.backward)
         return c if isinstance(c, sp.Number) and plain(c) else mo.place(position(given, c), c)
+
+    def entry_quantity(self, x: Instance, y: Instance, view: View) -> Quantity:
+        """Covariance of two Gaussian instances as one quantity."""
+        return self.quantity(self._entry_formula(x, y, view), node=x.variable.node, backward=x.variable.backward)
 
     def _entry_formula(self, x: Instance, y: Instance, view: View) -> Formula:
         if x.there and not y.there:

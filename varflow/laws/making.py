@@ -27,7 +27,14 @@ from varflow.laws.variables import (
     Product,
     Variable,
 )
-from varflow.program import Contract, Instruction, Mask, Program, Standardize
+from varflow.program import (
+    Contract,
+    Instruction,
+    Mask,
+    Program,
+    Standardize,
+    has_windows,
+)
 from varflow.symbols import arg
 
 UNKNOWN = sp.nan
@@ -45,6 +52,10 @@ def linear_form(expr: sp.Expr, count: int) -> tuple[sp.Expr, ...] | None:
     return (poly.coeff_monomial(1), *(poly.coeff_monomial(s) for s in symbols))
 
 
+def _ties_samples(p: object) -> bool:
+    return isinstance(p, Standardize) and p.axis == "sample" and p.batch is not None
+
+
 class Reading:
     """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value."""
 
@@ -53,7 +64,8 @@ class Reading:
 
     def __init__(self, program: Program, closures: bool = False, profiles: bool = False) -> None:
         self.program = program
-        self.laws = Laws(profiles=profiles, closures=closures)
+        self.laws = Laws(profiles=profiles, closures=closures, sampling=has_windows(program),
+                         samples_apart=not any(_ties_samples(s.primitive) for s in program))
         self.values: list[Blocks] = []
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}

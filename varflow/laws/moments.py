@@ -265,8 +265,9 @@ class Expansion:
         return self._known[quantity]
 
     def _one(self, m: Moment) -> sp.Expr | None:
-        parts = [self._known[a] for a in m.args if isinstance(a, Moment)]
-        if m.template is None or any(p is None for p in parts):
+        if m.template is None:
+            return None
+        if any(self._known[a] is None for a in m.args if isinstance(a, Moment)):
             return None
         expr = fill(m.template, m.args, lambda a: self._known[a])
         return sp.oo if expr.has(sp.zoo) else expr
@@ -278,8 +279,8 @@ class Evaluation:
     ``values`` maps symbols' names to numbers or arrays; ``measured`` supplies moments that have no formula.
     """
 
-    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any]) -> None:
-        self.values, self.measured = values, measured
+    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any], profiles: bool = False) -> None:
+        self.values, self.measured, self.profiles = values, measured, profiles
         self._known: dict[Moment, Any] = {}
 
     def of(self, quantity: Quantity) -> Any:
@@ -297,13 +298,19 @@ class Evaluation:
             self._known[m] = self._one(m)
         return self._known[quantity]
 
+    def _operated(self, operator: Any, numbers: tuple[Any, ...]) -> Any:
+        """What an operator makes of arrays; outside profiles they are grids of parameters, of their own shape."""
+        arrays = [np.asarray(x, dtype=np.float64) for x in numbers]
+        found = operator.apply(*(np.atleast_2d(a) for a in arrays))
+        return found if self.profiles else found.reshape(np.broadcast_shapes(*(a.shape for a in arrays)))[()]
+
     def _one(self, m: Moment) -> Any:
         if m.template is None and m.operator is None:
             return self.measured(m)
         numbers = tuple(self._known[a] if isinstance(a, Moment) else _evaluate(a, (), (), self.values)
                         for a in m.args)
         if m.operator is not None:
-            return m.operator.apply(*(np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in numbers))
+            return self._operated(m.operator, numbers)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
         return _evaluate(m.template, places, numbers, self.values)
 

@@ -140,8 +140,11 @@ class Normalization(Reading):
     def _large_batch_norm(self, rule: Standardize, base: Instance | None, law: Instance, whole: bool) -> Instance:
         if base is None:
             return self._independent_norm(rule, law, whole)
-        centred = self._centred(rule, base)
-        variance = mo.total([self._overall(self.laws.second(centred)), mo.constant(rule.eps)])
+        try:
+            centred = self._centred(rule, base)
+            variance = mo.total([self._overall(self.laws.second(centred)), mo.constant(rule.eps)])
+        except NoFormula:
+            return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
         shape = mo.part(0) ** sp.Rational(-1, 2)
         inverse = self.laws.quantity(wide(mo.combine(shape, [variance])), "k", self.step.node)
         self._inverse[self.step.args[0], rule].append(inverse)

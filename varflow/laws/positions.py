@@ -148,16 +148,22 @@ class Within:
 
 @dataclass(frozen=True)
 class Inside:
-    """How many taps of an output position's window are inside the grid (transpose: windows a position is in)."""
+    """How many taps of an output position's window are inside the grid (transpose: windows a position is in); with
+    ``rivals`` the entries of the windows a position is in, on harmonic average: its chance to win is one over it."""
 
     window: Window
     transpose: bool
+    rivals: bool = False
 
     def apply(self, *_: Array) -> Array:
         """(P, 1)."""
-        if _too_many(self.window):
-            return np.full((1, 1), _mean_count(self.window, self.transpose))
-        return taps_inside(self.window, self.transpose)
+        w = self.window
+        if _too_many(w):
+            return np.full((1, 1), _mean_count(w, self.transpose and not self.rivals))
+        if not self.rivals:
+            return taps_inside(w, self.transpose)
+        chances = sum(m @ (1 / taps_inside(w, False)) for m in _matrices(w, True))
+        return np.asarray(np.maximum(taps_inside(w, True), 1) / np.maximum(chances, 1 / w.taps))
 
 
 @dataclass(frozen=True)

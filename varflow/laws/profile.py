@@ -27,7 +27,7 @@ class Profile:
     def __init__(self, program: Program, values: Mapping[str, Any], measured: Callable[[Moment], Any]) -> None:
         self.program = program
         self._propagation = Propagation(program, profiles=True)
-        self._evaluation = Evaluation(values, measured)
+        self._evaluation = Evaluation(values, measured, profiles=True)
         self._known: dict[tuple[int, bool], Array | None] = {}
 
     def second(self, value: int) -> Array | None:

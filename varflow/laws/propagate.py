@@ -96,7 +96,9 @@ class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
             return ()
         position = any(isinstance(s.primitive, PositionMean) for s in self.program)
         sample = any(isinstance(s.primitive, Standardize) and s.primitive.axis == "sample" for s in self.program)
-        return (POSITION,) * position + (SAMPLE,) * sample
+        image = any(isinstance(s.primitive, Standardize) and s.primitive.axis == "sample" and s.shape.positions
+                    for s in self.program)
+        return (POSITION,) * position + (SAMPLE,) * sample + (View(True, True),) * image
 
     # -- rules ---------------------------------------------------------------------------------------
 

@@ -162,9 +162,12 @@ class PositionAverage(Variable):
 
 @dataclass(eq=False)
 class Depthwise(Variable):
-    """A depthwise convolution: a scale mixture, with the second moments of ``twin``, a Gaussian."""
+    """A depthwise convolution: symmetric, a scale mixture, with the second moments of ``twin``, a Gaussian; a sum of
+    ``terms`` products of a weight and a value ``of``."""
 
     twin: Instance | None = None
+    of: Instance | None = None
+    terms: sp.Expr = sp.S.One
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, listed, shifted
 from varflow.laws.moments import Quantity
 from varflow.laws.numeric import vectorized
-from varflow.laws.positions import Inside, SharedMaximum, Within
+from varflow.laws.positions import Inside, Overall, SharedMaximum, Within
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -106,12 +106,15 @@ class Windows(Reading):
         correlation of their gradients."""
         windows = self._entries(window, True)
         count = windows if isinstance(windows, sp.Expr) else listed(numbers, windows)
-        expr = count * power ** (window.taps - 1)
+        rivals = self._rivals(window)
+        entries = rivals if isinstance(rivals, sp.Expr) else listed(numbers, rivals)
+        expr = count * power ** (entries - 1)
         apart = self.laws.pair(d, _there(d), POSITION)
         unions = overlaps(window)
         if apart.is_zero or not unions:
             return expr
-        ratio = mo.combine(mo.part(0) / mo.part(1), [apart, self.laws.second(d)])
+        levels = [self.laws.operated(Overall(), (f,), f) for f in (apart, self.laws.second(d))]
+        ratio = mo.combine(mo.part(0) / mo.part(1), levels)
         shared = sp.Add(*(share * power ** (size - 1) for size, share in unions))
         return expr + listed(numbers, self.laws.quantity(ratio, "k", self.step.node)) * shared
 
@@ -122,6 +125,13 @@ class Windows(Reading):
         if not self.laws.profiles or even:
             return limit
         return self.laws.system.operate(Inside(window, transpose), (limit,), "k", self.step.node, self.step.backward)
+
+    def _rivals(self, window: Window) -> Quantity:
+        """Entries of a window that an entry is in."""
+        if not self.laws.profiles or window.uniform:
+            return sp.Integer(window.taps)
+        operator = Inside(window, True, rivals=True)
+        return self.laws.system.operate(operator, (sp.Integer(window.taps),), "k", self.step.node, self.step.backward)
 
     def _member(self, window: Window, g: Instance, transpose: bool) -> Instance:
         """Any entry of a window (any window of an entry): differs from the value itself in profiles only."""
