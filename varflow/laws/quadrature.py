@@ -21,7 +21,13 @@ from varflow.laws.domain import Divergent, NotReal, too_steep
 from varflow.laws.integral import GaussianExpectation
 from varflow.laws.kronrod import integrate_rows
 from varflow.laws.meshes import Overflow, reaches
-from varflow.laws.numeric import Array, broadcast, vectorized, with_enough_digits
+from varflow.laws.numeric import (
+    Array,
+    broadcast,
+    different_rows,
+    vectorized,
+    with_enough_digits,
+)
 from varflow.laws.separable import Sides, evaluated, sides
 
 TINY = 1e-100
@@ -75,8 +81,8 @@ class Integral:
 def _unique(flat: list[Array], rows: int) -> tuple[list[Array], Any]:
     if not flat:
         return [], np.zeros(rows, dtype=int)
-    table, back = np.unique(np.stack(flat, axis=1), axis=0, return_inverse=True)
-    return [np.ascontiguousarray(c) for c in table.T], np.ravel(back)
+    first, back = different_rows(np.stack(flat, axis=1))
+    return [np.ascontiguousarray(c[first]) for c in flat], back
 
 
 def _column(value: Any, points: list[Array], rows: int) -> Array:

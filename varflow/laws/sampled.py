@@ -1,8 +1,8 @@
 """Expectations of many Gaussian variables by quasi-Monte Carlo over the sources a value depends on.
 
 Where neither a closed form nor an integral of one or two variables exists, the expectation is over a handful of
-jointly Gaussian variables of known covariance: a shifted Kronecker sequence (Niederreiter 1978) with antithetic
-points gives it to about three digits.
+jointly Gaussian variables of known covariance: a scrambled Sobol sequence (Owen 1998) with antithetic points gives
+it to about three digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.depthwise import spread_of_scale
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.numeric import vectorized
+from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.variables import (
     Composite,
     Depthwise,
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from varflow.laws.joint import Laws
 
 Array = npt.NDArray[np.float64]
-POINTS = 2**14
+POINTS = 2**13
 MOST_SOURCES = 40
-MOST_ROWS = 48
+MOST_ROWS = 64
 """Different rows of covariances that are evaluated one by one; more are averaged first."""
+MOST_PAIRS = 2**16
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,14 @@ class SourceSample:
         if not given:
             return np.full((1, 1), self._expected(()))
         shape = np.broadcast_shapes(*(g.shape for g in given))
+        if np.prod(shape) > MOST_PAIRS:
+            return np.full((1, 1), self._expected(tuple(float(g.mean()) for g in given)))
         rows = np.stack([np.broadcast_to(g, shape).ravel() for g in given], axis=1)
-        different, place = np.unique(np.round(rows, 12), axis=0, return_inverse=True)
-        if len(different) > MOST_ROWS:
+        first, place = different_rows(rows)
+        if len(first) > MOST_ROWS:
             return np.full((1, 1), self._expected(tuple(rows.mean(axis=0).tolist())))
-        values = np.array([self._expected(tuple(row.tolist())) for row in different])
-        return np.asarray(values[place.ravel()].reshape(shape))
+        values = np.array([self._expected(tuple(row.tolist())) for row in rows[first]])
+        return np.asarray(values[place].reshape(shape))
 
     def _expected(self, given: tuple[float, ...]) -> float:
         numbers, entries = given[: self.coefficients], given[self.coefficients :]
@@ -183,10 +186,10 @@ def _gamma_scale(uniform: Array, shape: float) -> Array:
 def _points(sources: int, masks: int) -> tuple[Array, Array]:
     """Antithetic Gaussian points, and uniform ones for masks."""
     from scipy.special import ndtri
+    from scipy.stats import qmc
 
     dimensions = max(sources + masks, 1)
-    steps = np.sqrt([float(sp.prime(k + 1)) for k in range(dimensions)])
-    u = (0.5 + np.arange(1, POINTS + 1)[:, None] * steps) % 1.0
+    u = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(dimensions)).random(POINTS)
     z = ndtri(np.clip(u[:, :sources], 1e-12, 1 - 1e-12))
     both = np.concatenate([u[:, sources:], u[:, sources:]])
     return np.concatenate([z, -z]), both
