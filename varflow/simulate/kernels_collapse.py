@@ -184,7 +184,8 @@ def draw_fresh(
             if factor[start + i, start + i] != 0.0:
                 fill(part, size, kind, 1.0, seed, draw, tensor, i * stride + first, words, spare)
             else:
-                part[:] = F(0.0)
+                for k in range(size):
+                    part[k] = F(0.0)
         for i in range(count - 1, -1, -1):
             part = y[i, first : first + size]
             scale = F(std * factor[start + i, start + i])
@@ -230,15 +231,18 @@ def collapse_one(
     ``small``, ``weights``: scratch, (2 columns, earlier columns) and one more than columns.
     """
     columns, inner, outer = x.shape[0], x.shape[1], y.shape[1]
-    precise = not gram(x, blocks, base, own, d, start, factor, False)
-    if precise:
+    precise = zero = np.int64(0)
+    if not gram(x, blocks, base, own, d, start, factor, zero):
+        precise += 1
         gram(x, blocks, base, own, d, start, factor, precise)
     for i in range(columns):
         for k in range(start):
             small[i, k] = factor[start + i, k]
         solve_upper(factor, small[i], start)
     draw_fresh(y, factor, start, std, seed, draw, tensor, words, spare, weights[columns])
-    precise, zero, at = precise or not is_steady(other, across), np.int64(0), np.int64(0)
+    at = zero
+    if not is_steady(other, across):
+        precise += 1
     known, drawn = small[columns : 2 * columns], small[:columns]
     for k in range(own, blocks.shape[0]):
         size = blocks[k, 4]

@@ -238,7 +238,8 @@ def evaluate(
     scratch, where each register's value is. Inputs of the full shape are read in place, the result is written there.
     """
     last = code.shape[0] - 1
-    at[:] = own
+    for k in range(own.size):
+        at[k] = own[k]
     for first in range(0, total, LANES):
         size = min(LANES, total - first)
         for s in range(last + 1):

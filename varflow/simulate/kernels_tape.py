@@ -103,15 +103,15 @@ def run_product(
 def run_gradient(w: Array, base: Number, grams: Array) -> Number:
     """Mean square entry of a sum of outer products: w = (rows, columns, then for each pair: where its row side and its
     column side are, and the number of places)."""
-    total, zero = 0.0, np.int64(0)
+    total, zero, precise = 0.0, np.int64(0), np.int64(1)
     for a in range(2, w.size, 3):
         left = carray(pointer(base + w[a]), (w[a + 2], w[0]), np.float32)
         right = carray(pointer(base + w[a + 1]), (w[a + 2], w[1]), np.float32)
         for b in range(2, w.size, 3):
             left_b = carray(pointer(base + w[b]), (w[b + 2], w[0]), np.float32)
             right_b = carray(pointer(base + w[b + 1]), (w[b + 2], w[1]), np.float32)
-            dots(left, left_b, grams[0], zero, zero, True)
-            dots(right, right_b, grams[1], zero, zero, True)
+            dots(left, left_b, grams[0], zero, zero, precise)
+            dots(right, right_b, grams[1], zero, zero, precise)
             for i in range(w[a + 2]):
                 for j in range(w[b + 2]):
                     total += grams[0, i, j] * grams[1, i, j]
