@@ -17,9 +17,9 @@ from varflow.simulate.sizes import number, whole
 
 METHODS = ("auto", "sampled", "collapsed")
 
-NORMAL, PRODUCT, INNER, COMBINED, SOLVED, CALL = 1.1, 0.05, 0.08, 0.03, 2.0, 300.0
+NORMAL, PRODUCT, INNER, COMBINED, SOLVED, CALL = 1.1, 0.03, 0.03, 0.03, 1.0, 300.0
 """Nanoseconds of one core: a normal number; a generated weight times an entry of one column; a term of an inner
-product in float64; a term of a linear combination; a step of a small solve; a contraction of no size."""
+product; a term of a linear combination; a step of a small solve; a contraction of no size."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from varflow.simulate.rng import CHUNK, NORMAL, TILE, check_counter, fill
 F = np.float32
 PIECE, SHORTEST = 4096, 512
 """Entries drawn together, over all columns and of one: they stay in the nearest cache."""
-RUN = 512
+RUN = 256
 DEPENDENT = 1e-8
 """A squared pivot below this share of the column's square counts as zero: columns are float32, and a direction that
 lies 1e-4 of its length off the others' span would be known to three digits only."""
@@ -63,38 +63,38 @@ def dot_precise(x: Array, y: Array) -> Any:
 
 
 @reduction
-def four_dots(a: Array, b: Array, i: Number, j: Number) -> Any:
-    """Rows i and i + 1 of a times rows j and j + 1 of b, as `dot`."""
-    total0 = total1 = total2 = total3 = 0.0
-    for first in range(0, a.shape[1], RUN):
-        x, y = a[i, first : first + RUN], a[i + 1, first : first + RUN]
-        p, q = b[j, first : first + RUN], b[j + 1, first : first + RUN]
-        s: Any = F(0.0)
-        t = u = v = s
-        for k in range(x.size):
-            s += x[k] * p[k]
-            t += x[k] * q[k]
-            u += y[k] * p[k]
-            v += y[k] * q[k]
-        total0 += s
-        total1 += t
-        total2 += u
-        total3 += v
-    return total0, total1, total2, total3
+def four_dots(a: Array, b: Array, i: Number, j: Number, first: Number, last: Number) -> Any:
+    """Rows i and i + 1 of a times rows j and j + 1 of b over the entries first..last, in float32."""
+    x, y, p, q = a[i, first:last], a[i + 1, first:last], b[j, first:last], b[j + 1, first:last]
+    s: Any = F(0.0)
+    t = u = v = s
+    for k in range(x.size):
+        s += x[k] * p[k]
+        t += x[k] * q[k]
+        u += y[k] * p[k]
+        v += y[k] * q[k]
+    return s, t, u, v
 
 
 @device
 def dots(a: Array, b: Array, out: Array, row: Number, column: Number, precise: Number) -> None:
-    """out[row + i, column + j] = a[i] . b[j]."""
+    """out[row + i, column + j] = a[i] . b[j]; run by run, so that rows stay in the nearest cache."""
     high, wide = (0, 0) if precise else (a.shape[0] // 2 * 2, b.shape[0] // 2 * 2)
-    for i in range(0, high, 2):
-        for j in range(0, wide, 2):
-            s, t, u, v = four_dots(a, b, i, j)
-            out[row + i, column + j], out[row + i, column + j + 1] = s, t
-            out[row + i + 1, column + j], out[row + i + 1, column + j + 1] = u, v
     for i in range(a.shape[0]):
-        for j in range(wide if i < high else 0, b.shape[0]):
-            out[row + i, column + j] = dot_precise(a[i], b[j]) if precise else dot(a[i], b[j])
+        for j in range(b.shape[0]):
+            if i < high and j < wide:
+                out[row + i, column + j] = 0.0
+            else:
+                out[row + i, column + j] = dot_precise(a[i], b[j]) if precise else dot(a[i], b[j])
+    for first in range(0, a.shape[1] if high else 0, RUN):
+        last = min(first + RUN, a.shape[1])
+        for i in range(0, high, 2):
+            for j in range(0, wide, 2):
+                s, t, u, v = four_dots(a, b, i, j, first, last)
+                out[row + i, column + j] += s
+                out[row + i, column + j + 1] += t
+                out[row + i + 1, column + j] += u
+                out[row + i + 1, column + j + 1] += v
 
 
 @device
@@ -268,8 +268,11 @@ def collapse_one(
     for k in range(blocks.shape[0]):
         source = 2 if k < own else 0
         rows = block(base + blocks[k, source], blocks[k, source + 1], d, blocks[k, 4], outer)
-        for i in range(columns):
-            combine(y[i], weights[i, at : at + blocks[k, 4]], rows, zero)
+        piece = max(PIECE // columns // TILE * TILE, SHORTEST)
+        for first in range(zero, outer, piece):
+            last = min(first + piece, outer)
+            for i in range(columns):
+                combine(y[i, first:last], weights[i, at : at + blocks[k, 4]], rows, first)
         at += blocks[k, 4]
 
 
