@@ -157,7 +157,7 @@ def measure(first: int, last: int, found: dict[str, Any], show: bool = False) ->
     times, kinds, odd = list(found["times"]), Counter(found["outcomes"]), list(found["odd"])
     for seed in range(first, last):
         kind, seconds = worker.ask(seed)
-        times.append(round(seconds, 3))
+        times.append(round(seconds, 2))
         kinds[_short(kind)] += 1
         if seconds > LIMIT or kind.startswith(("BUG", "not finite")):
             odd.append({"seed": seed, "seconds": round(seconds, 2), "kind": kind})
@@ -179,7 +179,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "slowest": times[-1],
     }
     over = sum(t > LIMIT for t in times)
-    rest = {k: found[k] for k in ("outcomes", "odd")}
+    rest = {k: found[k] for k in ("outcomes", "odd", "times")}
     return {"count": count, "cpu_seconds": seconds, "over_limit": over, **rest}
 
 
@@ -189,17 +189,15 @@ def _short(kind: str) -> str:
 
 
 def main(count: int, target: Path) -> None:
-    """Measure up to ``count`` texts, going on from what the times file beside the result holds."""
-    store = target.with_suffix(".partial.json")
+    """Measure up to ``count`` texts, going on from what the result holds."""
     found: dict[str, Any] = {"times": [], "outcomes": {}, "odd": []}
-    if store.exists():
-        found = json.loads(store.read_text())
+    if target.exists():
+        found = json.loads(target.read_text())
     while len(found["times"]) < count:
         done = len(found["times"])
         found = measure(done, min(done + 100, count), found, show=True)
-        store.write_text(json.dumps(found))
-        target.write_text(json.dumps(summary(found), indent=1) + "\n")
-    store.unlink()
+        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in summary(found).items()]
+        target.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -146,14 +146,14 @@ class _Function:
         points = _samples(q)
         with np.errstate(all="ignore"):
             values = np.broadcast_to(_numeric(self.f, self.z)(points), points.shape)
-        lost = points[np.isnan(values)]
+        lost = points[~np.isfinite(values)]
         for x in lost[np.argsort(np.abs(lost), kind="stable")][:8]:
             if self.exact(x) is None:
                 raise NotReal(
-                    "the function is not real on the whole line",
+                    "the function is not real and finite on the whole line",
                     where=_shown(self.f),
                     why=f"it has no real value at {x:.4g}, and a Gaussian variable takes every value",
-                    instead="a function that is real on the whole line",
+                    instead="a function that is real and finite on the whole line",
                 )
 
     def poles(self, q: float | None) -> list[Any]:
@@ -267,9 +267,8 @@ def _brackets(points: Array, values: Array) -> list[tuple[float, float]]:
     pairs = [(x[k], x[k + 1]) for k in change]
     size_ = np.abs(y)
     left, here, right = size_[:-2], size_[1:-1], size_[2:]
-    dip = (
-        np.flatnonzero((here <= np.minimum(left, right)) & (2 * here < np.maximum(left, right))) + 1
-    )
+    deep = (2 * here < np.maximum(left, right)) | (here < 1e-3 * np.median(size_))
+    dip = np.flatnonzero((here <= np.minimum(left, right)) & deep) + 1
     pairs += [(x[k - 1], x[k + 1]) for k in dip]
     return sorted({(float(a), float(b)) for a, b in pairs}, key=lambda p: abs(p[0] + p[1]))
 

@@ -452,4 +452,16 @@ def _unevaluated(
         for j in range(i, len(forms))
     ]
     number, body = body.as_coeff_Mul()
-    return number * GaussianExpectation(body, tuple(symbols), tuple(entries))
+    return number * _signed(GaussianExpectation(body, tuple(symbols), tuple(entries)))
+
+
+def _signed(made: GaussianExpectation) -> sp.Expr:
+    """The sign that all pieces share, taken out."""
+    body = made.integrand
+    if not isinstance(body, sp.Piecewise):
+        return made
+    values = [e for e, _ in body.args if e != 0]
+    if not values or not all(e.could_extract_minus_sign() for e in values):
+        return made
+    turned = sp.Piecewise(*[(-e, c) for e, c in body.args])
+    return -GaussianExpectation(turned, made.variables, made.covariance)

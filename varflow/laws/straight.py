@@ -43,7 +43,8 @@ def bottom_up(expr: sp.Expr, rules: Sequence[Rule], seen: dict[Any, Any] | None 
     if expr not in seen:
         args = [bottom_up(a, rules, seen) for a in expr.args]
         new = expr if all(a is b for a, b in zip(args, expr.args, strict=True)) else None
-        made = expr.func(*args) if new is None else new
+        options = {"evaluate": False} if isinstance(expr, (sp.Max, sp.Min)) else {}
+        made = expr.func(*args, **options) if new is None else new
         for rule in rules:
             made = rule(made) if isinstance(made, sp.Expr) else made
         seen[expr] = made
