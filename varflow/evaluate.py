@@ -78,7 +78,7 @@ class Numbers:
         sizes = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
         program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
         self._refuse_arrays()
-        return Profile(program, self.values, self._measured)
+        return Profile(program, self.values, self._measured, d.main.propagation.values)
 
     def _in_profile(self, name: str, measure: str, gradient: bool) -> float | None:
         """A moment averaged over positions; None where the network has no profile, or no formula there."""

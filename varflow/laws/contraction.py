@@ -98,6 +98,9 @@ class Contraction(Summation):
 
     def _depthwise(self, w: Weight, transpose: bool, k: int, x: Block) -> Instance:
         same = self._part(w, transpose, k, (x,), DEPTHWISE)
+        if self.step.backward and w.name in self.normalized and isinstance(same.variable, Product):
+            n = self.normalized[w.name]
+            same.variable.factor = times(same.variable.factor, quotient(n - 2, n))
         return same if self.laws.closures else self._make(Depthwise, False, twin=same, of=x.law, terms=x.size * w.taps)
 
     def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:

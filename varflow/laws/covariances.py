@@ -127,10 +127,10 @@ class Covariances(ABC):
 
     def _find_varies(self, v: Variable, sample: bool) -> bool:
         match v:
-            case Noise(kind=kind):
-                return kind != "bias"
-            case MaskEntry(per_sample=per_sample):
-                return sample or not per_sample
+            case Noise(kind=kind, placed=placed):
+                return kind != "bias" and (sample or placed)
+            case MaskEntry(per_sample=per_sample, placed=placed):
+                return sample or (placed and not per_sample)
             case BlockChoice():
                 return False
             case SampleMean(of=of, count=count) if of is not None:
@@ -339,6 +339,8 @@ class Covariances(ABC):
         if self.profiles and not self.varies(older.variable, False):
             return self.operated(Overall(), (here,), here)
         other = at(View(True, view.sample))
+        if count is sp.oo:
+            return self.operated(Overall(), (other,), other)
         if not self.profiles and (here.template, here.args) == (other.template, other.args):
             return here  # type: ignore[no-any-return]
         p = mo.part

@@ -112,7 +112,8 @@ class Laws(Covariances):
         """A moment by a sample of the sources; None where it is not a function of Gaussian ones."""
         x = Instance(v)
         try:
-            return sampled(self, [x] if measure == "mean" else [x, x], SAME, v) if self.sampling else None
+            known = not self.sampling or v.gaussian
+            return None if known else sampled(self, [x] if measure == "mean" else [x, x], SAME, v)
         except NoFormula:
             return None
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import sympy as sp
 
-from varflow.calculus import rename
+from varflow.calculus import derivative, rename
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.joint import Laws
 from varflow.laws.moments import Formula, Quantity
+from varflow.laws.numeric import vectorized
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
@@ -22,6 +24,7 @@ from varflow.laws.variables import (
     Composite,
     GaussianSum,
     Instance,
+    Largest,
     MaskEntry,
     Opaque,
     Product,
@@ -38,6 +41,7 @@ from varflow.program import (
 from varflow.symbols import arg
 
 UNKNOWN = sp.nan
+_GRID = np.linspace(-8.0, 8.0, 1601)
 
 
 @lru_cache(maxsize=16384)
@@ -57,13 +61,19 @@ def _ties_samples(p: object) -> bool:
 
 
 class Reading:
-    """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value."""
+    """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value.
+
+    ``reference`` are the values far from borders, for profiles; ``normalized`` the depthwise weights, by number of
+    terms, whose output a batch norm reads.
+    """
 
     step: Instruction
     index: int
 
-    def __init__(self, program: Program, closures: bool = False, profiles: bool = False) -> None:
-        self.program = program
+    def __init__(self, program: Program, closures: bool = False, profiles: bool = False,
+                 reference: Sequence[Blocks] | None = None) -> None:
+        self.program, self.reference = program, reference
+        self.normalized: dict[str, sp.Expr] = {}
         self.laws = Laws(profiles=profiles, closures=closures, sampling=has_windows(program),
                          samples_apart=not any(_ties_samples(s.primitive) for s in program))
         self.values: list[Blocks] = []
@@ -144,11 +154,31 @@ class Reading:
         if expr == 0:
             return None
         xs = tuple(distinct)
+        if len(xs) == 1 and isinstance(xs[0].variable, Largest) and not xs[0].moves and increasing(expr):
+            return self._of_largest(expr, xs[0].variable, whole)
         linear = linear_form(expr, len(xs))
         if linear is None:
             return self._make(Composite, whole, expr=expr, args=xs)
         terms = [(c, x) for c, x in zip(linear[1:], xs, strict=True) if c != 0]
         return self._combination(terms, mo.constant(linear[0]), whole)
+
+
+    def _of_largest(self, f: sp.Expr, v: Largest, whole: bool) -> Instance:
+        """An increasing function of the largest of several is the largest of the function's values."""
+        of = self._pointwise(f, (v.of,), False)
+        shared = v.shared and replace(v.shared, f=rename(f, ((arg(0), v.shared.f),)))
+        return self._make(Largest, whole, of=of, weight=v.weight, weight_args=v.weight_args,
+                          coefficients=v.coefficients, entry=v.entry, shared=shared)
+
+
+@lru_cache(maxsize=256)
+def increasing(f: sp.Expr) -> bool:
+    """Whether a function of arg(0) never falls, as its derivative at 1,601 points from -8 to 8 shows."""
+    slope = derivative(f, arg(0))
+    if slope.free_symbols - {arg(0)}:
+        return False
+    values = np.asarray(vectorized(slope, (arg(0),))(_GRID), dtype=np.float64)
+    return bool(np.all(values >= -1e-12))
 
 
 def listed(coefficients: list[Quantity], quantity: Quantity) -> sp.Symbol:

@@ -12,18 +12,22 @@ from varflow.laws.covariances import twin
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.positions import Overall
+from varflow.laws.positions import Freedom, Overall
 from varflow.laws.variables import (
+    POSITION,
     SAME,
     SAMPLE,
     Block,
     Blocks,
     Composite,
+    Depthwise,
     Instance,
     Opaque,
     PositionAverage,
+    Product,
     SampleMean,
     SphereEntry,
+    View,
 )
 from varflow.program import Instruction, Standardize, StandardizeBackward
 from varflow.symbols import arg
@@ -126,6 +130,8 @@ class Normalization(Reading):
     def _sample_norm(self, rule: Standardize, law: Instance | None, whole: bool) -> Instance | None:
         if law is None:
             return None
+        if isinstance(v := law.variable, Depthwise) and v.twin and isinstance(v.twin.variable, Product):
+            self.normalized[v.twin.variable.weight.split("#")[0]] = v.terms
         law = twin(law)
         base, _ = shifted(law)
         if rule.batch is None or rule.axis == "group" or self.step.shape.positions:
@@ -169,7 +175,7 @@ class Normalization(Reading):
         """A value that is independent from sample to sample: its statistics over a large batch are constants."""
         laws = self.laws
         try:
-            if rule.axis == "group" or laws.dependent(law, there(law), SAMPLE):
+            if rule.axis == "group" or (laws.dependent(law, there(law), SAMPLE) and not self._known_in_limit()):
                 raise NoFormula("statistics of a value that samples share", self.step.node)
             mean, second = self._overall(laws.mean(law)), self._overall(laws.second(law))
         except NoFormula:
@@ -199,9 +205,43 @@ class Normalization(Reading):
             if len(inverse) != len(x):
                 raise NoFormula("statistics without a formula", self.step.node)
             less = tuple(Block(b.size, b.law and self._gradient_less_mean(rule, b.law)) for b in d)
-            return self._scaled_gradient(list(inverse), [x, less])
+            lost = [mo.combine(sp.sqrt(mo.part(0)), [f]) for f in self._loss(rule, x)]
+            known = [(self.laws.formula(k), f) for k, f in zip(inverse, lost, strict=True) if k is not None]
+            scales = [self.laws.quantity(mo.product(k, f), "k", self.step.node) for k, f in known]
+            return self._scaled_gradient(list(scales), [x, less])
         except NoFormula:
             return self._one(self._unknown(*(b.law for b in (*x, *d))))
+
+    def _known_in_limit(self) -> bool:
+        """Whether the law far from borders has a formula here: then samples share borders only."""
+        if self.reference is None:
+            return False
+        return not any(b.law is not None and isinstance(b.law.variable, Opaque) for b in self.reference[self.index])
+
+    def _loss(self, rule: Standardize, x: Blocks) -> list[Formula]:
+        """By block, E[1/var] E[var] and what the projection takes: (f-1)/(f-2) for f degrees of freedom; n/(n-2) for
+        the variances that a depthwise convolution of n terms gives its channels."""
+        return [mo.product(self._freedom(rule, b.law), self._of_channels(b.law)) if b.law else mo.ONE for b in x]
+
+    @staticmethod
+    def _of_channels(law: Instance) -> Formula:
+        v = law.variable
+        return mo.constant(quotient(v.terms, v.terms - 2)) if isinstance(v, Depthwise) else mo.ONE
+
+    def _freedom(self, rule: Standardize, law: Instance) -> Formula:
+        places, x = self.step.shape.places, twin(law)
+        laws, batch = self.laws, sp.S.One if rule.axis == "group" else rule.batch
+        base, _ = shifted(x)
+        if laws.profiles and base is not None and places != 1:
+            views = (SAME, POSITION, SAMPLE, View(True, True))
+            parts = [laws.covariance(base, base, w) for w in views[: 2 if rule.axis == "group" else 4]]
+            parts += [mo.ZERO] * (4 - len(parts))
+            operator = Freedom(None if batch is None else int(batch), int(places))
+            return laws.operated(operator, tuple(parts), mo.ONE)
+        if batch is None:
+            return mo.ONE
+        entries = batch * places
+        return mo.constant(quotient(entries - 2, entries - 3)) if entries != 3 else mo.constant(sp.oo)
 
     def _gradient_less_mean(self, rule: Standardize, d: Instance) -> Instance:
         laws = self.laws

@@ -53,7 +53,7 @@ class Kernel:
         """``moment`` at one position (or between two, its diagonal from ``same``) summed over the taps."""
         w = self.window
         even = w.uniform and (not self.transpose or w.covers_evenly)
-        if (moment.size == 1 and even) or _too_many(w):
+        if (moment.size == 1 and even) or too_many(w):
             return np.full((1, 1), float(moment.mean()) * _mean_count(w, self.transpose))
         matrices = _matrices(w, self.transpose)
         if not self.between:
@@ -86,7 +86,7 @@ class Mixing:
         """``same`` (P, 1) and ``other`` (P, P') mixed."""
         mix = self.left or self.right
         assert mix is not None
-        if (same.size == 1 and other.size == 1 and mix.window.uniform) or _too_many(mix.window):
+        if (same.size == 1 and other.size == 1 and mix.window.uniform) or too_many(mix.window):
             alike, apart = self.limit
             return np.full((1, 1), float(alike) * same.mean() + float(apart) * other.mean())
         count = (mix_matrix(self.left) if self.left else mix_matrix(mix)).shape[1]
@@ -104,7 +104,7 @@ class Spread:
 
     def apply(self, same: Array) -> Array:
         """(P, 1) mixed."""
-        if _too_many(self.mix.window):
+        if too_many(self.mix.window):
             return np.full((1, 1), float(sp.sqrt(Mixing(self.mix, self.mix, True).limit[1])) * same.mean())
         matrix = mix_matrix(self.mix)
         return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
@@ -121,7 +121,7 @@ class Among:
 
     def apply(self, same: Array, other: Array) -> Array:
         """Means of ``same`` (P, 1), or of ``other`` (P, P')."""
-        if _too_many(self.window):
+        if too_many(self.window):
             return np.full((1, 1), (other if self.between else same).mean())
         matrix = _mean_matrix(self.window, self.transpose)
         if not self.between:
@@ -137,7 +137,7 @@ class Within:
 
     def apply(self, same: Array, other: Array) -> Array:
         """Means of ``other`` (P, P') off the diagonal."""
-        if other.size == 1 or _too_many(self.window):
+        if other.size == 1 or too_many(self.window):
             return np.full((1, 1), other.mean())
         mean = _mean_matrix(self.window, False)
         count = taps_inside(self.window, False)
@@ -158,12 +158,45 @@ class Inside:
     def apply(self, *_: Array) -> Array:
         """(P, 1)."""
         w = self.window
-        if _too_many(w):
+        if too_many(w):
             return np.full((1, 1), _mean_count(w, self.transpose and not self.rivals))
         if not self.rivals:
             return taps_inside(w, self.transpose)
         chances = sum(m @ (1 / taps_inside(w, False)) for m in _matrices(w, True))
         return np.asarray(np.maximum(taps_inside(w, True), 1) / np.maximum(chances, 1 / w.taps))
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """(f-1)/(f-2), f the effective degrees of freedom (sum of eigenvalues)^2 / sum of squares of the variance over
+    ``batch`` samples (None: many) at ``places`` positions (Satterthwaite 1946): E[1/var] E[var] less what projecting
+    takes. Exact for independent entries."""
+
+    batch: int | None
+    places: int
+
+    def apply(self, same: Array, other: Array, shared: Array, shared_other: Array) -> Array:
+        """From covariances in one sample, (P, 1) and (P, P'), and between two."""
+        n = self.places
+        if n > MAX_PLACES:
+            return np.ones((1, 1))
+        own, across = _completed(other, same, n), _completed(shared_other, shared, n)
+        apart = own - across
+        if self.batch is None:
+            first, second = np.trace(apart), 0.0
+            common = _centred(across)
+        else:
+            first, second = (self.batch - 1) * np.trace(apart), (self.batch - 1) * float((apart**2).sum())
+            common = _centred(apart + self.batch * across)
+        squares = second + float((common**2).sum())
+        if squares <= 0:
+            return np.ones((1, 1))
+        freedom = float(first + np.trace(common)) ** 2 / squares
+        return np.full((1, 1), (freedom - 1) / (freedom - 2) if freedom > 2 else np.inf)
+
+
+def _centred(matrix: Array) -> Array:
+    return np.asarray(matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean())
 
 
 @dataclass(frozen=True)
@@ -177,10 +210,9 @@ class SharedMaximum:
     def apply(self, second: Array) -> Array:
         """(P', P') from the second moments (P, 1) of the entries, taken as their mean."""
         scale = float(np.sqrt(second.mean()))
-        if _too_many(self.window):
+        if too_many(self.window):
             return np.full((1, 1), _product_of_maxima(self.f, scale, self.window.taps, self.window.taps, 0))
-        total: Any = sum(_matrices(self.window, False))
-        common = np.rint((total @ total.T).toarray()).astype(int)
+        common = shared_entries(self.window)[0]
         size = np.diag(common)
         cases = np.stack(np.broadcast_arrays(size[:, None], size[None, :], common), axis=-1).reshape(-1, 3)
         different, place = np.unique(cases, axis=0, return_inverse=True)
@@ -254,7 +286,14 @@ def _mean_matrix(w: Window, transpose: bool) -> Any:
     return diags_array(1 / np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1)) @ total
 
 
-def _too_many(w: Window) -> bool:
+def shared_entries(w: Window) -> tuple[npt.NDArray[np.int64], int]:
+    """Entries that the windows of every two output positions have in common, and the number of input positions."""
+    total: Any = sum(_matrices(w, False))
+    return np.rint((total @ total.T).toarray()).astype(np.int64), total.shape[1]
+
+
+def too_many(w: Window) -> bool:
+    """Whether a grid has too many positions to tell apart."""
     return int(np.prod([int(n) for n in w.inputs])) > MAX_PLACES
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,21 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Evaluation, Formula, Moment
 from varflow.laws.positions import Array
 from varflow.laws.propagate import Propagation
-from varflow.laws.variables import Instance
+from varflow.laws.variables import Blocks, Instance
 from varflow.program import Program
 
 
 class Profile:
     """Arrays over positions for the values of a program whose grids have numbers.
 
-    ``values`` are numbers for its other symbols, ``measured`` supplies moments that have no formula.
+    ``values`` are numbers for its other symbols, ``measured`` supplies moments that have no formula, ``reference``
+    are the laws far from borders.
     """
 
-    def __init__(self, program: Program, values: Mapping[str, Any], measured: Callable[[Moment], Any]) -> None:
+    def __init__(self, program: Program, values: Mapping[str, Any], measured: Callable[[Moment], Any],
+                 reference: Sequence[Blocks] | None = None) -> None:
         self.program = program
-        self._propagation = Propagation(program, profiles=True)
+        self._propagation = Propagation(program, profiles=True, reference=reference)
         self._evaluation = Evaluation(values, measured, profiles=True)
         self._known: dict[tuple[int, bool], Array | None] = {}
 

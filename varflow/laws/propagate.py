@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import sympy as sp
@@ -63,8 +63,9 @@ DEEP = 150
 class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
     """The laws of a program's values. ``values[i]`` are the blocks of instruction i's value."""
 
-    def __init__(self, program: Program, closures: bool = False, profiles: bool = False) -> None:
-        super().__init__(program, closures, profiles)
+    def __init__(self, program: Program, closures: bool = False, profiles: bool = False,
+                 reference: Sequence[Blocks] | None = None) -> None:
+        super().__init__(program, closures, profiles, reference)
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
         for i, step in enumerate(program):
@@ -133,23 +134,25 @@ class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
                 raise UnsupportedError(f"no law is known for {type(other).__name__}", step.node)
 
     def _source(self, source: Input | Cotangent | Bias | Mask) -> Instance | None:
+        placed = bool(self.step.shape.positions)
         match source:
             case Mask(keep=keep, per_sample=per_sample, name=name):
                 if source not in self._masks:
-                    self._masks[source] = MaskEntry(**self._label(), keep=keep, per_sample=per_sample, name=name)  # type: ignore[arg-type]
+                    self._masks[source] = MaskEntry(**self._label(), keep=keep, per_sample=per_sample, name=name,  # type: ignore[arg-type]
+                                                     placed=placed)
                 return Instance(self._masks[source])
             case Bias(variance=variance):
                 return None if variance == 0 else self._make(
                     Noise, variance=variance, position=sp.S.One, sample=sp.S.One, kind="bias")
             case Cotangent():
-                return self._make(Noise, kind="cotangent")
+                return self._make(Noise, kind="cotangent", placed=placed)
             case Input(mean=mean, second_moment=second):
                 return self._input(source, sp.expand(second - mean**2))
 
     def _input(self, source: Input, variance: sp.Expr) -> Instance | None:
         noise = None if variance == 0 else self._make(
             Noise, source.mean == 0, variance=variance, position=source.position_correlation,
-            sample=source.sample_correlation, kind="input")
+            sample=source.sample_correlation, kind="input", placed=bool(self.step.shape.positions))
         return self._shift(noise, mo.constant(source.mean), True)
 
     def _blockwise(self, expr: sp.Expr, args: list[Blocks]) -> Blocks:

@@ -96,12 +96,13 @@ Blocks: TypeAlias = tuple[Block, ...]
 @dataclass(eq=False)
 class Noise(Variable):
     """A Gaussian source: an input's centred entries, a bias or a cotangent. Covariance with itself: ``variance``
-    at the same place, times ``position`` and ``sample`` correlations elsewhere."""
+    at the same place, times ``position`` and ``sample`` correlations elsewhere. ``placed``: it has positions."""
 
     variance: sp.Expr = sp.S.One
     position: sp.Expr = sp.S.Zero
     sample: sp.Expr = sp.S.Zero
     kind: str = "input"
+    placed: bool = True
     gaussian = True
 
 
@@ -215,6 +216,7 @@ class MaskEntry(Variable):
     keep: sp.Expr = sp.S.One
     per_sample: bool = False
     name: str = ""
+    placed: bool = True
 
 
 @dataclass(eq=False)

@@ -9,14 +9,20 @@ from itertools import product
 import numpy as np
 import sympy as sp
 
-from varflow.calculus import derivative, rename
+from varflow.calculus import rename
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient, refine
 from varflow.laws.distributions import NoFormula
-from varflow.laws.making import Reading, listed, shifted
+from varflow.laws.making import Reading, increasing, listed, shifted
 from varflow.laws.moments import Quantity
-from varflow.laws.numeric import vectorized
-from varflow.laws.positions import Inside, Overall, SharedMaximum, Within
+from varflow.laws.positions import (
+    Inside,
+    Overall,
+    SharedMaximum,
+    Within,
+    shared_entries,
+    too_many,
+)
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -26,14 +32,13 @@ from varflow.laws.variables import (
     Largest,
     Member,
     Mixed,
-    Noise,
+    PositionAverage,
 )
 from varflow.program import Instruction, Mix, WindowMax, WindowMaxBackward
 from varflow.symbols import arg
 from varflow.window import Window
 
 EXCHANGEABLE = "the entries of a pooling window are exchangeable"
-_GRID = np.linspace(-8.0, 8.0, 1601)
 
 
 class Windows(Reading):
@@ -135,22 +140,23 @@ class Windows(Reading):
 
     def _member(self, window: Window, g: Instance, transpose: bool) -> Instance:
         """Any entry of a window (any window of an entry): differs from the value itself in profiles only."""
-        return self._make(Member, False, of=g, window=window, transpose=transpose) if self.laws.profiles else g
+        if not self.laws.profiles or not self.laws.varies(g.variable, False):
+            return g
+        return self._make(Member, False, of=g, window=window, transpose=transpose)
 
     def _odds(self, window: Window, g: Instance, entry: Instance
               ) -> tuple[sp.Expr, tuple[Instance, ...], list[Quantity]]:
         """The probability that another entry is below one of size arg(0), as an expression of arg(0) and, for
-        correlated entries, of a common unit Gaussian arg(1); and its coefficients."""
+        correlated entries, of what all positions have in common arg(1); and its coefficients."""
         laws = self.laws
         q, other = laws.second(entry), laws.pair(g, _there(g), POSITION)
         if other.is_zero:
             return _below(arg(0) / sp.sqrt(coefficient(0))), (), [laws.quantity(q, "q", self.step.node)]
-        within = laws.operated(Within(window), (laws.second(g), other), other)
-        rho = mo.combine(mo.part(0) / mo.part(1), [within, q])
-        scale = laws.quantity(mo.combine(sp.sqrt((1 - mo.part(0)) / mo.part(1)), [rho, q]), "k", self.step.node)
-        pull = laws.quantity(mo.combine(sp.sqrt(mo.part(0)), [rho]), "k", self.step.node)
-        common = Instance(Noise(**{**self._label(False), "backward": False}, kind="window"))  # type: ignore[arg-type]
-        return _below(arg(0) * coefficient(0) - coefficient(1) * arg(1)), (common,), [scale, pull]
+        within = laws.operated(Overall(), (laws.operated(Within(window), (laws.second(g), other), other),), other)
+        apart = laws.quantity(mo.combine(mo.part(0) - mo.part(1), [q, within]), "q", self.step.node)
+        label = {**self._label(False), "backward": False}
+        common = Instance(PositionAverage(**label, of=g, count=sp.oo))  # type: ignore[arg-type]
+        return _below((arg(0) - arg(1)) / sp.sqrt(coefficient(0))), (common,), [apart]
 
 
 def _below(x: sp.Expr) -> sp.Expr:
@@ -176,26 +182,31 @@ def as_function(x: Instance) -> tuple[sp.Expr, Instance] | None:
     return (f, inner[1]) if increasing(f) else None
 
 
-@lru_cache(maxsize=256)
-def increasing(f: sp.Expr) -> bool:
-    """Whether a function of arg(0) never falls, as its derivative at 1,601 points from -8 to 8 shows."""
-    slope = derivative(f, arg(0))
-    if slope.free_symbols - {arg(0)}:
-        return False
-    values = np.asarray(vectorized(slope, (arg(0),))(_GRID), dtype=np.float64)
-    return bool(np.all(values >= -1e-12))
-
-
 @lru_cache(maxsize=64)
 def overlaps(window: Window) -> tuple[tuple[int, sp.Rational], ...]:
     """(size of the union, how many) of the ordered pairs of different windows that share an entry, on average over
-    entries far from the border."""
-    axes = [list(product(range(k), range(k))) for k in window.kernel]
+    entries (over those far from the border where the grid is large or has no numbers)."""
+    counts = _counted(window) if window.is_numeric and not too_many(window) else _far_from_borders(window)
+    return tuple(sorted(counts.items()))
+
+
+def _counted(window: Window) -> dict[int, sp.Rational]:
+    common, places = shared_entries(window)
+    size = common.diagonal()
     counts: Counter[int] = Counter()
-    for pairs in product(*axes):
+    rows, columns = np.nonzero(common)
+    for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
+        if i != j:
+            counts[int(size[i] + size[j] - common[i, j])] += int(common[i, j])
+    return {union: sp.Rational(n, places) for union, n in counts.items()}
+
+
+def _far_from_borders(window: Window) -> dict[int, sp.Rational]:
+    counts: Counter[int] = Counter()
+    for pairs in product(*[list(product(range(k), range(k))) for k in window.kernel]):
         gaps = [(b - a) * d for (a, b), d in zip(pairs, window.dilation, strict=True)]
         if any(gaps) and all(g % s == 0 for g, s in zip(gaps, window.stride, strict=True)):
-            shared = int(np.prod([max(sum(1 for i in range(k) if 0 <= i + (b - a) < k), 0)
+            shared = int(np.prod([sum(1 for i in range(k) if 0 <= i + (b - a) < k)
                                   for k, (a, b) in zip(window.kernel, pairs, strict=True)]))
             counts[2 * window.taps - shared] += 1
-    return tuple((size, sp.Rational(n, window.spacing)) for size, n in sorted(counts.items()))
+    return {union: sp.Rational(n, window.spacing) for union, n in counts.items()}
