@@ -57,6 +57,16 @@ def twin(x: Instance) -> Instance:
     return carried(v.twin, x) if isinstance(v, Depthwise) and v.twin is not None else x
 
 
+NEIGHBOURS = "neighbouring positions covary as distant ones do"
+
+
+def _noted(f: Formula, assumption: str) -> Formula:
+    """The formula with an assumption that holds in a limit only."""
+    if not assumption or f.is_zero:
+        return f
+    return replace(f, exactness="wide", assumptions=f.assumptions | {assumption})
+
+
 def _unturned(quantity: Quantity) -> Quantity:
     return quantity
 
@@ -379,7 +389,8 @@ class Covariances(ABC):
         mixing = Mixing(left, right, view.position)
         alike, apart = mixing.limit
         limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
-        return self.operated(mixing, (same, other), limit)
+        tiles = v.mix is None or (v.mix.window.covers_evenly and not v.mix.transpose)
+        return _noted(self.operated(mixing, (same, other), limit), "" if tiles else NEIGHBOURS)
 
     @staticmethod
     def _on_one_grid(v: Mixed) -> None:
@@ -458,11 +469,11 @@ class Covariances(ABC):
         if u.window is not None:
             kernel = Kernel(u.window, u.transpose, view.position)
             parts: tuple[Formula, ...] = (result,)
-            if view.position and u.window.mode not in ("zeros", "circular"):
-                parts += (self._summed(u, v, View(False, view.sample)),)
+            if self.profiles and u.window.mode not in ("zeros", "circular"):
+                parts += (self._summed(u, v, View(not view.position, view.sample)),)
             result = self.operated(kernel, parts, mo.combine(kernel.limit * mo.part(0), [result]))
-            if not u.window.uniform and not result.is_zero:
-                result = replace(result, exactness="wide", assumptions=result.assumptions | {BORDERS})
+            result = _noted(result, BORDERS if not u.window.uniform else "")
+            result = _noted(result, NEIGHBOURS if u.transpose and view.position and u.window.spacing > 1 else "")
         if u.note and not result.is_zero:
             result = replace(result, assumptions=result.assumptions | {u.note})
         if u is v and view.same and u.shrink is not None:

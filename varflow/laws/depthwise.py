@@ -11,6 +11,7 @@ from varflow.calculus import rename
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Quantity
+from varflow.laws.positions import Overall
 from varflow.symbols import arg
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def spread_of_scale(laws: Laws, v: Depthwise) -> Quantity:
     assert v.of is not None
     from varflow.laws.variables import SAME
 
-    fourth = laws.expectation(arg(0) ** 4, (v.of,), (), SAME)
-    q = laws.second(v.of)
+    fourth, q = (laws.operated(Overall(), (f,), f) for f in (
+        laws.expectation(arg(0) ** 4, (v.of,), (), SAME), laws.second(v.of)))
     shape = mo.part(2) / (mo.part(0) / mo.part(1) ** 2 - 1)
     return laws.quantity(mo.combine(shape, [fourth, q, mo.constant(v.terms)]), "k", v.node)

@@ -14,6 +14,7 @@ from typing import Any
 import sympy as sp
 
 from varflow.calculus import rename, symbols_in
+from varflow.laws import labels
 from varflow.laws import moments as mo
 from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.cells import KINKED
@@ -44,7 +45,7 @@ from varflow.laws.variables import (
     View,
 )
 from varflow.laws.walk import moments_of_walk
-from varflow.symbols import arg, positive_slot
+from varflow.symbols import arg
 
 ARGUMENT_LIMIT = 10
 ROOT_LIMIT = 3
@@ -442,34 +443,10 @@ class Laws(Covariances):
         if self.sampling and len(indices) > SAMPLED and renamed.has(*KINKED):
             raise NoFormula("a kinked function of several variables")
         found = template(renamed, tuple(kinds), matrix)
-        degree = self._degree(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
-        exactness = mo.weakest(mo.EXACTNESS, (self._exactness(expr, indices, args), "wide" if degree > 1 else "exact"))
-        assumptions = self._assumptions(expr, indices, args)
+        degree = labels.degree_of(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
+        exactness = mo.weakest(mo.EXACTNESS, (labels.exactness_of(expr, indices, args), "wide" if degree > 1 else "exact"))
+        assumptions = labels.assumptions_of(expr, indices, args)
         return filled(Formula(found, tuple(given), exactness, assumptions=assumptions, degree=degree))
-
-    @staticmethod
-    def _assumptions(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> frozenset[str]:
-        """Beyond two moments an input's distribution matters: it is taken as Gaussian."""
-        inputs = {i: v for i in indices if isinstance(v := args[i].variable, Noise) and v.kind == "input"}
-        nonlinear = any(not polynomial_in(expr, arg(i)) or sp.degree(expr, arg(i)) > 2 for i in inputs)
-        return frozenset(f"the entries of {v.node} are Gaussian" for v in inputs.values() if nonlinear)
-
-    @staticmethod
-    def _degree(found: sp.Expr, expr: sp.Expr, kinds: tuple[Distribution, ...],
-                matrix: tuple[tuple[sp.Expr, ...], ...], args: list[Instance], given: list[Quantity]) -> int:
-        """Degree in the covariances of what is not a plain source, and in coefficients; covariances that are numbers
-        here fluctuate all the same."""
-        settled = [isinstance(a.variable, Noise | MaskEntry | SphereEntry) for a in args]
-        size = range(len(args))
-        loose = {matrix[i][j] for i in size for j in size if not (settled[i] and settled[j])} - {sp.S.Zero}
-        numbers = sorted((x for x in loose if x.is_Number), key=str)
-        symbols = {n: positive_slot(1000 + k) for k, n in enumerate(numbers)}
-        if symbols:
-            lifted = tuple(tuple(symbols.get(x, x) for x in row) for row in matrix)
-            found = template(expr, kinds, lifted)
-        unknowns = {symbols.get(x, x) for x in loose}
-        unknowns |= {mo.place(i, q) for i, q in enumerate(given) if isinstance(q, Moment) and q.degree}
-        return mo.degree_in(found, tuple(sorted(unknowns, key=str)))
 
     def _kind(self, x: Instance, given: list[Quantity]) -> Distribution:
         v = x.variable
@@ -503,15 +480,6 @@ class Laws(Covariances):
         spheres = [i for i in (x, y) if isinstance(i.variable, SphereEntry)]
         if spheres and x.variable is not y.variable and self.dependent(x, y, view):
             raise NoFormula("a batch-normalized value beside what it depends on", x.variable.node)
-
-    @staticmethod
-    def _exactness(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> str:
-        """Non-normal weights give Gaussians only as widths grow; two moments do not notice."""
-        symbols = [arg(i) for i in indices]
-        if expr.is_polynomial(*symbols) and sp.Poly(expr, *symbols).total_degree() <= 2:
-            return "exact"
-        products = [args[i].variable for i in indices]
-        return "exact" if all(getattr(v, "normal", True) for v in products) else "wide"
 
 
 def _born(v: Variable) -> int:

@@ -170,7 +170,7 @@ class _Run:
     matrices: dict[tuple[str, bool], Matrix | HaarMatrix] = field(default_factory=dict)
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
     uses: dict[tuple[str, bool], int] = field(default_factory=dict)
-    channel_weights: dict[str, list[Array]] = field(default_factory=dict)
+    channel_weights: dict[str, list[list[Array]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -312,12 +312,12 @@ class _Run:
             x = windows.centred(x)
         return matrix.apply(x, use.transpose, remember)
 
-    def _channel_weights(self, w: Weight) -> list[Array]:
-        """One number per tap and coordinate: the weights of a depthwise convolution."""
+    def _channel_weights(self, w: Weight) -> list[list[Array]]:
+        """For every output of a channel, one number per tap and coordinate: a depthwise convolution's weights."""
         if w.name not in self.channel_weights:
-            spread = float(sp.sqrt(w.entry_variance))
-            shape = (w.taps, 2 * self.half, 1, 1)
-            self.channel_weights[w.name] = list(spread * self.rng.standard_normal(shape))
+            spread, copies = float(sp.sqrt(w.entry_variance)), int(w.rows / w.groups)
+            shape = (copies, w.taps, 2 * self.half, 1, 1)
+            self.channel_weights[w.name] = [list(one) for one in spread * self.rng.standard_normal(shape)]
         return self.channel_weights[w.name]
 
     def _pointwise(self, expr: sp.Expr, args: list[Value], channels: int, node: str) -> Value:

@@ -51,16 +51,22 @@ def folded(y: Value, window: Window) -> Value:
     return blockwise(total, parts)
 
 
-def depthwise(x: Value, window: Window, transpose: bool, weights: Sequence[Array]) -> Value:
-    """Every channel with numbers of its own, ``weights`` tap by tap (coordinates x 1 x 1)."""
+def depthwise(x: Value, window: Window, transpose: bool, weights: Sequence[Sequence[Array]]) -> Value:
+    """Every channel with numbers of its own, ``weights`` tap by tap (coordinates x 1 x 1), once for each output."""
     table, count = window.table(), int(np.prod([int(n) for n in window.inputs]))
 
-    def one(a: Array) -> Array:
-        if transpose:
-            return np.asarray(sum(scattered(w * a, table[:, t], count) for t, w in enumerate(weights)))
-        return np.asarray(sum(w * gathered(a, table[:, t]) for t, w in enumerate(weights)))
+    def forward(a: Array, taps: Sequence[Array]) -> Array:
+        return np.asarray(sum(w * gathered(a, table[:, t]) for t, w in enumerate(taps)))
 
-    return blockwise(one, [x])
+    def backward(*parts: Array) -> Array:
+        return np.asarray(sum(scattered(w * a, table[:, t], count)
+                              for a, taps in zip(parts, weights, strict=True) for t, w in enumerate(taps)))
+
+    if transpose:
+        size = x.channels // len(weights)
+        return blockwise(backward, [take(x, k * size, size) for k in range(len(weights))])
+    copies = [blockwise(partial(forward, taps=taps), [x]) for taps in weights]
+    return concatenated(copies) if len(copies) > 1 else copies[0]
 
 
 def resampled(x: Value, mix: Mix) -> Value:

@@ -49,17 +49,21 @@ class Kernel:
         """Terms in the sum where the whole window is inside, on average over phases."""
         return sp.Rational(self.window.taps, self.window.spacing if self.transpose else 1)
 
-    def apply(self, moment: Array, same: Array | None = None) -> Array:
-        """``moment`` at one position (or between two, its diagonal from ``same``) summed over the taps."""
+    def apply(self, moment: Array, beside: Array | None = None) -> Array:
+        """``moment`` at one position (or between two) summed over the taps; ``beside`` is the other one of the two,
+        needed where one tap reads a position twice."""
         w = self.window
-        even = w.uniform and (not self.transpose or w.covers_evenly)
+        even = w.uniform and (not self.transpose or (w.covers_evenly and not (self.between and w.spacing > 1)))
         if (moment.size == 1 and even) or too_many(w):
             return np.full((1, 1), float(moment.mean()) * _mean_count(w, self.transpose))
         matrices = _matrices(w, self.transpose)
-        if not self.between:
+        if not self.between and beside is None:
             return np.asarray(sum(m @ np.broadcast_to(moment, (m.shape[1], 1)) for m in matrices))
-        full = _completed(moment, same, matrices[0].shape[1])
-        return np.asarray(sum(m @ (m @ full).T for m in matrices)).T
+        other, same = (moment, beside) if self.between else (beside, moment)
+        assert other is not None
+        full = _completed(other, same, matrices[0].shape[1])
+        found = np.asarray(sum(m @ (m @ full).T for m in matrices)).T
+        return found if self.between else np.diag(found)[:, None].copy()
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Mixing:
         """``same`` (P, 1) and ``other`` (P, P') mixed."""
         mix = self.left or self.right
         assert mix is not None
-        if (same.size == 1 and other.size == 1 and mix.window.uniform) or too_many(mix.window):
+        tiles = all(m is None or (m.window.covers_evenly and not m.transpose) for m in (self.left, self.right))
+        if (same.size == 1 and other.size == 1 and tiles) or too_many(mix.window):
             alike, apart = self.limit
             return np.full((1, 1), float(alike) * same.mean() + float(apart) * other.mean())
         count = (mix_matrix(self.left) if self.left else mix_matrix(mix)).shape[1]
@@ -127,6 +132,22 @@ class Among:
         if not self.between:
             return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
         return np.asarray((matrix @ (matrix @ _completed(other, same, matrix.shape[1])).T).T)
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """The mean over pairs of windows that share an entry."""
+
+    window: Window
+
+    def apply(self, other: Array) -> Array:
+        """The mean of ``other`` (P', P')."""
+        if other.size > 1 and not too_many(self.window):
+            common = shared_entries(self.window)[0]
+            neighbours = (common > 0) & ~np.eye(len(common), dtype=bool)
+            if neighbours.any():
+                return np.full((1, 1), np.broadcast_to(other, common.shape)[neighbours].mean())
+        return np.full((1, 1), other.mean())
 
 
 @dataclass(frozen=True)

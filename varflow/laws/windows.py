@@ -18,6 +18,7 @@ from varflow.laws.moments import Quantity
 from varflow.laws.positions import (
     Inside,
     Overall,
+    Overlapping,
     SharedMaximum,
     Within,
     shared_entries,
@@ -118,7 +119,9 @@ class Windows(Reading):
         unions = overlaps(window)
         if apart.is_zero or not unions:
             return expr
-        levels = [self.laws.operated(Overall(), (f,), f) for f in (apart, self.laws.second(d))]
+        second = self.laws.second(d)
+        near = self.laws.operated(Overlapping(window), (apart,), apart)
+        levels = [near, self.laws.operated(Overall(), (second,), second)]
         ratio = mo.combine(mo.part(0) / mo.part(1), levels)
         shared = sp.Add(*(share * power ** (size - 1) for size, share in unions))
         return expr + listed(numbers, self.laws.quantity(ratio, "k", self.step.node)) * shared

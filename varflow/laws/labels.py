@@ -1,0 +1,46 @@
+"""Labels of a Gaussian expectation: what it assumes, and at which width it holds."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from varflow.laws import moments as mo
+from varflow.laws.distributions import Distribution
+from varflow.laws.moments import Moment, Quantity
+from varflow.laws.split import polynomial_in
+from varflow.laws.templates import template
+from varflow.laws.variables import Instance, MaskEntry, Noise, SphereEntry
+from varflow.symbols import arg, positive_slot
+
+
+def assumptions_of(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> frozenset[str]:
+    """Beyond two moments an input's distribution matters: it is taken as Gaussian."""
+    inputs = {i: v for i in indices if isinstance(v := args[i].variable, Noise) and v.kind == "input"}
+    nonlinear = any(not polynomial_in(expr, arg(i)) or sp.degree(expr, arg(i)) > 2 for i in inputs)
+    return frozenset(f"the entries of {v.node} are Gaussian" for v in inputs.values() if nonlinear)
+
+
+def degree_of(found: sp.Expr, expr: sp.Expr, kinds: tuple[Distribution, ...],
+            matrix: tuple[tuple[sp.Expr, ...], ...], args: list[Instance], given: list[Quantity]) -> int:
+    """Degree in the covariances of what is not a plain source, and in coefficients; covariances that are numbers
+    here fluctuate all the same."""
+    settled = [isinstance(a.variable, Noise | MaskEntry | SphereEntry) for a in args]
+    size = range(len(args))
+    loose = {matrix[i][j] for i in size for j in size if not (settled[i] and settled[j])} - {sp.S.Zero}
+    numbers = sorted((x for x in loose if x.is_Number), key=str)
+    symbols = {n: positive_slot(1000 + k) for k, n in enumerate(numbers)}
+    if symbols:
+        lifted = tuple(tuple(symbols.get(x, x) for x in row) for row in matrix)
+        found = template(expr, kinds, lifted)
+    unknowns = {symbols.get(x, x) for x in loose}
+    unknowns |= {mo.place(i, q) for i, q in enumerate(given) if isinstance(q, Moment) and q.degree}
+    return mo.degree_in(found, tuple(sorted(unknowns, key=str)))
+
+
+def exactness_of(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) -> str:
+    """Non-normal weights give Gaussians only as widths grow; two moments do not notice."""
+    symbols = [arg(i) for i in indices]
+    if expr.is_polynomial(*symbols) and sp.Poly(expr, *symbols).total_degree() <= 2:
+        return "exact"
+    products = [args[i].variable for i in indices]
+    return "exact" if all(getattr(v, "normal", True) for v in products) else "wide"
