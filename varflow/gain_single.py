@@ -49,8 +49,11 @@ class ActivationGain(GainFields):
 
     def average(self, expr: sp.Expr) -> sp.Expr:
         """E of an expression in ``symbols.X``."""
-        shifted = expr.xreplace({X: X + self.input_mean}) if self.input_mean != 0 else expr
-        return expect(shifted, {X: Normal()}, lambda u, v: self.input_variance)
+        try:
+            shifted = expr.xreplace({X: X + self.input_mean}) if self.input_mean != 0 else expr
+            return expect(shifted, {X: Normal()}, lambda u, v: self.input_variance)
+        except RecursionError:
+            raise NoFormula("the expression is nested too deeply", where=str(self.activation)[:200]) from None
 
     def slope_average(self, slope: sp.Expr) -> sp.Expr:
         """E of the square of a derivative: infinite where it is not integrable."""

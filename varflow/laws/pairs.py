@@ -48,7 +48,8 @@ def moment(
 
     ``tilted``: the caller multiplies by a growing exponential, so tails are written with erfc.
     """
-    if sum(exponents) > MAX_DEGREE:
+    most = MAX_DEGREE if len(thresholds) < 2 else 16 if len(exponents) == 2 else 8
+    if sum(exponents) > most:
         raise NotClosed
     n = range(len(exponents))
     shift = {i: sp.expand(thresholds[i] - mean[i]) for i in thresholds}
