@@ -66,7 +66,9 @@ class Contraction(Summation):
     def _product(self, w: Weight, transpose: bool, x: Blocks, mine: list[tuple[Blocks, Product]]) -> Product:
         primitive = self.step.primitive
         assert isinstance(primitive, Contract)
-        reused = not self.step.backward and bool(mine or self._uses.get((w.name, not transpose, False)))
+        forward = self._counts[w.name, False, False] + self._counts[w.name, True, False]
+        earlier = bool(mine or self._uses.get((w.name, not transpose, False)))
+        reused = forward > 1 if self.step.backward else earlier
         result = Product(
             **self._label(), weight=w.name, transpose=transpose, operand=x,  # type: ignore[arg-type]
             factor=quotient(w.entry_variance, w.groups), window=primitive.window,

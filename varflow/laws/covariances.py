@@ -16,14 +16,12 @@ from varflow.laws.blocks import carried, family, fresh, parts, refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.positions import (
-    Among,
     Average,
     Kernel,
-    Mixing,
     Overall,
-    Spread,
     Turn,
 )
+from varflow.laws.resampling import NEIGHBOURS, noted, resampled
 from varflow.laws.shared import ChannelSum, identical, weights_within
 from varflow.laws.variables import (
     ANYWHERE,
@@ -46,7 +44,6 @@ from varflow.laws.variables import (
     Variable,
     View,
 )
-from varflow.program import Mix
 
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
 
@@ -56,15 +53,6 @@ def twin(x: Instance) -> Instance:
     v = x.variable
     return carried(v.twin, x) if isinstance(v, Depthwise) and v.twin is not None else x
 
-
-NEIGHBOURS = "neighbouring positions covary as distant ones do"
-
-
-def _noted(f: Formula, assumption: str) -> Formula:
-    """The formula with an assumption that holds in a limit only."""
-    if not assumption or f.is_zero:
-        return f
-    return replace(f, exactness="wide", assumptions=f.assumptions | {assumption})
 
 
 def _unturned(quantity: Quantity) -> Quantity:
@@ -309,7 +297,7 @@ class Covariances(ABC):
                     inner = carried(of, newer)
                     return self._averaged(count, older, partial(self.covariance, older, inner), view)
                 case Mixed(of=of) | Member(of=of) if of is not None:
-                    return self._resampled(newer, older, newer is x, view, self.covariance)
+                    return resampled(self, newer, older, newer is x, view, self.covariance)
         return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
 
     def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
@@ -366,58 +354,6 @@ class Covariances(ABC):
         node, backward = (moments[0].node, moments[0].backward) if moments else ("", False)
         return mo.named(self.system.operate(operator, args, "c", node, backward))
 
-    def _resampled(self, newer: Instance, older: Instance, first: bool, view: View, pair: Any) -> Formula:
-        """E[newer older] for a value resampled over positions."""
-        v = newer.variable
-        assert isinstance(v, Mixed | Member) and v.of is not None
-        x = replace(carried(v.of, newer), there=False)
-        y, beside = replace(older, there=False), older.variable
-        fixed = not self.varies(beside, False)
-        if type(beside) is type(v) and not fixed:
-            y = replace(carried(beside.of, older), there=False)  # type: ignore[arg-type]
-        a, b = (x, y) if first else (y, x)
-        here, there = View(False, view.sample), View(True, view.sample)
-        same = pair(a, replace(b, there=not here.same), here)
-        if fixed:
-            return self._spread(v, same)
-        other = pair(a, replace(b, there=True), there)
-        if isinstance(v, Member):
-            return self._of_members(v, beside, same, other, view)
-        left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
-        if left is None or right is None:
-            self._on_one_grid(v)
-        mixing = Mixing(left, right, view.position)
-        alike, apart = mixing.limit
-        limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
-        tiles = v.mix is None or (v.mix.window.covers_evenly and not v.mix.transpose)
-        return _noted(self.operated(mixing, (same, other), limit), "" if tiles else NEIGHBOURS)
-
-    @staticmethod
-    def _on_one_grid(v: Mixed) -> None:
-        assert v.mix is not None
-        if v.mix.window.outputs != v.mix.window.inputs:
-            raise NoFormula("a resampled value beside one that depends on it", v.node)
-
-    def _spread(self, v: Mixed | Member, same: Formula) -> Formula:
-        """E[v y] for a ``y`` that is the same at all positions."""
-        if isinstance(v, Member):
-            assert v.window is not None
-            return self.operated(Among(v.window, v.transpose, False), (same, same), same)
-        assert v.mix is not None
-        return self.spread(v.mix, same)
-
-    def spread(self, mix: Mix, same: Formula) -> Formula:
-        """A mixture of positions of a moment at one of them."""
-        limit = mo.combine(sp.sqrt(Mixing(mix, mix, True).limit[1]) * mo.part(0), [same])
-        return self.operated(Spread(mix), (same,), limit)
-
-    def _of_members(self, v: Member, beside: Variable, same: Formula, other: Formula, view: View) -> Formula:
-        if not isinstance(beside, Member) or (beside.window, beside.transpose) != (v.window, v.transpose):
-            raise NoFormula("an entry of a window beside what it depends on", v.node)
-        assert v.window is not None
-        limit = other if view.position else same
-        return self.operated(Among(v.window, v.transpose, view.position), (same, other), limit)
-
     def _basic_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
         if isinstance(u, Noise) and u is v:
             factor = (u.position if view.position and not view.sample else u.sample) if not view.same else sp.S.One
@@ -472,8 +408,8 @@ class Covariances(ABC):
             if self.profiles and u.window.mode not in ("zeros", "circular"):
                 parts += (self._summed(u, v, View(not view.position, view.sample)),)
             result = self.operated(kernel, parts, mo.combine(kernel.limit * mo.part(0), [result]))
-            result = _noted(result, BORDERS if not u.window.uniform else "")
-            result = _noted(result, NEIGHBOURS if u.transpose and view.position and u.window.spacing > 1 else "")
+            result = noted(result, BORDERS if not u.window.uniform else "")
+            result = noted(result, NEIGHBOURS if u.transpose and view.position and u.window.spacing > 1 else "")
         if u.note and not result.is_zero:
             result = replace(result, assumptions=result.assumptions | {u.note})
         if u is v and view.same and u.shrink is not None:

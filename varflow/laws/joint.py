@@ -25,6 +25,7 @@ from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Norma
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Overall
+from varflow.laws.resampling import resampled, spread_of
 from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.templates import template, variable
@@ -127,7 +128,7 @@ class Laws(Covariances):
             case PositionAverage(of=of) if of is not None:
                 return self.operated(Overall(), (self.mean(of),), self.mean(of))
             case Mixed(of=of) if of is not None:
-                return self._spread(v, self.mean(of))
+                return spread_of(self, v, self.mean(of))
             case Largest():
                 return self.of_largest(arg(0), v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
@@ -154,7 +155,7 @@ class Laws(Covariances):
             case PositionAverage():
                 return self._pair_average(v, x, SAME)
             case Mixed():
-                return self._resampled(x, x, True, SAME, self.pair)
+                return resampled(self, x, x, True, SAME, self.pair)
             case Depthwise(twin=of) if of is not None:
                 return self.second(of)
             case Largest():
@@ -219,7 +220,7 @@ class Laws(Covariances):
             if isinstance(a.variable, PositionAverage):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):
-                return self._resampled(a, b, a is x, view, self.pair)
+                return resampled(self, a, b, a is x, view, self.pair)
         u = x.variable
         if isinstance(u, Largest) and (u, x.moves) == (y.variable, y.moves) and u.shared is not None and u.entry:
             return self.operated(u.shared, (self.second(u.entry),), mo.product(self.mean(x), self.mean(y)))
@@ -444,7 +445,8 @@ class Laws(Covariances):
             raise NoFormula("a kinked function of several variables")
         found = template(renamed, tuple(kinds), matrix)
         degree = labels.degree_of(found, renamed, tuple(kinds), matrix, [args[i] for i in indices], given)
-        exactness = mo.weakest(mo.EXACTNESS, (labels.exactness_of(expr, indices, args), "wide" if degree > 1 else "exact"))
+        scale = "wide" if degree > 1 else "exact"
+        exactness = mo.weakest(mo.EXACTNESS, (labels.exactness_of(expr, indices, args), scale))
         assumptions = labels.assumptions_of(expr, indices, args)
         return filled(Formula(found, tuple(given), exactness, assumptions=assumptions, degree=degree))
 

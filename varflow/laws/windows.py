@@ -24,6 +24,7 @@ from varflow.laws.positions import (
     shared_entries,
     too_many,
 )
+from varflow.laws.resampling import spread
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -66,7 +67,7 @@ class Windows(Reading):
         if base is None or moved is None:
             return self._make(Mixed, whole, of=x, mix=mix)
         part = self._make(Mixed, False, of=base, mix=mix)
-        found = self._combination([(sp.S.One, part)], self.laws.spread(mix, self.laws.formula(moved)), whole)
+        found = self._combination([(sp.S.One, part)], spread(self.laws, mix, self.laws.formula(moved)), whole)
         assert found is not None
         return found
 

@@ -1,0 +1,84 @@
+"""Moments of values resampled over positions: mixtures, and entries of windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried
+from varflow.laws.distributions import NoFormula
+from varflow.laws.moments import Formula
+from varflow.laws.positions import Among, Mixing, Spread
+from varflow.laws.variables import Instance, Member, Mixed, Variable, View
+from varflow.program import Mix
+
+if TYPE_CHECKING:
+    from varflow.laws.covariances import Covariances
+
+NEIGHBOURS = "neighbouring positions covary as distant ones do"
+
+
+def noted(f: Formula, assumption: str) -> Formula:
+    """The formula with an assumption that holds in a limit only."""
+    if not assumption or f.is_zero:
+        return f
+    return replace(f, exactness="wide", assumptions=f.assumptions | {assumption})
+
+
+def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, view: View, pair: Any) -> Formula:
+    """E[newer older] for a value resampled over positions."""
+    v = newer.variable
+    assert isinstance(v, Mixed | Member) and v.of is not None
+    x = replace(carried(v.of, newer), there=False)
+    y, beside = replace(older, there=False), older.variable
+    fixed = not laws.varies(beside, False)
+    if type(beside) is type(v) and not fixed:
+        y = replace(carried(beside.of, older), there=False)  # type: ignore[arg-type]
+    a, b = (x, y) if first else (y, x)
+    here, there = View(False, view.sample), View(True, view.sample)
+    same = pair(a, replace(b, there=not here.same), here)
+    if fixed:
+        return spread_of(laws, v, same)
+    other = pair(a, replace(b, there=True), there)
+    if isinstance(v, Member):
+        return _of_members(laws, v, beside, same, other, view)
+    left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
+    if left is None or right is None:
+        _on_one_grid(v)
+    mixing = Mixing(left, right, view.position)
+    alike, apart = mixing.limit
+    limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
+    tiles = v.mix is None or (v.mix.window.covers_evenly and not v.mix.transpose)
+    return noted(laws.operated(mixing, (same, other), limit), "" if tiles else NEIGHBOURS)
+
+
+def _on_one_grid(v: Mixed) -> None:
+    assert v.mix is not None
+    if v.mix.window.outputs != v.mix.window.inputs:
+        raise NoFormula("a resampled value beside one that depends on it", v.node)
+
+
+def spread_of(laws: Covariances, v: Mixed | Member, same: Formula) -> Formula:
+    """E[v y] for a ``y`` that is the same at all positions."""
+    if isinstance(v, Member):
+        assert v.window is not None
+        return laws.operated(Among(v.window, v.transpose, False), (same, same), same)
+    assert v.mix is not None
+    return spread(laws, v.mix, same)
+
+
+def spread(laws: Covariances, mix: Mix, same: Formula) -> Formula:
+    """A mixture of positions of a moment at one of them."""
+    limit = mo.combine(sp.sqrt(Mixing(mix, mix, True).limit[1]) * mo.part(0), [same])
+    return laws.operated(Spread(mix), (same,), limit)
+
+
+def _of_members(laws: Covariances, v: Member, beside: Variable, same: Formula, other: Formula, view: View) -> Formula:
+    if not isinstance(beside, Member) or (beside.window, beside.transpose) != (v.window, v.transpose):
+        raise NoFormula("an entry of a window beside what it depends on", v.node)
+    assert v.window is not None
+    limit = other if view.position else same
+    return laws.operated(Among(v.window, v.transpose, view.position), (same, other), limit)
