@@ -1,0 +1,189 @@
+"""Pooling and resampling: what is known, each against brute force too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import varflow as vf
+from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, torch
+
+
+def test_conv_relu_maxpool_conv() -> None:
+    """E max^2 of four relu of N(0, 2)."""
+    net, x = image(N, 8, 8)
+    h = net.max_pool(net.relu(net.conv(x, N, 3, name="c", **RING, **HE), name="r"), 2, name="m")
+    net.conv(h, N, 3, name="y", **RING, **GAIN)
+    z = np.linspace(0, 12, 200_001)
+    cdf = 0.5 * (1 + np.vectorize(lambda t: float(torch.erf(torch.tensor(t / 2))))(z[::100]))
+    density = np.gradient(cdf**4, z[::100])
+    stated = float(np.trapezoid(z[::100] ** 2 * density, z[::100]))
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("r", F.relu(draw.name("c", draw.conv(draw.input(N, 8, 8), N, 3, 2, ring=True))))
+        return draw.conv(draw.name("m", F.max_pool2d(h, 2)), N, 3, 1, ring=True)
+
+    numbers = check(net, forward, bias=0.015)
+    assert numbers["m"]["second_moment"] == pytest.approx(stated, rel=1e-3)
+    assert numbers["r"]["grad_second_moment"] == pytest.approx(1 / 4)
+
+
+def test_overlapping_max_pool() -> None:
+    """Max 3, stride 2 on i.i.d. places: windows that share a place are more alike than those that do not."""
+    net, x = image(64, 17)
+    h = net.max_pool(x, 3, 2, name="m")
+    net.avg_pool(h, 2, name="y")
+    z = np.random.default_rng(0).standard_normal((400_000, 5))
+    next_to, far = (z[:, :3].max(1) * z[:, 2:].max(1)).mean(), 9 / (4 * np.pi)
+    assert next_to > 1.15 * far
+    numbers = vf.derive(net).numeric({})
+    q = 1 + 3**0.5 / (2 * np.pi)
+    assert numbers["m"]["second_moment"] == pytest.approx(q)
+    assert numbers["y"]["second_moment"] == pytest.approx((q + next_to) / 2, rel=5e-3)
+    check(net, lambda draw: F.avg_pool1d(draw.name("m", F.max_pool1d(draw.input(64, 17), 3, 2)), 2), backward=False)
+
+
+def test_formula_of_overlapping_max_pool() -> None:
+    net, x = image("n", "p")
+    net.avg_pool(net.max_pool(x, 3, 2), 2, name="y")
+    law = vf.derive(net)["y"]
+    assert law.second_moment is not None
+    assert float(law.second_moment) == pytest.approx(1.0727, abs=1e-3) or law.exactness != "exact"
+
+
+@pytest.mark.parametrize("correlation", [0, 0.5])
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+def test_pooling_backward(op: str, correlation: float) -> None:
+    """Windows of w = 4: g/w for the maximum, g/w^2 for the mean."""
+    net, x = image(N, 6, 6, position_correlation=correlation)
+    net.pointwise_conv(net.apply(op, x, kernel=2, name="p"), N, name="y", **GAIN)
+    pool = F.max_pool2d if op == "max_pool" else F.avg_pool2d
+
+    def forward(draw: Draw) -> Tensor:
+        return draw.conv(draw.name("p", pool(draw.input(N, 6, 6, correlation=correlation), 2)), N, 1, 1)
+
+    numbers = check(net, forward, draws=300)
+    assert numbers["x"]["grad_second_moment"] == pytest.approx(1 / 4 if op == "max_pool" else 1 / 16)
+    if op == "avg_pool":
+        assert numbers["p"]["second_moment"] == pytest.approx((1 + 3 * correlation) / 4)
+
+
+@pytest.mark.parametrize("op", ["max_pool", pytest.param("avg_pool", marks=pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="shapes of a mean over cells and of one over all places"))])
+def test_global_pooling_backward(op: str) -> None:
+    """h = g behind global average pooling: 1/P^2 in all, through a mean; 1/(w P'^2) through a maximum."""
+    net, x = image(N, 4, 4)
+    net.linear(net.mean_pool(net.apply(op, x, kernel=2, name="p"), name="gap"), N, name="y", **GAIN)
+    pool = F.max_pool2d if op == "max_pool" else F.avg_pool2d
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("p", pool(draw.input(N, 4, 4), 2))
+        return F.linear(draw.name("gap", h.mean((2, 3))), draw.weight(N, N))
+
+    numbers = check(net, forward, draws=300)
+    assert numbers["p"]["grad_second_moment"] == pytest.approx(1 / 16)
+    assert numbers["x"]["grad_second_moment"] == pytest.approx(1 / 64 if op == "max_pool" else 1 / 256)
+
+
+@pytest.mark.parametrize("function", ["identity", "relu"])
+def test_pooled_maxima_of_correlated_places(function: str) -> None:
+    """c' = E_z0[(E_M f)^2]: two windows of two places correlated by 1/2."""
+    net, x = image(N, 4, position_correlation="1/2")
+    net.mean_pool(net.max_pool(net.activation(x, function), 2, name="p"), name="y")
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.input(N, 4, correlation=0.5)
+        return draw.name("p", F.max_pool1d(F.relu(x) if function == "relu" else x, 2)).mean(2)
+
+    numbers = check(net, forward, backward=False, draws=500, bias=0.002, samples=16)
+    if function == "identity":
+        assert numbers["y"]["second_moment"] == pytest.approx((1 + 0.5 + 0.5 / np.pi) / 2, rel=2e-3)
+
+
+@pytest.mark.parametrize(("op", "stated"), [("max_pool", 3 / 7), ("avg_pool", 3 / 14)])
+def test_places_that_are_left_over(op: str, stated: float) -> None:
+    """Seven places, windows of two: the last gets no gradient."""
+    net, x = image(N, 7)
+    net.linear(net.apply(op, x, kernel=2), N, name="y", **GAIN)
+    assert vf.derive(net).numeric({})["x"]["grad_second_moment"] == pytest.approx(stated)
+
+
+def test_upsampled_and_pooled() -> None:
+    """Up-sampling and averaging the same cells is the identity."""
+    net, x = image("n", 4, 4)
+    net.avg_pool(net.upsample(x, 2), 2, name="y")
+    numbers = vf.derive(net).numeric({"n": N})
+    assert numbers["y"]["second_moment"] == pytest.approx(1)
+    assert numbers["x"]["grad_second_moment"] == pytest.approx(1)
+
+
+@pytest.mark.xfail(strict=True, reason="formulas know one covariance between places: 1/4, called wide in the width")
+def test_formula_of_upsampled_and_pooled() -> None:
+    net, x = image("n", "s", "s")
+    net.avg_pool(net.upsample(x, 2), 2, name="y")
+    assert vf.derive(net)["y"].second_moment == 1
+
+
+def test_upsampled_convolution_pooled() -> None:
+    net, x = image(N, 4, 4)
+    h = net.relu(net.conv(net.upsample(x, 2), N, 3, padding=1, name="c", **HE))
+    net.pointwise_conv(net.avg_pool(h, 2, name="p"), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        x = F.interpolate(draw.input(N, 4, 4), scale_factor=2)
+        h = F.relu(draw.name("c", draw.conv(x, N, 3, 2, padding=1)))
+        return draw.conv(draw.name("p", F.avg_pool2d(h, 2)), N, 1, 1)
+
+    check(net, forward, bias=0.05)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_upsampled(mode: str) -> None:
+    net, x = image(N, 4, 4, position_correlation="1/3")
+    net.conv(net.upsample(x, 2, mode, name="u"), N, 3, padding=1, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.name("u", F.interpolate(draw.input(N, 4, 4, correlation=1 / 3), scale_factor=2, mode=mode))
+        return draw.conv(x, N, 3, 1, padding=1)
+
+    check(net, forward, draws=400)
+
+
+def test_overlapping_means() -> None:
+    """Windows of three at stride two share a place: 1/9 between neighbours."""
+    net, x = image(N, 13)
+    net.avg_pool(net.avg_pool(x, 3, 2, name="p"), 2, name="y")
+    assert vf.derive(net).numeric({})["y"]["second_moment"] == pytest.approx((1 / 3 + 1 / 9) / 2)
+
+
+def test_pixel_shuffle_pooled() -> None:
+    """Places of a cell come from different channels: independent, whatever the correlation of places."""
+    net, x = image("4*n", 3, 3, position_correlation="1/2")
+    net.avg_pool(net.pixel_shuffle(x, 2), 2, name="y")
+    assert vf.derive(net).numeric({"n": N})["y"]["second_moment"] == pytest.approx(1 / 4)
+
+
+def test_gradients_of_overlapping_maxima() -> None:
+    net, x = image(N, 13)
+    h = net.relu(net.linear(net.max_pool(x, 3, 2, name="p"), N, name="c", **GAIN))
+    net.linear(net.avg_pool(h, 2), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("p", F.max_pool1d(draw.input(N, 13), 3, 2))
+        return draw.conv(F.avg_pool1d(F.relu(draw.name("c", draw.conv(h, N, 1, 1))), 2), N, 1, 1)
+
+    check(net, forward, draws=600, bias=0.03)
+
+
+@pytest.mark.xfail(strict=True, reason="the covariance within a window is that of all pairs of places")
+def test_gradients_of_maxima_by_phase() -> None:
+    """Behind a transposed convolution two places of a window are uncorrelated: 3/8 of the gradient."""
+    net, x = image(N, 6, position_correlation="1/2")
+    h = net.relu(net.conv_transpose(x, N, 4, stride=2, padding=1, name="t", **GAIN), name="r")
+    net.linear(net.max_pool(h, 2), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("t", draw.transposed(draw.input(N, 6, correlation=0.5), N, 4, 2, padding=1))
+        return draw.conv(F.max_pool1d(draw.name("r", F.relu(h)), 2), N, 1, 1)
+
+    check(net, forward, draws=600, bias=0.02)
