@@ -47,7 +47,7 @@ def registry() -> Iterator[None]:
 def test_examples_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pairs = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", README, flags=re.DOTALL | re.MULTILINE)
-    assert len(pairs) == 4
+    assert len(pairs) == 5
     names: dict[str, object] = {"__name__": "__main__"}
     for code, expected in pairs:
         assert printed(code, names) == expected

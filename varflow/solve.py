@@ -196,7 +196,32 @@ class _Solver:
             root = solve_for(end, budget * start, unknown)
             if root.value is not None:
                 return _answer(unknown, sp.Eq(end, budget * start, evaluate=False), root)
+        if start is None and not self._saturates(part, first, budget):
+            found = self._forward_of_any_signal(part, unknown, first, last, budget)
+            if found is not None:
+                return found
         return self._saturating(part, unknown, first, budget, start)
+
+    def _forward_of_any_signal(self, part: Part, unknown: sp.Symbol, first: Segment, last: Segment,
+                               budget: sp.Expr) -> Answer | None:
+        """The forward condition with a symbol for an input moment that has no formula; None unless the answer is the
+        same for all of them."""
+        start, end = part.second(first.start), part.second(last.end)
+        if not isinstance(start, Moment) or end is None:
+            return None
+        signal = sp.Dummy("q", positive=True)
+        expansion = Expansion()
+        expansion.seed(start, signal)
+        expr = expansion.of(end)
+        if expr is None:
+            return None
+        expr = expr.subs(self.table)
+        root = solve_for(expr, budget * signal, unknown)
+        if root.value is None or signal in root.value.free_symbols:
+            return None
+        shown = sp.Symbol("q_in", positive=True)
+        condition = sp.Eq(expr.subs(signal, shown), budget * shown, evaluate=False)
+        return _answer(unknown, condition, root, f"{unknown}: the same for an input of any second moment q_in.")
 
     def _forward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
         """The forward condition for an input of unit second moment, where the true one has open symbols."""

@@ -12,7 +12,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import MomentSystem, Quantity
 from varflow.laws.propagate import Propagation
 from varflow.policy import Segment
-from varflow.program import Contract, Pointwise, Program
+from varflow.program import Bias, Contract, Pointwise, Program
 from varflow.symbols import arg
 
 
@@ -72,11 +72,21 @@ class Part:
         path, expr = s.end, arg(0)
         while path != s.product:
             step = self.program.instructions[path]
-            if not isinstance(step.primitive, Pointwise) or len(step.args) != 1:
+            if not isinstance(step.primitive, Pointwise):
                 return None
-            expr = rename(expr, ((arg(0), step.primitive.expr),))
-            path = step.args[0]
+            open_args = [i for i, a in enumerate(step.args) if not self._is_zero(a)]
+            if len(open_args) != 1:
+                return None
+            inner = rename(step.primitive.expr, tuple(
+                (arg(i), arg(0) if i in open_args else sp.S.Zero) for i in range(len(step.args))))
+            expr = rename(expr, ((arg(0), inner),))
+            path = step.args[open_args[0]]
         return expr
+
+    def _is_zero(self, value: int) -> bool:
+        """Whether a value is a bias that starts at zero."""
+        primitive = self.program.instructions[value].primitive
+        return isinstance(primitive, Bias) and primitive.variance == 0
 
     def slope_at_zero(self, s: Segment) -> sp.Expr | None:
         """f'(0) of a segment's activation f where f(0) = 0; else None."""

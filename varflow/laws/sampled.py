@@ -65,6 +65,7 @@ class _Recipe:
     steps: list[_Step] = field(default_factory=list)
     known: dict[Instance, int] = field(default_factory=dict)
     weights: list[int] = field(default_factory=list)
+    maxima: set[Any] = field(default_factory=set)
 
     def quantity(self, q: Quantity) -> int:
         """Place of a quantity among the operator's arguments."""
@@ -96,7 +97,10 @@ class _Recipe:
         if isinstance(v, Largest) and v.of is not None:
             of = carried(v.of, x)
             beside = tuple(carried(a, x) for a in v.weight_args)
-            self.weights.append(self._function(v.weight, beside, v.coefficients, x))
+            key = (v.weight, beside, tuple(map(id, v.coefficients)), x.there)
+            if key not in self.maxima:
+                self.maxima.add(key)
+                self.weights.append(self._function(v.weight, beside, v.coefficients, x))
             return self.value(of)
         if isinstance(v, Composite):
             return self._function(v.expr, tuple(carried(a, x) for a in v.args), v.coefficients, x)

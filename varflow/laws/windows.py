@@ -63,6 +63,11 @@ class Windows(Reading):
         w = mix.window
         if w.taps == 1 and mix.coefficients == (1,) and not mix.transpose and not self.laws.profiles and w.uniform:
             return x
+        if not self.laws.varies(x.variable, False):
+            same = self.laws.quantity(spread(self.laws, mix, mo.ONE), "k", self.step.node)
+            found = self._combination([(same, x)], whole=whole)
+            assert found is not None
+            return found
         base, moved = shifted(x)
         if base is None or moved is None:
             return self._make(Mixed, whole, of=x, mix=mix)
