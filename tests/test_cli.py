@@ -212,15 +212,15 @@ def test_closed_pipe(block: str) -> None:
 
 
 def test_verify(run: Run, block: str) -> None:
-    answer = run("verify", block, "--set", "n=64", "--draws", "1000")
+    answer = run("verify", block, "--set", "n=64", "--draws", "3000")
     assert answer.status == 0
-    assert "pass: 10 checks, 1000 draws, seed 0" in answer.out
+    assert "pass: 10 checks, 3000 draws, seed 0" in answer.out
     assert "rejected by the same data" in answer.out
     assert "solved for s_fc1, s_fc2: preserve forward" in answer.err
 
 
 def test_verify_json(run: Run, block: str) -> None:
-    arguments = ("verify", block, "--set", "n=64", "--draws", "1000", "--json")
+    arguments = ("verify", block, "--set", "n=64", "--draws", "3000", "--json")
     answer = run(*arguments)
     document = answer.document
     assert document["verdict"] == "pass"

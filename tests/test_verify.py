@@ -197,11 +197,12 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
 
 
 def layers() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
-    """Every example of every layer at the first positions that it takes."""
+    """Every example of every layer at the first positions that it takes (instance norm: enough of them, as its
+    gradient has no second moment at 3)."""
     found: list[tuple[str, dict[str, Any], tuple[int, ...]]] = []
     for op in OPS:
         for fields in OPS[op].examples:
-            for positions in ((), (3,)):
+            for positions in ((), (48,) if op == "instance_norm" else (3,)):
                 try:
                     lower(one_layer(op, dict(fields), positions))
                 except VarflowError:

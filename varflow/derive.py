@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import sympy as sp
 
 from varflow.errors import InputError
@@ -154,9 +156,15 @@ class NodeLaw:
         return closed.second_moment if self.second_moment is None and closed.exactness == "closure" else None
 
     @property
-    def profile(self) -> None:
-        """The array over positions where laws differ between them; positions are exchangeable here: None."""
-        return None
+    def profile(self) -> npt.NDArray[np.float64] | None:
+        """E[x^2] at every position, an array of the positions' shape, in a network with windows over positions whose
+        sizes and weights have numbers; None elsewhere."""
+        found = None if self.derivation.free_symbols() else self.derivation.numbers({}).profile
+        if found is None:
+            return None
+        value = found.program.values[self.name]
+        positions, array = found.program.shape(value).positions, found.second(value)
+        return array.reshape([int(n) for n in positions]) if array is not None and positions else None
 
     @property
     def standard_error(self) -> float | None:
