@@ -200,6 +200,8 @@ class _Solver:
             found = self._forward_of_any_signal(part, unknown, first, last, budget)
             if found is not None:
                 return found
+            if part.activation(first) is not None:
+                return self._forward_at_unit_signal(part, unknown, first, budget, "has no formula")
         return self._saturating(part, unknown, first, budget, start)
 
     def _forward_of_any_signal(self, part: Part, unknown: sp.Symbol, first: Segment, last: Segment,
@@ -223,8 +225,9 @@ class _Solver:
         condition = sp.Eq(expr.subs(signal, shown), budget * shown, evaluate=False)
         return _answer(unknown, condition, root, f"{unknown}: the same for an input of any second moment q_in.")
 
-    def _forward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
-        """The forward condition for an input of unit second moment, where the true one has open symbols."""
+    def _forward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
+                                why: str = "depends on open symbols") -> Answer:
+        """The forward condition for an input of unit second moment, where the true one is not at hand."""
         f = part.activation(s)
         if f is None:
             raise SolveError(f"the forward condition for {unknown} has no closed solution",
@@ -233,7 +236,7 @@ class _Solver:
         root = solve_for(second, budget, unknown)
         if root.value is None:
             raise SolveError(f"no value of {unknown} preserves the second moment", why=root.reason)
-        note = f"{unknown}: solved for an input of unit second moment, since the true one depends on open symbols."
+        note = f"{unknown}: solved for an input of unit second moment, since the true one {why}."
         return _answer(unknown, sp.Eq(second, budget, evaluate=False), root, note)
 
     @staticmethod

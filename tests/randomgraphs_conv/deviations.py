@@ -23,7 +23,6 @@ DEFECTS: dict[str, str] = {
     "conv12007": "profiles of different sizes meet in one formula: ValueError",
     "conv13009": _TWICE,
     "conv16000": _TWICE,
-    "conv17018": _TWICE,
     "conv14011": "instance norm of an instance norm: the variance is 1 exactly, E[1/variance] is taken as that of "
                  "Gaussian entries; 0.0402 at n = 256 too",
     "conv15000": _UNEQUAL,
