@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import varflow as vf
-from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, torch
+from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, profile, torch
 
 
 def test_conv_relu_maxpool_conv() -> None:
@@ -206,3 +206,23 @@ def test_gradients_of_maxima_of_a_large_image() -> None:
     numbers = vf.derive(net).numeric({})
     assert numbers["p"]["grad_second_moment"] == pytest.approx(256**-2)
     assert numbers["r"]["grad_second_moment"] > 0
+
+
+@pytest.mark.xfail(strict=True, reason="maxima of correlated places are one number for all windows")
+def test_profile_of_maxima() -> None:
+    """Two zero-padded layers, whose places are correlated: windows in the middle hold larger maxima than corners,
+    and a padded convolution behind them sees the middle more often."""
+    net, x = image(N, 8, 8)
+    for k in range(2):
+        x = net.relu(net.conv(x, N, 3, padding=1, name=f"c{k}", **HE))
+    net.conv(net.max_pool(x, 2, name="p"), N, 3, padding=1, name="y", **HE)
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.input(N, 8, 8)
+        for k in range(2):
+            x = F.relu(draw.name(f"c{k}", draw.conv(x, N, 3, 2, padding=1)))
+        return draw.conv(draw.name("p", F.max_pool2d(x, 2)), N, 3, 2, padding=1)
+
+    check(net, forward, backward=False, draws=300, samples=8, bias=0.015)
+    found = profile(net, "p").reshape(4, 4)
+    assert found[1, 1] > 1.3 * found[0, 1] > 1.3 * 1.3 * found[0, 0] * 0.98
