@@ -197,7 +197,6 @@ def test_maxima_behind_batch_norm_of_a_mean() -> None:
     assert vf.derive(net).numeric({})["b"]["grad_second_moment"] == pytest.approx(1 / 4, rel=1e-3)
 
 
-@pytest.mark.xfail(strict=True, raises=vf.VarflowError, reason="a population, which refuses large images")
 def test_gradients_of_maxima_of_a_large_image() -> None:
     """Max 3, stride 2, padding 1 behind batch norm, as ResNet's: numbers where formulas exist."""
     net, x = image(N, 32, 32)
@@ -208,7 +207,6 @@ def test_gradients_of_maxima_of_a_large_image() -> None:
     assert numbers["r"]["grad_second_moment"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="maxima of correlated places are one number for all windows")
 def test_profile_of_maxima() -> None:
     """Two zero-padded layers, whose places are correlated: windows in the middle hold larger maxima than corners,
     and a padded convolution behind them sees the middle more often."""

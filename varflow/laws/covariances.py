@@ -295,6 +295,8 @@ class Covariances(ABC):
                     return self._over_batch(mean, carried(of, newer), older, at, view)
                 case PositionAverage(of=of, count=count) if of is not None:
                     inner = carried(of, newer)
+                    if count is sp.oo and isinstance(m := older.variable, Member) and m.of is not None:
+                        older = carried(m.of, older)
                     return self._averaged(count, older, partial(self.covariance, older, inner), view)
                 case Mixed(of=of) | Member(of=of) if of is not None:
                     return resampled(self, newer, older, newer is x, view, self.covariance)

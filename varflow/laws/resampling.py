@@ -43,6 +43,8 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     if fixed:
         return spread_of(laws, v, same)
     other = pair(a, replace(b, there=True), there)
+    if same.is_zero and other.is_zero:
+        return mo.ZERO
     if isinstance(v, Member):
         return _of_members(laws, v, beside, same, other, view)
     left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
