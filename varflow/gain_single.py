@@ -61,6 +61,8 @@ class ActivationGain(GainFields):
             return self.average(slope**2)
         except Divergent:
             return sp.oo
+        except RecursionError:
+            raise NoFormula("the expression is nested too deeply", where=str(self.activation)[:200]) from None
 
     @cached_property
     def mean(self) -> sp.Expr:
