@@ -18,7 +18,7 @@ from varflow.network import Network
 from varflow.ops import OPS
 from varflow.simulate.statistics import Statistics, Summary
 from varflow.solve import solve
-from varflow.verify import _Clock, samples_for, verify
+from varflow.verify import samples_for, verify
 from varflow.verify_check import (
     Check,
     Judge,
@@ -32,6 +32,7 @@ from varflow.verify_check import (
     quantile,
 )
 from varflow.verify_report import Progress, Verification
+from varflow.verify_run import Clock
 from varflow.verify_widths import ladder, scaled
 
 DELTA = 0.02
@@ -388,7 +389,7 @@ def test_draws_go_on_until_decided() -> None:
 
 
 def test_each_look_spends_its_share_of_the_error() -> None:
-    clock = _Clock(DELTA, 0.01, None, first=64, most=640, max_time=None, progress=None)
+    clock = Clock(DELTA, 0.01, None, first=64, most=640, max_time=None, progress=None)
     spent = []
     for clock.look in range(1, 200):
         spent.append(clock.spent())
