@@ -23,6 +23,7 @@ from tests.convolutional import (
     image,
     near,
     norm,
+    profile,
     same,
     torch,
 )
@@ -315,10 +316,30 @@ def test_standardized_weights() -> None:
     check(nfnet(RING), lambda draw: nfnet_by_torch(draw, "circular"), bias=0.03, draws=400)
 
 
-@pytest.mark.xfail(strict=True, reason="the mean's part, lost in proportion to the squared share of taps inside")
 def test_standardized_weights_at_borders() -> None:
     """Weights of the taps inside do not sum to zero: a part of the mean comes through."""
     check(nfnet({"padding": 1}), lambda draw: nfnet_by_torch(draw, "constant"), bias=0.03, draws=400)
+
+
+def test_standardized_weights_between_places() -> None:
+    """Of places with m and m' of nine taps inside, l of them in both: l/9 - m m'/81 of the squared mean; here of an
+    image that is mean alone but for a tenth, averaged."""
+    net, x = image(N, 5, 5, mean=1, second_moment="11/10")
+    h = net.conv(x, N, 3, name="c", padding=1, stride=2, distribution="standardized", **GAIN)
+    net.linear(net.mean_pool(h, name="p"), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.name("x", (1 + 0.1**0.5 * draw.normal(draw.samples, N, 5, 5)).requires_grad_())
+        h = draw.name("c", F.conv2d(x, standardized(draw.normal(N, N, 3, 3)), padding=1, stride=2))
+        return F.linear(draw.name("p", h.mean((2, 3))), draw.weight(N, N))
+
+    numbers = check(net, forward, bias=0.03, draws=600)
+    axis = np.array([[2, 2, 1], [2, 3, 2], [1, 2, 2]])
+    both = np.kron(axis, axis) / 9
+    inside = np.diag(both)
+    covariance = both - np.outer(inside, inside) + np.diag(inside) / 10
+    assert profile(net, "c") == pytest.approx(np.diag(covariance))
+    assert numbers["p"]["second_moment"] == pytest.approx(covariance.mean())
 
 
 @pytest.mark.xfail(strict=True, reason="squared means are not cancelled against second moments")

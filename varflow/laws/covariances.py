@@ -412,6 +412,8 @@ class Covariances(ABC):
             result = self.operated(kernel, parts, mo.combine(kernel.limit * mo.part(0), [result]))
             result = noted(result, BORDERS if not u.window.uniform else "")
             result = noted(result, NEIGHBOURS if u.transpose and view.position and u.window.spacing > 1 else "")
+        if u.centred:
+            result = self._less_mean(result, u, v, view)
         if u.note and not result.is_zero:
             result = replace(result, assumptions=result.assumptions | {u.note})
         if u is v and view.same and u.shrink is not None:
@@ -420,21 +422,34 @@ class Covariances(ABC):
         return replace(result, exactness=exactness, degree=max(result.degree, 1))
 
     def _summed(self, u: Product, v: Product, view: View) -> Formula:
-        """Var(W_ij) times the sum over the operand's channels of E[h h'] (centred: less its mean squared)."""
-        terms, means = [], []
-        total = sp.Add(*(b.size for b in u.operand))
+        """Var(W_ij) times the sum over the operand's channels of E[h h']."""
+        terms = []
         for size, (a, b) in refine(u.operand, v.operand):
-            scale = mo.constant(times(u.factor, size))
             if a is not None and b is not None:
+                scale = mo.constant(times(u.factor, size))
                 terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
-            if u.centred:
-                means.append([mo.product(mo.constant(quotient(size, total)), self.mean(x)) if x else mo.ZERO
-                              for x in (a, b)])
-        if not means or all(f.is_zero for row in means for f in row):
-            return mo.total(terms)
-        here, there = (mo.total([row[k] for row in means]) for k in (0, 1))
-        lost = mo.product(mo.constant(times(u.factor, total)), here, self.turned(there) if view.position else there)
-        return mo.combine(mo.part(0) - mo.part(1), [mo.total(terms), lost])
+        return mo.total(terms)
+
+    def _less_mean(self, f: Formula, u: Product, v: Product, view: View) -> Formula:
+        """Rows that sum to zero: entries of a row have covariance -Var(W_ij)/fan_in, so that f loses Var(W_ij)
+        times the channels and M M' over the taps, M the sum of the operand's mean over the taps inside."""
+        here, there = (self._mean_inside(w) for w in (u, v))
+        if here.is_zero or there.is_zero:
+            return f
+        taps = 1 if u.window is None else u.window.taps
+        factor = mo.constant(quotient(times(u.factor, sp.Add(*(b.size for b in u.operand))), taps))
+        lost = mo.product(factor, here, self.turned(there) if view.position else there)
+        return mo.combine(mo.part(0) - mo.part(1), [f, lost])
+
+    def _mean_inside(self, u: Product) -> Formula:
+        """The mean over the operand's channels, summed over the taps of the window that are inside the grid."""
+        total = sp.Add(*(b.size for b in u.operand))
+        mean = mo.total([mo.product(mo.constant(quotient(b.size, total)), self.mean(b.law))
+                         for b in u.operand if b.law is not None])
+        if u.window is None or mean.is_zero:
+            return mean
+        kernel = Kernel(u.window, u.transpose, False)
+        return self.operated(kernel, (mean,), mo.combine(kernel.limit * mo.part(0), [mean]))
 
     def formula(self, quantity: Quantity) -> Formula:
         """A quantity as a formula."""
