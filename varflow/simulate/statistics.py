@@ -8,6 +8,7 @@ logarithm of the draws, and any cut into chunks, threads or separate runs gives 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Count, mean and sums of squared and cubed deviations of one statistic, for every value."""
+    """Count, mean and sums of the second to fourth powers of deviations of one statistic, for every value."""
 
     count: Float
     mean: Float
     squares: Float
     cubes: Float
+    fourths: Float
 
     @staticmethod
     def of(x: Float, kept: NDArray[np.bool_] | None = None) -> Sums:
@@ -40,10 +42,12 @@ class Sums:
         count = kept.sum(axis=1).astype(np.float64)
         mean = np.where(kept, x, 0.0).sum(axis=1) / np.maximum(count, 1.0)
         off = np.where(kept, x - mean[:, None], 0.0)
-        return Sums(count, mean, (off * off).sum(axis=1), (off * off * off).sum(axis=1))
+        squares = off * off
+        powers = (squares, squares * off, squares * squares)
+        return Sums(count, mean, *(p.sum(axis=1) for p in powers))
 
     def joined(self, other: Sums) -> Sums:
-        """Both together (Pebay 2008, equations 2.1 and 3.2)."""
+        """Both together (Pebay 2008, equations 2.1, 3.2 and the fourth-order case of 2.1)."""
         count = self.count + other.count
         safe = np.maximum(count, 1.0)
         a, b, step = self.count / safe, other.count / safe, other.mean - self.mean
@@ -56,7 +60,27 @@ class Sums:
             + other.cubes
             + shared * step * (a - b)
             + 3 * step * (a * other.squares - b * self.squares),
+            self.fourths
+            + other.fourths
+            + shared * step * step * (a * a - a * b + b * b)
+            + 6 * step * step * (a * a * other.squares + b * b * self.squares)
+            + 4 * step * (a * other.cubes - b * self.cubes),
         )
+
+    @property
+    def third_cumulant(self) -> Float:
+        """Unbiased third cumulant, Fisher's k-statistic; nan for fewer than three."""
+        n = self.count
+        scale = n / np.maximum((n - 1) * (n - 2), 1.0)
+        return np.where(n > 2, scale * self.cubes, np.nan)
+
+    @property
+    def fourth_cumulant(self) -> Float:
+        """Unbiased fourth cumulant, Fisher's k-statistic; nan for fewer than four."""
+        n = self.count
+        scale = n / np.maximum((n - 1) * (n - 2) * (n - 3), 1.0)
+        found = scale * ((n + 1) * self.fourths - 3 * (n - 1) / np.maximum(n, 1.0) * self.squares**2)
+        return np.where(n > 3, found, np.nan)
 
     @property
     def variance(self) -> Float:
@@ -94,14 +118,40 @@ class Part:
             )
 
 
+    # -- bytes ---------------------------------------------------------------------------------------
+
+    def _arrays(self) -> Iterator[Float]:
+        for sums in (self.first, self.second, self.fourth, self.logs):
+            yield from (sums.count, sums.mean, sums.squares, sums.cubes, sums.fourths)
+        yield self.largest
+
+    def pack(self) -> bytes:
+        """All numbers as little-endian bytes."""
+        return np.stack(list(self._arrays())).astype("<f8").tobytes()
+
+    @staticmethod
+    def unpack(data: bytes, values: int) -> Part:
+        """What `pack` wrote of ``values`` values. Raises InputError for another number of bytes."""
+        if len(data) != 8 * NUMBERS * values:
+            raise InputError(f"{len(data)} bytes are no statistics of {values} values")
+        arrays = list(np.frombuffer(data, "<f8").astype(np.float64).reshape(NUMBERS, values))
+        first, second, fourth, logs = (Sums(*arrays[k : k + 5]) for k in (0, 5, 10, 15))
+        return Part(first, second, fourth, logs, arrays[20])
+
+
+NUMBERS = 21
+"""Numbers of one value in a `Part`."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """One value over all draws.
 
     ``mean``, ``second_moment`` and ``fourth_moment`` estimate E[x], E[x^2] and E[x^4] of an entry; ``*_variance``
     is the variance between draws of the draw's own average, ``skewness`` and ``log_variance`` those of the
-    draw's second moment and of its logarithm (draws where it is zero, ``zeros`` of them, left out);
-    ``largest_share`` is the share of one draw in the sum of second moments.
+    draw's second moment and of its logarithm (draws where it is zero, ``zeros`` of them, left out), ``log_third``
+    and ``log_fourth`` the logarithm's third and fourth cumulants; ``largest_share`` is the share of one draw in the
+    sum of second moments.
     """
 
     draws: int
@@ -116,6 +166,8 @@ class Summary:
     log_variance: float
     largest_share: float
     zeros: int
+    log_third: float = 0.0
+    log_fourth: float = 0.0
 
     @property
     def standard_error(self) -> float:
@@ -180,6 +232,40 @@ class Statistics:
             i >> max(level - k, 0) == index >> max(k - level, 0) for k, i in self.parts
         )
 
+    # -- pieces --------------------------------------------------------------------------------------
+
+    @property
+    def value_count(self) -> int:
+        """Number of distinct columns."""
+        return len(set(self.columns.values()))
+
+    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
+        """What has been counted as (first draw, number of draws, bytes): aligned powers of two of whole blocks
+        reduced, draws of unfinished blocks row by row."""
+        for (level, index), part in sorted(self.parts.items()):
+            yield (index << level) * BLOCK, BLOCK << level, part.pack()
+        for block, rows in sorted(self.pending.items()):
+            starts = [k for k in sorted(rows) if k - 1 not in rows]
+            for start in starts:
+                stop = next(k for k in range(start, BLOCK + 1) if k not in rows)
+                data = np.stack([rows[k] for k in range(start, stop)]).astype("<f8").tobytes()
+                yield block * BLOCK + start, stop - start, data
+
+    def add_piece(self, first: int, count: int, data: bytes) -> None:
+        """Take in what `pieces` gave. Raises InputError for bytes that cannot be, and draws already counted."""
+        values = self.value_count
+        if count < BLOCK:
+            if len(data) != 24 * count * values or first // BLOCK != (first + count - 1) // BLOCK:
+                raise InputError(f"{len(data)} bytes are not {count} draws of {values} values")
+            self.add(np.frombuffer(data, "<f8").astype(np.float64).reshape(count, values, 3), first)
+            return
+        level = (count // BLOCK).bit_length() - 1
+        if count != BLOCK << level or first % count:
+            raise InputError(f"{count} draws from number {first} are no piece")
+        other = Statistics(self.columns)
+        other.parts[level, first // count] = Part.unpack(data, values)
+        self.merge(other)
+
     # -- reading -------------------------------------------------------------------------------------
 
     @property
@@ -228,19 +314,18 @@ class Statistics:
         """Gradients with respect to weights, summed over samples and places (second moments only)."""
         return self._direction("weight")
 
-    def _bits(self) -> Iterator[bytes]:
-        part = self.total()
-        for sums in (part.first, part.second, part.fourth, part.logs):
-            for name in ("count", "mean", "squares", "cubes"):
-                yield getattr(sums, name).tobytes()
-        yield part.largest.tobytes()
+    def digest(self) -> str:
+        """A hash of the bits of all draws together, and of how many they are and what they measure."""
+        found = hashlib.blake2b(repr((self.draws, sorted(self.columns.items()))).encode(), digest_size=32)
+        found.update(self.total().pack())
+        return found.hexdigest()
 
     def __eq__(self, other: object) -> bool:
         """The same values and draws, bit by bit."""
         if not isinstance(other, Statistics):
             return NotImplemented
         same = self.columns == other.columns and self.draws == other.draws
-        return same and list(self._bits()) == list(other._bits())
+        return same and (not self.draws or self.total().pack() == other.total().pack())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -268,4 +353,6 @@ def _summary(part: Part, c: int, draws: int) -> Summary:
         log_variance=float(part.logs.variance[c]) if positive > 1 else 0.0,
         largest_share=float(part.largest[c]) / total if total > 0 else 0.0,
         zeros=draws - int(positive),
+        log_third=float(part.logs.third_cumulant[c]) if positive > 2 else 0.0,
+        log_fourth=float(part.logs.fourth_cumulant[c]) if positive > 3 else 0.0,
     )
