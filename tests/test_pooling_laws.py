@@ -162,6 +162,20 @@ def test_pixel_shuffle_pooled() -> None:
     assert vf.derive(net).numeric({"n": N})["y"]["second_moment"] == pytest.approx(1 / 4)
 
 
+def test_gradients_of_a_shuffled_image() -> None:
+    """Phases of a cell get different gradients at the border of overlapping windows; a padded convolution before
+    the shuffle sees their mean, place by place."""
+    net, x = image(N, 4, 4)
+    h = net.pixel_shuffle(net.conv(x, "4*" + str(N), 3, padding=1, name="c", **GAIN), 2, name="s")
+    net.pointwise_conv(net.avg_pool(h, 3, 2, 1, name="p"), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("s", F.pixel_shuffle(draw.name("c", draw.conv(draw.input(N, 4, 4), 4 * N, 3, 1, padding=1)), 2))
+        return draw.conv(draw.name("p", F.avg_pool2d(h, 3, 2, 1)), N, 1, 1)
+
+    check(net, forward, draws=300)
+
+
 def test_gradients_of_overlapping_maxima() -> None:
     net, x = image(N, 13)
     h = net.relu(net.linear(net.max_pool(x, 3, 2, name="p"), N, name="c", **GAIN))

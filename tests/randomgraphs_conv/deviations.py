@@ -22,7 +22,6 @@ DEFECTS: dict[str, str] = {
     "conv4006": "gradients of pooled and interpolated images, by the population",
     "conv12007": "profiles of different sizes meet in one formula: ValueError",
     "conv13009": _TWICE,
-    "conv16000": _TWICE,
     "conv14011": "instance norm of an instance norm: the variance is 1 exactly, E[1/variance] is taken as that of "
                  "Gaussian entries; 0.0402 at n = 256 too",
     "conv15000": _UNEQUAL,

@@ -53,10 +53,20 @@ class Layout(Reading):
         return tuple(result)
 
     def _deal(self, x: Blocks, count: int, inverse: bool) -> Blocks:
-        """A fixed order of channels: other coordinates of the same law where there is one law."""
+        """A fixed order of channels: other coordinates of the same law where there is one law; blocks dealt into one
+        another are a mixture of them, undone where they are told apart again."""
+        law = x[0].law
         if len(x) > 1:
-            return self._one(self._anywhere(x))
-        return (Block(x[0].size, moved_by(x[0].law, ("gather" if inverse else "deal", count))),)
+            return self._one(self._gather(x, count) if inverse else self._anywhere(x))
+        dealt, blocks = self._gathered.get(law.variable, (0, x)) if law and not law.moves else (0, x)
+        if dealt == count and not inverse:
+            return blocks
+        return (Block(x[0].size, moved_by(law, ("gather" if inverse else "deal", count))),)
+
+    def _gather(self, x: Blocks, count: int) -> Instance:
+        mixture = self._mixture(x, ("gather", count))
+        self._gathered[mixture.variable] = count, x
+        return mixture
 
     def _anywhere(self, x: Blocks) -> Instance:
         """A value of unknown law whose coordinates come from any of several blocks."""
@@ -73,7 +83,7 @@ class Layout(Reading):
             return self._one(self._anywhere(x))
         return self._one(self._mixture(x, (move, name)))
 
-    def _mixture(self, x: Blocks, move: tuple[str, str]) -> Instance:
+    def _mixture(self, x: Blocks, move: tuple[str, object]) -> Instance:
         """A coordinate of a permuted value of several blocks: from one of them, in proportion to its size."""
         n = sp.Add(*(b.size for b in x))
         shares = tuple(quotient(b.size, n) for b in x)

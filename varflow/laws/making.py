@@ -88,6 +88,7 @@ class Reading:
         self.bodies: list[Any] = []
         self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
+        self._gathered: dict[Variable, tuple[int, Blocks]] = {}
 
     def _label(self, whole: bool = True) -> dict[str, object]:
         self._born += 1
