@@ -61,7 +61,7 @@ class Kernel:
             return np.asarray(sum(m @ np.broadcast_to(moment, (m.shape[1], 1)) for m in matrices))
         other, same = (moment, beside) if self.between else (beside, moment)
         assert other is not None
-        full = _completed(other, same, matrices[0].shape[1])
+        full = completed(other, same, matrices[0].shape[1])
         found = np.asarray(sum(m @ (m @ full).T for m in matrices)).T
         return found if self.between else np.diag(found)[:, None].copy()
 
@@ -95,7 +95,7 @@ class Mixing:
             alike, apart = self.limit
             return np.full((1, 1), float(alike) * same.mean() + float(apart) * other.mean())
         count = (mix_matrix(self.left) if self.left else mix_matrix(mix)).shape[1]
-        full = _completed(other, same, count)
+        full = completed(other, same, count)
         full = mix_matrix(self.left) @ full if self.left else full
         full = (mix_matrix(self.right) @ full.T).T if self.right else full
         return np.asarray(full) if self.between else np.diag(full)[:, None]
@@ -131,7 +131,7 @@ class Among:
         matrix = _mean_matrix(self.window, self.transpose)
         if not self.between:
             return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
-        return np.asarray((matrix @ (matrix @ _completed(other, same, matrix.shape[1])).T).T)
+        return np.asarray((matrix @ (matrix @ completed(other, same, matrix.shape[1])).T).T)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Within:
             return np.full((1, 1), other.mean())
         mean = _mean_matrix(self.window, False)
         count = taps_inside(self.window, False)
-        every = np.diag(mean @ (mean @ _completed(other, same, mean.shape[1])).T)[:, None]
+        every = np.diag(mean @ (mean @ completed(other, same, mean.shape[1])).T)[:, None]
         alike = mean @ np.broadcast_to(same, (mean.shape[1], 1))
         return np.asarray((count * every - alike) / np.maximum(count - 1, 1))
 
@@ -201,7 +201,7 @@ class Freedom:
         n = self.places
         if n > MAX_PLACES:
             return np.ones((1, 1))
-        own, across = _completed(other, same, n), _completed(shared_other, shared, n)
+        own, across = completed(other, same, n), completed(shared_other, shared, n)
         apart = own - across
         if self.batch is None:
             first, second = np.trace(apart), 0.0
@@ -273,7 +273,7 @@ class Average:
         n = int(count.item())
         if max(same.size, other.size) == 1 or n > MAX_PLACES:
             return np.full((1, 1), (same.mean() + (n - 1) * other.mean()) / n)
-        return np.asarray(_completed(other, same, n).mean(axis=1, keepdims=True))
+        return np.asarray(completed(other, same, n).mean(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class Overall:
         return np.full((1, 1), same.mean())
 
 
-def _completed(other: Array, same: Array | None, count: int) -> Array:
+def completed(other: Array, same: Array | None, count: int) -> Array:
     """The moment between all pairs of positions, equal ones included."""
     full = np.array(np.broadcast_to(other, (count, count)))
     if same is not None:
