@@ -298,11 +298,6 @@ def window_matrices(w: Window, transpose: bool) -> tuple[Any, ...]:
     return _matrices(w, transpose)
 
 
-def completed(other: Array, same: Array, count: int) -> Array:
-    """The moment between all pairs of ``count`` positions, equal ones included."""
-    return _completed(other, same, count)
-
-
 def taps_inside(w: Window, transpose: bool) -> Array:
     """Number of taps inside the grid for every output position (windows it is in, for every input position)."""
     total: Any = sum(_matrices(w, transpose))
