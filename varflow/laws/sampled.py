@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from varflow.laws.depthwise import spread_of_scale
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
+from varflow.laws.points import POINTS, drawn, root_of
 from varflow.laws.variables import (
     Composite,
     Depthwise,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from varflow.laws.joint import Laws
 
 Array = npt.NDArray[np.float64]
-POINTS = 2**13
 MOST_SOURCES = 40
 MOST_ROWS = 64
 """Different rows of covariances that are evaluated one by one; more are averaged first."""
@@ -145,12 +144,12 @@ class SourceSample:
     def _expected(self, given: tuple[float, ...]) -> float:
         numbers, entries = given[: self.coefficients], given[self.coefficients :]
         masks = sum(_is_drawn(step.expr) for step in self.steps)
-        normal, uniform = _points(self.sources, masks)
-        drawn = normal @ _root(entries, self.sources).T if self.sources else normal
+        normal, uniform = drawn(self.sources, masks)
+        x = normal @ _root(entries, self.sources).T if self.sources else normal
         values: list[Array] = []
 
         def at(index: int) -> Array:
-            return np.asarray(drawn[:, -1 - index]) if index < 0 else values[index]
+            return np.asarray(x[:, -1 - index]) if index < 0 else values[index]
 
         for step in self.steps:
             values.append(self._value(step, numbers, at, uniform))
@@ -186,26 +185,11 @@ def _gamma_scale(uniform: Array, shape: float) -> Array:
     return np.asarray(np.sqrt(gammaincinv(shape, np.clip(uniform, 1e-9, 1 - 1e-9)) / shape))
 
 
-@lru_cache(maxsize=64)
-def _points(sources: int, masks: int) -> tuple[Array, Array]:
-    """Antithetic Gaussian points, and uniform ones for masks."""
-    from scipy.special import ndtri
-    from scipy.stats import qmc
-
-    dimensions = max(sources + masks, 1)
-    u = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(dimensions)).random(POINTS)
-    z = ndtri(np.clip(u[:, :sources], 1e-12, 1 - 1e-12))
-    both = np.concatenate([u[:, sources:], u[:, sources:]])
-    return np.concatenate([z, -z]), both
-
-
 def _root(entries: tuple[float, ...], n: int) -> Array:
-    """A square root of the covariance with the given upper triangle, large variances first; rounding cut off."""
+    """A square root of the covariance with the given upper triangle."""
     matrix = np.zeros((n, n))
     matrix[np.triu_indices(n)] = entries
-    matrix = matrix + np.triu(matrix, 1).T
-    values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1])
+    return root_of(matrix + np.triu(matrix, 1).T)
 
 
 def sampled(laws: Laws, values: Sequence[Instance], view: View, of: Variable) -> Formula:
