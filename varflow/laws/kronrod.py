@@ -15,8 +15,10 @@ from varflow.laws.panels import Array
 
 TOLERANCE = 2e-12
 LEVELS = 110
-MAX_PANELS = 2_000_000
-BATCH = 50_000
+MAX_PANELS = 60_000
+BATCH = 20_000
+JUMPS, BISECTIONS = (3, 9, 12, 15), 52
+"""Levels at which rough panels are searched for a jump."""
 REFUSED = 1e-6
 _HALF_NODES = np.array(
     [
@@ -100,12 +102,38 @@ def integrate_rows(
         total += np.bincount(row[~split], value[~split], rows)
         size += np.bincount(row[~split], mass[~split], rows)
         lost += np.bincount(row[bad & ~split], error[bad & ~split], rows)
-        middle = (a[split] + b[split]) / 2
-        row = np.concatenate([row[split], row[split]])
-        a, b = np.concatenate([a[split], middle]), np.concatenate([middle, b[split]])
+        ends = (row[split], a[split], b[split])
+        row, a, b = _cut_at_jumps(f, *ends) if level in JUMPS else _halved(*ends)
     if np.any(lost > REFUSED * (allowed + 1e-290)):
         _refuse()
     return total, size
+
+
+def _halved(row: Any, a: Array, b: Array) -> tuple[Any, Array, Array]:
+    middle = (a + b) / 2
+    return np.tile(row, 2), np.concatenate([a, middle]), np.concatenate([middle, b])
+
+
+def _cut_at_jumps(f: Rows, row: Any, a: Array, b: Array) -> tuple[Any, Array, Array]:
+    """Panels cut in two: where f jumps, found by bisection, else in the middle."""
+    values = f(row, (a + b)[:, None] / 2 + (b - a)[:, None] / 2 * NODES)[0]
+    steps = np.abs(np.diff(values, axis=1))
+    place = np.argmax(steps, axis=1)
+    height = steps.max(axis=1, initial=0.0)
+    one = np.flatnonzero(2 * height > steps.sum(axis=1))
+    left, right = (a + (b - a) * (1 + NODES[place + k]) / 2 for k in (0, 1))
+    low, high = left[one], right[one]
+    under = values[one, place[one]]
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        here = f(row[one], middle[:, None])[0][:, 0]
+        near = np.abs(here - under) < height[one] / 2
+        low, high = np.where(near, middle, low), np.where(near, high, middle)
+    below, above = (f(row[one], x[:, None])[0][:, 0] for x in (low, high))
+    jump = np.abs(above - below) > height[one] / 2
+    left, right = (a + b) / 2, (a + b) / 2
+    left[one[jump]], right[one[jump]] = low[jump], high[jump]
+    return np.tile(row, 2), np.concatenate([a, right]), np.concatenate([left, b])
 
 
 def _refuse() -> None:

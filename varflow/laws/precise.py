@@ -18,6 +18,11 @@ from varflow.laws.straight import NoProgram, Program, bind, program, text_of
 TOLERANCE = 1e-10
 MOST_DIGITS = 800
 _EPS = 2.3e-16
+MOST_BITS = 2000
+_LOST = (ArithmeticError, ValueError, TypeError, NotImplementedError, MemoryError)
+_SATURATING = ("tanh", "erf")
+_GROWING = frozenset((*_SATURATING, "exp", "sinh", "cosh", "coth", "sech", "csch", "erfc", "gamma", "loggamma",
+                      "polygamma", "sin", "cos", "tan", "sec", "csc", "cot", "besselk", "expm1"))
 
 
 def _inverse(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,7 +148,7 @@ def mp_function(expr: sp.Expr, symbols: Sequence[sp.Symbol]) -> Callable[..., An
                 runs[digits] = bind(made, text, _mp_names(made, digits))
             try:
                 value = runs[digits]((mp.mpf(x),))
-            except (ArithmeticError, ValueError, TypeError, NotImplementedError):
+            except _LOST:
                 return None
             return None if isinstance(value, mp.mpc) or not mp.isfinite(value) else value
 
@@ -198,7 +203,7 @@ class _Slow:
                 value, bound = run([mpmath.mpf(float(x)) for x in row])
                 real = not isinstance(value, mpmath.mpc) and mpmath.isfinite(value)
                 return (value, bound) if real and mpmath.isfinite(bound) else None
-            except (ArithmeticError, ValueError, TypeError, NotImplementedError, NoProgram):
+            except (*_LOST, NoProgram):
                 return None
 
     def program(self) -> Program:
@@ -208,15 +213,41 @@ class _Slow:
         return self.made
 
 
+def _within_reach(name: str, function: Any) -> Any:
+    """mpmath's function; OverflowError where its argument alone has thousands of bits before the point."""
+    if name not in _GROWING or function is None:
+        return function
+
+    def guarded(*arguments: Any) -> Any:
+        import mpmath as mp
+
+        if max(mp.mag(a) for a in arguments) > MOST_BITS:
+            if name in _SATURATING and not isinstance(arguments[-1], mp.mpc):
+                return mp.sign(arguments[-1])
+            raise OverflowError(name)
+        return function(*arguments)
+
+    return guarded
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """base^exponent; OverflowError where that has millions of digits."""
+    import mpmath as mp
+
+    if base != 0 and mp.mag(exponent) + mp.mag(mp.mag(base)) > MOST_BITS:
+        raise OverflowError("power")
+    return mp.power(base, exponent)
+
+
 def _mp_names(made: Program, digits: int) -> dict[str, Any]:
     import mpmath as mp
 
-    names = {n: getattr(mp, n, None) for n in made.calls}
+    names = {n: _within_reach(n, getattr(mp, n, None)) for n in made.calls}
     names |= {
         "absolute": abs,
         "Abs": abs,
         "where": lambda c, a, b: a if c else b,
-        "power": mp.power,
+        "power": _power,
         "maximum": max,
         "minimum": min,
         "logical_not": lambda a: not a,

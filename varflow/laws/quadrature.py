@@ -8,7 +8,7 @@ points, outer nodes) are evaluated together. Integrals run as far out as the int
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
+from varflow.errors import VarflowError
 from varflow.laws.algebra import affine, affine_parts, ordered
 from varflow.laws.domain import Divergent, NotReal, too_steep
 from varflow.laws.integral import GaussianExpectation
@@ -33,6 +34,7 @@ from varflow.laws.separable import Sides, evaluated, sides
 TINY = 1e-100
 OUTER_PANELS = 4000
 DIRECTIONS = 8
+KEPT = 4096
 Values = Callable[[Any, Array], Array]
 """f(row of each line [n], points [n, m]) -> values [n, m]."""
 
@@ -47,6 +49,7 @@ class Integral:
     arguments: tuple[tuple[Callable[..., Any], ...], ...]
     too_steep: Callable[[float], None] | None = None
     sides: Sides | None = None
+    known: dict[tuple[float, ...], float | VarflowError] = field(default_factory=dict, compare=False)
 
     def __call__(self, *values: Any) -> Any:
         """Its value at parameter points (arrays broadcast); nan where the covariances are impossible.
@@ -54,6 +57,25 @@ class Integral:
         Raises Divergent, NotReal, UnsupportedError where there is no number.
         """
         arrays = broadcast(values)
+        if arrays and arrays[0].shape:
+            return self._on_grid(arrays)
+        return self._at_point(tuple(float(v) for v in arrays))
+
+    def _at_point(self, point: tuple[float, ...]) -> float:
+        """One number, or its refusal, found once."""
+        if point not in self.known:
+            if len(self.known) >= KEPT:
+                self.known.clear()
+            try:
+                self.known[point] = self._on_grid([np.asarray(v) for v in point])
+            except VarflowError as error:
+                self.known[point] = error
+        found = self.known[point]
+        if isinstance(found, VarflowError):
+            raise found.with_traceback(None)
+        return found
+
+    def _on_grid(self, arrays: list[Array]) -> Any:
         shape = arrays[0].shape if arrays else ()
         flat = [v.ravel() for v in arrays]
         rows = int(np.prod(shape)) if shape else 1

@@ -60,9 +60,9 @@ def _kink(expr: sp.Expr, var: sp.Symbol) -> sp.Expr:
             return ((1 + ahead) * left + (1 - ahead) * right) / 2
         wins = first > rest if isinstance(expr, sp.Max) else first < rest
         return sp.Piecewise((derivative(first, var), wins), (derivative(rest, var), True))
-    stand_in = [sp.Dummy(f"d{i}", real=True) for i in range(len(expr.args))]
-    back = dict(zip(stand_in, expr.args, strict=True))
-    outer = expr.func(*stand_in)
+    back = {sp.Dummy(f"d{i}", real=True): a for i, a in enumerate(expr.args) if depends(a, (var,))}
+    stand_in = {a: d for d, a in back.items()}
+    outer = expr.func(*[stand_in.get(a, a) for a in expr.args])
     return sp.Add(*[outer.diff(d).xreplace(back) * derivative(a, var) for d, a in back.items()])
 
 

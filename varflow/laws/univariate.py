@@ -91,9 +91,16 @@ def _closed(
             continue
         for sign, halves in _half_spaces(cell.bounds):
             for piece in _pieces(cell.body, variables, halves):
-                budget.spend(2 ** len(piece.errors) * (1 + len(piece.waves)))
+                budget.spend(_work(piece))
                 total.append(sign * _expect(piece, covariance))
     return sp.Add(*total)
+
+
+def _work(piece: Piece) -> int:
+    """What a piece costs, in simple ones: truncated moments of high degree are long."""
+    degree = sum(k for _, k in piece.powers) if piece.halves else 0
+    work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * (1 + degree // 6)
+    return work
 
 
 def _half_spaces(bounds: Bounds) -> Iterator[tuple[int, tuple[Half, ...]]]:
