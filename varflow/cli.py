@@ -88,7 +88,8 @@ def solve(graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Gr
 def verify(
     graph: Graph, set_: Sets = None, preserve: Preserve = None, growth: Growth = None,
     equation: Equations = None, unknown: Unknowns = None, json: Json = False,
-    draws: Annotated[int, typer.Option(min=2, help="Independent draws of weights and inputs.")] = 2000,
+    draws: Annotated[int | None, typer.Option(
+        min=2, help="Independent draws of weights and inputs [default: 2000, fewer where they cost minutes].")] = None,
     max_draws: Annotated[int | None, typer.Option(
         min=2, help="Go on up to this many draws until all is decided, or --precision reached.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,

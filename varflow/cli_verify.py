@@ -23,7 +23,7 @@ from varflow.verify_report import Progress, Verification
 class Options:
     """What a verification is asked for; see :func:`varflow.verify.verify`."""
 
-    draws: int = 2000
+    draws: int | None = None
     max_draws: int | None = None
     seed: int = 0
     delta: float = 0.02
@@ -106,7 +106,8 @@ def report(r: Verification) -> list[Table | str]:
                f"{100 * r.delta:g} %, intervals hold together with {100 * r.confidence:g} %, {r.seconds:.1f} s")
     power = (f"a formula off by {200 * r.delta:g} % is rejected by the same data in {100 * r.rejected:.0f} % of the "
              f"checks; power at least {100 * r.power:.1f} %")
-    return [table(columns, rows, r.network), closing, power, *map(printable, r.notes)]
+    reached = [r.reached_statement] if r.reached_statement else []
+    return [table(columns, rows, r.network), closing, power, *reached, *map(printable, r.notes)]
 
 
 def _row(name: str, direction: str, c: Check) -> list[Cell]:

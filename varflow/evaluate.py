@@ -89,6 +89,10 @@ class Numbers:
         found = profile.mean(value) if measure == "mean" else profile.second(value)
         return None if found is None else float(found.mean())
 
+    def by_position(self, name: str, gradient: bool = False) -> bool:
+        """Whether a node's second moment is that of its profile over positions."""
+        return self._in_profile(name, "second_moment", gradient) is not None
+
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
         return float(getattr(self._population, m.measure)[m.value])

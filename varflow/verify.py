@@ -14,9 +14,9 @@ from varflow.errors import InputError, MissingExtraError, UnsupportedError
 from varflow.laws.moments import Moment, Quantity
 from varflow.lowering import lower
 from varflow.network import Network
-from varflow.program import Program
+from varflow.program import Program, Standardize, has_windows
 from varflow.simulate.collapsed import Choices, check_method, choose
-from varflow.simulate.plan import LARGE_BATCH, samples_of
+from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
 from varflow.symbols import STEP
 from varflow.verify_check import Check, Prediction, limit_draws, overall
 from varflow.verify_report import Key, Progress, Verification
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 ENTRIES = 256
 FEWEST_SAMPLES, MOST_SAMPLES = 8, 64
+FEWEST_IN_BATCH = 32
+"""Samples of a batch norm without a batch size, where there are many positions."""
+DRAWS, FEWEST_DRAWS = 2000, 48
+WORK = 210.0
+"""Seconds of one core that draws may cost, by estimate, where no number of them is asked for."""
+SAMPLE_ERROR = 3e-4
+"""Relative standard error of a number from a sample of its sources (`varflow.laws.sampled`)."""
 UNLIMITED = 100
 """With ``precision`` and no ``max_draws``: how many times ``draws`` at most."""
 
@@ -74,7 +81,11 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Predi
     except UnsupportedError:
         return Prediction(math.nan, "underived")
     measured = part.second is None or (isinstance(part.second, Moment) and part.second.tier == "population")
-    return Prediction(number, exactness, _population_error(numbers, plain, backward) if measured else 0.0)
+    if not measured:
+        return Prediction(number, exactness)
+    if numbers.by_position(name, backward):
+        return Prediction(number, exactness, SAMPLE_ERROR * abs(number))
+    return Prediction(number, exactness, _population_error(numbers, plain, backward))
 
 
 def _is_infinite(quantity: Quantity | None) -> bool:
@@ -114,17 +125,26 @@ def samples_for(program: Program, batch: int = LARGE_BATCH) -> int | None:
     return min(MOST_SAMPLES, max(FEWEST_SAMPLES, wanted))
 
 
+def batch_of(program: Program) -> int:
+    """Samples of a draw where a batch norm states no batch size: its statistics are over some LARGE_BATCH places, at
+    least FEWEST_IN_BATCH samples."""
+    norms = [s for s in program if isinstance(s.primitive, Standardize) and s.primitive.axis == "sample"]
+    return max(FEWEST_IN_BATCH, LARGE_BATCH // min((int(s.shape.places) for s in norms), default=1))
+
+
 # -- verify ------------------------------------------------------------------------------------------
 
 
 def verify(
-    subject: Network | Derivation | Solution, values: Mapping[str, Any] | None = None, draws: int = 2000, seed: int = 0,
+    subject: Network | Derivation | Solution, values: Mapping[str, Any] | None = None, draws: int | None = None,
+    seed: int = 0,
     *, backend: str = "cpu", method: str = "auto", cluster: str | None = None, delta: float = 0.02,
     confidence: float = 0.99, precision: float | None = None, max_draws: int | None = None,
     max_time: float | None = None, threads: int | None = None, width_scale: Sequence[float] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:  # fmt: skip
-    """Test every node's second moment, forward and backward, against ``draws`` independent draws of the network.
+    """Test every node's second moment, forward and backward, against ``draws`` independent draws of the network (by
+    default 2000, fewer where they would cost more than some minutes).
 
     ``values`` are numbers for the network's symbols; unknown scales are solved for by the network's policy. An
     interval is over the variation between draws, and all of them hold together with probability ``confidence``; it
@@ -141,6 +161,7 @@ def verify(
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads}
     run, more = _prepared(derivation, values, delta, width_scale, options)
+    draws = draws or affordable(run)
     most = max_draws or (draws if precision is None else UNLIMITED * draws)
     clock = Clock(delta, 1 - confidence, precision, draws, most, max_time, progress)
     interrupted = False
@@ -165,8 +186,14 @@ def plan(
     return choose(program, samples_of(program) or samples_for(program) or 1, method)
 
 
+def affordable(run: Run) -> int:
+    """Draws where no number is asked for: the same on every machine."""
+    each = sum(level.share * seconds_per_draw(level.simulator.plan) for level in run.levels)
+    return min(DRAWS, max(FEWEST_DRAWS, int(WORK / each)))
+
+
 def _check_options(
-    backend: str, method: str, cluster: str | None, draws: int, delta: float, confidence: float,
+    backend: str, method: str, cluster: str | None, draws: int | None, delta: float, confidence: float,
     precision: float | None,
 ) -> None:  # fmt: skip
     if backend == "cuda":
@@ -176,7 +203,7 @@ def _check_options(
     if cluster is not None:
         raise MissingExtraError("clusters are not in this version", instead="cluster=None")
     check_method(method)
-    if draws < 2:
+    if draws is not None and draws < 2:
         raise InputError(f"{draws} draws give no interval", instead="at least 2")
     if not 0 < delta < 0.5 or not 0 < confidence < 1:
         raise InputError(f"delta {delta} and confidence {confidence} are shares", instead="delta=0.02, confidence=0.99")
@@ -211,13 +238,14 @@ def _prepared(
         scales, note = [s for s in scales if s.factor == 1], ""
     notes = [note[0].upper() + note[1:] + "."] if note else []
     if any(samples_of(s.program, 1) == 1 for s in scales):
-        notes.append(f"Batch norms without a batch size are simulated with {LARGE_BATCH} samples at the widest.")
+        notes.append(f"Batch norms without a batch size are simulated with {batch_of(program)} samples at the widest.")
     levels, samples = [], samples_for(program)
-    shares = limit_draws([float(s.factor) for s in scales])
+    images = has_windows(program)
+    shares = limit_draws([float(s.factor) for s in scales], *((8.0, 2.0) if images else ()))
     for place, (scale, share) in enumerate(zip(scales, shares, strict=True)):
-        batch = max(4, round(LARGE_BATCH * float(scale.factor / scales[-1].factor)))
+        batch = max(4, round(batch_of(program) * float(scale.factor / scales[-1].factor)))
         again = predictions(derive(scale.network), {}, nodes) if scale.of_width else predicted
-        batched = options | {"samples": samples, "large_batch": batch}
+        batched = options | {"samples": samples, "large_batch": batch, "given": images}
         levels.append(Level(place, scale, share, again, nodes, batched))
     return Run(levels, predicted, delta, len(levels) == 1), notes
 

@@ -34,11 +34,13 @@ class Prediction:
 @dataclass(frozen=True)
 class Reading:
     """A simulated second moment at one width: ``factor`` times the stated one; ``predicted`` is the formula at
-    that width."""
+    that width. ``given`` is the same moment averaged over the layer's own weights in every draw, where that is
+    known."""
 
     factor: float
     summary: Summary
     predicted: float
+    given: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,12 @@ def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(w) for w in weights)
 
 
-def limit_draws(factors: Sequence[float]) -> tuple[float, ...]:
-    """Draws at each width for one at the widest: the least work for the variance of the limit, where a draw costs
-    n^2 and its second moment varies by 1/n. Between 1 and 4."""
+def limit_draws(factors: Sequence[float], most: float = 4.0, slope: float = 1.5) -> tuple[float, ...]:
+    """Draws at each width for one at the widest: the least work for the variance of the limit, where the root of a
+    draw's cost times its variance falls with ``slope`` (1.5: cost n^2, variance 1/n). Between 1 and ``most``."""
     weights = limit_weights(factors)
-    worth = [abs(w) * f**-1.5 for w, f in zip(weights, factors, strict=True)]
-    return tuple(min(max(x / worth[-1], 1.0), 4.0) for x in worth)
+    worth = [abs(w) * f**-slope for w, f in zip(weights, factors, strict=True)]
+    return tuple(min(max(x / worth[-1], 1.0), most) for x in worth)
 
 
 def tail_size(s: Summary) -> float:
@@ -124,7 +126,19 @@ class Judge:
     alpha: float
 
     def check(self, prediction: Prediction, readings: Sequence[Reading]) -> Check:
-        """The verdict on one prediction; ``readings`` at one width, or at several for a limit."""
+        """The verdict on one prediction; ``readings`` at one width, or at several for a limit.
+
+        Moments averaged over a layer's own weights vary less and have the same expectation: they are taken where
+        the interval of what was drawn holds their mean.
+        """
+        drawn = self._check(prediction, readings)
+        averaged = [replace(r, summary=r.given, given=None) for r in readings if r.given is not None]
+        if not averaged or len(averaged) < len(readings):
+            return drawn
+        found = self._check(prediction, averaged)
+        return found if drawn.ci[0] <= found.estimate <= drawn.ci[1] else drawn
+
+    def _check(self, prediction: Prediction, readings: Sequence[Reading]) -> Check:
         p = prediction.value
         draws = min(r.summary.draws for r in readings) if readings else 0
         blank = Check(p, math.nan, (math.nan, math.nan), INCONCLUSIVE, prediction.exactness, draws)

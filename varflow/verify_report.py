@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from varflow.verify_check import Check
+from varflow.verify_check import PASS, Check
 
 Key = tuple[str, str]
 """(direction, node)."""
@@ -56,6 +56,19 @@ class Verification:
         return {(d, n): c for n, found in self.nodes.items() for d, c in found.items()}
 
     @property
+    def reached(self) -> float:
+        """The tolerance with which every check would pass on these draws: all predictions are within it together, at
+        the stated confidence. inf where some check has no interval that tells."""
+        return max((_distance(c) for c in self.checks.values()), default=math.inf)
+
+    @property
+    def reached_statement(self) -> str:
+        """The tolerance reached, in a sentence; empty where there is none."""
+        if not math.isfinite(self.reached):
+            return ""
+        return f"Every check would pass with a tolerance of {100 * self.reached:.2g} %."
+
+    @property
     def power_statement(self) -> str:
         """What the data can tell apart, in a sentence."""
         return (
@@ -71,7 +84,8 @@ class Verification:
         }
         return {
             "schema": 1, "network": self.network, "verdict": self.verdict, "delta": self.delta,
-            "confidence": self.confidence, "power": self.power, "rejected": self.rejected, "draws": self.draws,
+            "confidence": self.confidence, "reached": _finite(self.reached), "power": self.power,
+            "rejected": self.rejected, "draws": self.draws,
             "seed": self.seed, "samples": self.samples, "widths": list(self.widths), "notes": list(self.notes),
             "interrupted": self.interrupted, "nodes": nodes,
         }  # fmt: skip
@@ -84,7 +98,8 @@ class Verification:
             f"widths {', '.join(map(str, self.widths))}, seed {self.seed})"
         )
         rows = [f"  {name} {d}: {_line(check)}" for (d, name), check in self.checks.items()]
-        return "\n".join([head, *rows, self.power_statement, *self.notes])
+        reached = [self.reached_statement] if self.reached_statement else []
+        return "\n".join([head, *rows, self.power_statement, *reached, *self.notes])
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -113,6 +128,16 @@ def _document(check: Check) -> dict[str, Any]:
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
+
+
+def _distance(check: Check) -> float:
+    """How far the farther end of a check's interval is from its prediction, as a share of it."""
+    if check.predicted == 0:
+        return 0.0 if check.verdict == PASS else math.inf
+    if check.verdict != PASS and (check.power or 0.0) == 0.0 and check.rejects is not None and check.note:
+        return math.inf
+    farthest = max(abs(end - check.predicted) for end in check.ci)
+    return farthest / abs(check.predicted) if math.isfinite(farthest) else math.inf
 
 
 def _line(c: Check) -> str:

@@ -70,7 +70,7 @@ class Run:
             return _without_gradient(p, self.draws)
         limit = p.exactness != "exact"
         readings = [
-            Reading(float(level.scale.factor), s[key], level.predicted[key].value)
+            Reading(float(level.scale.factor), s[key], level.predicted[key].value, _given(s, key))
             for level, s in zip(self.levels, summaries, strict=True)
             if key in s
         ]
@@ -81,6 +81,12 @@ class Run:
             note = "outside the tolerance at this one width, which a limit does not exclude"
             return replace(check, verdict=INCONCLUSIVE, note=note)
         return check
+
+
+def _given(summaries: Mapping[Key, Any], key: Key) -> Any:
+    """The summary of a product averaged over its weight, where there is one."""
+    direction, name = key
+    return summaries.get(("given", name)) if direction == "forward" else None
 
 
 def _without_gradient(p: Prediction, draws: int) -> Check:

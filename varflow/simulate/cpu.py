@@ -75,6 +75,8 @@ class Chunk:
             self.values[step.value] = value
             if step.column is not None:
                 rows[:, step.column] = kernels.moments(value)
+            if step.value in plan.given:
+                rows[:, plan.given[step.value], 1] = self._given(step)
             for name in step.gradients:
                 rows[:, plan.columns["weight", name], 1] = self._weight_gradient(name)
             for dead in step.free:
@@ -94,6 +96,14 @@ class Chunk:
             return windows.gradient_moment(program, name, sizes, self.values, self.plan.samples)
         pairs = program.weight_gradients[name]
         return kernels.weight_gradient_moment([(self.values[row], self.values[column]) for row, column in pairs])
+
+    def _given(self, step: Step) -> NDArray[np.float64]:
+        """The second moment of a product averaged over its weight, given the value that it multiplies."""
+        product = step.instruction.primitive
+        assert isinstance(product, Contract)
+        matrix, x = self.plan.matrices[product.weight], self.values[step.instruction.args[0]]
+        assert not isinstance(matrix, Orthogonal)
+        return windows.expected_moment(x, matrix, product.window, self.plan.samples, product.transpose)
 
     def _value(self, step: Step, args: list[Value]) -> Value:
         match step.instruction.primitive:
@@ -270,13 +280,14 @@ class Simulator:
         method: str = "auto",
         threads: int | None = None,
         large_batch: int = LARGE_BATCH,
+        given: bool = False,
         memory: int = MEMORY,
     ) -> None:
         self.seed, self.threads = seed, threads
         batch = samples_of(program, large_batch)
         if batch is not None and samples not in (None, batch):
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
-        self.plan = make_plan(program, batch or samples or 1, nodes, weights, method)
+        self.plan = make_plan(program, batch or samples or 1, nodes, weights, method, given)
         self.tape = Tape(self.plan) if fits(self.plan) else None
         per_draw = self.plan.bytes_per_draw if self.tape is None else self.tape.bytes_per_draw
         self.chunk = max(1, min(MOST_DRAWS, memory // max(per_draw, 1)))

@@ -32,6 +32,8 @@ from varflow.simulate.windows import is_plain, taps_of
 
 LARGE_BATCH = 256
 """Samples of a draw where a batch norm states no batch size."""
+PRODUCT, WEIGHT, VALUE = 1.8e-11, 1e-9, 2e-9
+"""Seconds of one core: a multiply-add of a product over many places, a weight drawn, an entry of a value."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def samples_of(program: Program, large_batch: int = LARGE_BATCH) -> int | None:
 @dataclass(eq=False)
 class Plan:
     """The steps of one draw. ``columns`` maps (direction, name) to the column of its statistics, ``revealing`` the
-    weights that are collapsed to their uses; ``bytes_per_draw`` is the most memory that the values of one draw
-    occupy together."""
+    weights that are collapsed to their uses, ``given`` products to the columns of their second moments given what
+    they multiply; ``bytes_per_draw`` is the most memory that the values of one draw occupy together."""
 
     program: Program
     samples: int
@@ -130,6 +132,7 @@ class Plan:
     matrices: dict[str, Matrix] = field(default_factory=dict)
     choices: Choices = field(default_factory=lambda: Choices(1))
     revealing: dict[str, Revealing] = field(default_factory=dict)
+    given: dict[int, int] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=Tensors)
     bytes_per_draw: int = 0
 
@@ -145,8 +148,10 @@ def make_plan(
     nodes: Collection[str] | None = None,
     weights: bool = False,
     method: str = "sampled",
+    given: bool = False,
 ) -> Plan:
-    """The plan that measures ``nodes`` (None: all), both directions, and gradients of weights if asked.
+    """The plan that measures ``nodes`` (None: all), both directions, gradients of weights if asked, and if asked the
+    second moments ``given`` what a product multiplies (averaged over its weight), as ("given", name).
 
     Raises InputError for sizes without a number or unknown nodes, UnsupportedError for what cannot be drawn.
     """
@@ -154,6 +159,8 @@ def make_plan(
     _name_tensors(plan)
     plan.choices = choose(program, samples, method)
     by_value = _columns(plan, nodes, weights)
+    if given:
+        _add_given(plan)
     pairs = program.weight_gradients if weights else {}
     due = {name: max(max(pair) for pair in uses) for name, uses in pairs.items()}
     needed = _needed(program, [*by_value, *(v for uses in pairs.values() for p in uses for v in p)])
@@ -177,6 +184,24 @@ def make_plan(
     plan.matrices = {n: _matrix(plan.tensors, program.weights[n]) for n in _used_weights(plan.steps)}
     plan.bytes_per_draw = _peak(plan)
     return plan
+
+
+def seconds_per_draw(plan: Plan) -> float:
+    """About how long a draw takes one core, the same on every machine: products, weights, values."""
+    total = 0.0
+    for step in plan.steps:
+        product, entries = step.instruction.primitive, plan.samples * step.positions * step.channels
+        total += VALUE * entries
+        if isinstance(product, Contract):
+            m = plan.matrices[product.weight]
+            taps = m.taps if isinstance(m, RandomTaps) else 1
+            places = plan.samples * (step.positions if not product.transpose else _places(plan, step))
+            total += m.rows * m.columns * taps * (WEIGHT + PRODUCT * places)
+    return total
+
+
+def _places(plan: Plan, step: Step) -> int:
+    return whole(plan.program.shape(step.instruction.args[0]).places, "the places of a product")
 
 
 def _name_tensors(plan: Plan) -> None:
@@ -214,6 +239,20 @@ def _columns(plan: Plan, nodes: Collection[str] | None, weights: bool) -> dict[i
     for name in program.weight_gradients if weights else ():
         plan.columns["weight", name] = plan.column_count
     return by_value
+
+
+def _add_given(plan: Plan) -> None:
+    """Columns for the measured products of the forward pass with fresh weights of independent entries of mean zero."""
+    forward = [(v, s.primitive) for v, s in enumerate(plan.program) if not s.backward]
+    products = [(v, p.weight) for v, p in forward if isinstance(p, Contract)]
+    uses = Counter(weight for _, weight in products)
+    for value, weight in products:
+        law = plan.program.weights[weight].distribution
+        names = [n for n, v in plan.program.values.items() if v == value and ("forward", n) in plan.columns]
+        if uses[weight] > 1 or law in ("orthogonal", "constant", *LAWS) or not names:
+            continue
+        plan.given[value] = plan.column_count
+        plan.columns |= {("given", n): plan.given[value] for n in names}
 
 
 def _needed(program: Program, wanted: Iterable[int]) -> list[int]:

@@ -105,6 +105,26 @@ def contract(
     return convolve(x, weight, path, transpose=transpose, laws=laws, **place)
 
 
+def expected_moment(
+    x: Value, matrix: RandomMatrix | RandomTaps, window: Window | None, samples: int, transpose: bool
+) -> NDArray[np.float64]:
+    """Mean square entry of a contraction with independent entries of mean zero, averaged over them, for each draw:
+    the variance of an entry times the energies of the places that each place sees."""
+    energy = np.einsum("dpc,dpc->dp", x, x).reshape(len(x), samples, -1).sum(axis=1, dtype=np.float64)
+    seen_by = np.ones(energy.shape[1]) if window is None else _readers(window, transpose)
+    places = energy.shape[1] if window is None else len(seen_from(window, transpose)[0])
+    groups = matrix.groups if isinstance(matrix, RandomTaps) else 1
+    return np.asarray(matrix.std**2 * matrix.keep * (energy @ seen_by) / (samples * places * groups))
+
+
+@lru_cache(maxsize=64)
+def _readers(window: Window, transpose: bool) -> NDArray[np.float64]:
+    """How many (place, tap) read each input place."""
+    table, _ = seen_from(window, transpose)
+    inputs = len(window.table()) if transpose else int(np.prod([int(n) for n in window.inputs]))
+    return np.bincount(table[table >= 0], minlength=inputs).astype(np.float64)
+
+
 def seen(x: Value, window: Window, samples: int, transpose: bool) -> Value:
     """The sum of the places that a window of one tap shows (of those that see a place, for the transpose)."""
     table, _ = seen_from(window, transpose)
