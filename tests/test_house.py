@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 FLOORS = (
     ("errors", "symbols"),
-    ("calculus", "grammar", "printing", "activations", "gated", "expressions", "window"),
+    ("binormal", "calculus", "grammar", "printing", "activations", "gated", "expressions", "window"),
     ("program", "transpose"),
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),
@@ -34,6 +34,7 @@ FLOORS = (
     ("verify",),
     ("export",),
     ("load",),
+    ("replay",),
     ("cli",),
 )
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from varflow.gain import ActivationGain, gain
     from varflow.load import load, save
     from varflow.network import Handle, Network
+    from varflow.replay import Replay, replay
     from varflow.solve import Solution, solve
     from varflow.spectrum import JacobianSpectrum, jacobian_spectrum
     from varflow.tailor import Normalization, normalize
@@ -32,7 +33,7 @@ _PUBLIC = {
     "Derivation": "derive", "NodeLaw": "derive", "WeightLaw": "derive", "derive": "derive",
     "VarflowError": "errors", "Handle": "network", "Network": "network", "Solution": "solve", "solve": "solve",
     "Verification": "verify", "verify": "verify", "export": "export", "explain": "export", "load": "load",
-    "save": "load", "gain": "gain", "ActivationGain": "gain",
+    "save": "load", "replay": "replay", "Replay": "replay", "gain": "gain", "ActivationGain": "gain",
     "criticality": "criticality", "Criticality": "criticality", "normalize": "tailor", "Normalization": "tailor",
     "network_map": "depthmap", "NetworkMap": "depthmap", "jacobian_spectrum": "spectrum",
     "JacobianSpectrum": "spectrum", "LAYER": "composition", "chain": "composition", "residual": "composition",
@@ -40,9 +41,9 @@ _PUBLIC = {
 }
 __all__ = [
     "LAYER", "ActivationGain", "Criticality", "Derivation", "Handle", "JacobianSpectrum", "Network",
-    "NetworkMap", "NodeLaw", "Normalization", "Solution", "VarflowError", "Verification", "WeightLaw",
+    "NetworkMap", "NodeLaw", "Normalization", "Replay", "Solution", "VarflowError", "Verification", "WeightLaw",
     "chain", "criticality", "derive", "explain", "export", "gain", "jacobian_spectrum", "load", "network_map",
-    "normalize", "residual", "save", "sequence", "solve", "verify",
+    "normalize", "replay", "residual", "save", "sequence", "solve", "verify",
 ]
 
 

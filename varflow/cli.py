@@ -99,6 +99,11 @@ def verify(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; no result depends on it.")] = None,
     method: Annotated[str, typer.Option(
         help="sampled: every weight drawn; collapsed: what Gaussian weights do; auto: the cheaper.")] = "auto",
+    max_time: Annotated[float | None, typer.Option(
+        metavar="SECONDS", min=0, help="Stop drawing after this time; the verdict is on what was drawn.")] = None,
+    store: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Keep the draws in this file while they are made.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the store has.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print how each weight would be simulated, and stop.")] = False,
 ) -> None:
     """Simulate the network as it stands and test every formula against it.
@@ -109,8 +114,20 @@ def verify(
     from varflow.cli_subject import Conditions, Subject
 
     subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
-    options = cli_verify.Options(draws, max_draws, seed, delta, precision, threads, method)
+    options = cli_verify.Options(draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume)
     raise typer.Exit((cli_verify.plan if plan else cli_verify.run)(subject, options, json))
+
+
+@app.command()
+def replay(
+    report: Annotated[str, typer.Argument(metavar="REPORT", help="What `varflow verify --json` printed, as a file.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; no result depends on it.")] = None,
+    json: Json = False,
+) -> None:
+    """Make the run of a report again and tell whether its numbers are the same."""
+    from varflow import cli_replay
+
+    raise typer.Exit(cli_replay.run(report, threads, json))
 
 
 @app.command()
@@ -246,6 +263,9 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         status = _status_of(BrokenPipeError())
+    if status in (INTERRUPTED, TERMINATED):
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,9 @@ class Options:
     precision: float | None = None
     threads: int | None = None
     method: str = "auto"
+    max_time: float | None = None
+    store: Path | None = None
+    resume: bool = False
 
 
 class Line:
@@ -38,8 +42,10 @@ class Line:
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
         self.next = 2.0
+        self.draws = self.planned = 0
 
     def __call__(self, p: Progress) -> None:
+        self.draws, self.planned = p.draws, p.planned
         text = f"{p.draws} of {p.planned} draws, widest interval +-{100 * p.widest:.2g} %, {p.remaining:.0f} s left"
         if self.terminal:
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
@@ -60,10 +66,22 @@ def verified(subject: Subject, o: Options) -> Verification:
     try:
         return verify(
             subject.result, dict(subject.values), o.draws, o.seed, method=o.method, delta=o.delta,
-            precision=o.precision, max_draws=o.max_draws, threads=o.threads, progress=line,
+            precision=o.precision, max_draws=o.max_draws, max_time=o.max_time, threads=o.threads, store=o.store,
+            resume=o.resume, progress=line,
         )
+    except (KeyboardInterrupt, SystemExit):
+        line.close()
+        if o.store is not None:
+            hint(f"{line.draws} of {line.planned} draws are kept; to go on:\n{resuming(sys.argv[1:])}")
+        raise
     finally:
         line.close()
+
+
+def resuming(arguments: Sequence[str]) -> str:
+    """The command that goes on with an interrupted one."""
+    more = () if "--resume" in arguments else ("--resume",)
+    return shlex.join(["varflow", *arguments, *more])
 
 
 def status(result: Verification) -> int:

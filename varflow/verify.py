@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -19,6 +21,7 @@ from varflow.simulate.collapsed import Choices, check_method, choose
 from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
 from varflow.symbols import STEP
 from varflow.verify_check import Check, Prediction, limit_draws, overall
+from varflow.verify_record import Settings, keeping, record, run_hash
 from varflow.verify_report import Key, Progress, Verification
 from varflow.verify_run import Clock, Level, Run, until_settled
 from varflow.verify_widths import hidden_widths, ladder
@@ -141,6 +144,7 @@ def verify(
     *, backend: str = "cpu", method: str = "auto", cluster: str | None = None, delta: float = 0.02,
     confidence: float = 0.99, precision: float | None = None, max_draws: int | None = None,
     max_time: float | None = None, threads: int | None = None, width_scale: Sequence[float] | None = None,
+    store: str | os.PathLike[str] | None = None, resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:  # fmt: skip
     """Test every node's second moment, forward and backward, against ``draws`` independent draws of the network (by
@@ -153,23 +157,36 @@ def verify(
     which cost less, get up to four times the draws. With ``max_draws`` it goes on up to there until every check that
     more draws can decide is decided; with ``precision``, until every half-width is at most that share of its
     prediction; never longer than ``max_time`` seconds. ``progress`` is called about every second. An interrupt
-    (KeyboardInterrupt) ends it with what was reached, marked ``interrupted``.
-    Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here.
+    (KeyboardInterrupt) ends it with what was reached, marked ``interrupted``. With ``store``, a path, draws are kept
+    in a SQLite file while they are made; with ``resume`` those that are in the file already are not made again. As a
+    store can always be gone on with, its first look spends half of the error probability, and an interrupt, after
+    which no verdict is given, goes on to the caller. The same draws give the same ``hash`` in any case.
+    Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here, StoreError for
+    a store that is damaged or of something else.
     """
     _check_options(backend, method, cluster, draws, delta, confidence, precision)
     values = dict(values or {})
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads}
-    run, more = _prepared(derivation, values, delta, width_scale, options)
+    run, more = prepared(derivation, values, delta, width_scale, options)
     draws = draws or affordable(run)
     most = max_draws or (draws if precision is None else UNLIMITED * draws)
-    clock = Clock(delta, 1 - confidence, precision, draws, most, max_time, progress)
-    interrupted = False
+    clock = Clock(delta, 1 - confidence, precision, draws, most, max_time, progress, kept=store is not None)
+    settings = Settings(derivation, values, seed, backend, method, width_scale, confidence)
+    with keeping(run, store, settings, resume):
+        checks, interrupted = _settled(run, clock)
+    found = _verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
+    return replace(found, hash=run_hash(run, settings), record=record(run, settings, clock.spent()))
+
+
+def _settled(run: Run, clock: Clock) -> tuple[dict[Key, Check], bool]:
+    """The checks of the last look, and whether an interrupt ended it."""
     try:
-        checks = until_settled(run, clock)
+        return until_settled(run, clock), False
     except KeyboardInterrupt:
-        interrupted, checks = True, run.checks(clock.spent())
-    return _verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
+        if run.keeping is not None:
+            raise
+        return run.checks(clock.spent()), True
 
 
 def plan(
@@ -224,10 +241,11 @@ def _resolved(subject: Network | Derivation | Solution, values: Mapping[str, Any
     return solution.derivation, [f"Unknown scales solved for: preserve {solution.preserve}.", *solution.notes]
 
 
-def _prepared(
+def prepared(
     derivation: Derivation, values: Mapping[str, Any], delta: float, width_scale: Sequence[float] | None,
     options: dict[str, Any],
 ) -> tuple[Run, list[str]]:  # fmt: skip
+    """The widths to simulate, with their predictions, and what to say of them."""
     derivation.numbers(values)
     network = derivation.network.bind(values)
     program = lower(network)

@@ -32,7 +32,8 @@ class Verification:
 
     ``verdict`` is that of the weakest check; ``power`` the least probability, over checks, that these draws
     refute a formula off by 2 delta, ``rejected`` the share of checks in which they do. ``widths`` are the widest
-    hidden channel counts simulated.
+    hidden channel counts simulated, ``hash`` is one of all simulated numbers, ``record`` what it takes to make
+    them again (see `varflow.replay`).
     """
 
     network: str
@@ -49,6 +50,8 @@ class Verification:
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     seconds: float = field(default=0.0, compare=False)
+    hash: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def checks(self) -> dict[Key, Check]:
@@ -79,7 +82,7 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: numbers that are not finite are null."""
         nodes = {
-            name: {direction: _document(check) for direction, check in found.items()}
+            name: {direction: check_document(check) for direction, check in found.items()}
             for name, found in self.nodes.items()
         }
         return {
@@ -87,7 +90,7 @@ class Verification:
             "confidence": self.confidence, "reached": _finite(self.reached), "power": self.power,
             "rejected": self.rejected, "draws": self.draws,
             "seed": self.seed, "samples": self.samples, "widths": list(self.widths), "notes": list(self.notes),
-            "interrupted": self.interrupted, "nodes": nodes,
+            "interrupted": self.interrupted, "hash": self.hash, "run": dict(self.record), "nodes": nodes,
         }  # fmt: skip
 
     def summary(self) -> str:
@@ -117,7 +120,8 @@ class Verification:
         return f"<table><caption>{words}</caption><tr>{head}</tr>{rows}</table>"
 
 
-def _document(check: Check) -> dict[str, Any]:
+def check_document(check: Check) -> dict[str, Any]:
+    """One check for JSON."""
     return {
         "predicted": _finite(check.predicted), "estimate": _finite(check.estimate),
         "ci": [_finite(check.ci[0]), _finite(check.ci[1])], "verdict": check.verdict,

@@ -6,17 +6,22 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from varflow.simulate.cpu import Simulator, Statistics
+from varflow.simulate.stream import digest, plan_hash, program_hash
 from varflow.verify_check import FAIL, INCONCLUSIVE, PASS, Check, Judge, Prediction, Reading
 from varflow.verify_report import Key, Progress
+from varflow.verify_signals import Worker, unbroken
+from varflow.verify_store import Store
 from varflow.verify_widths import Scaled
 
 FIRST_DRAW = 1 << 40
 """Widths draw from disjoint ranges of draw numbers, so that their errors are independent."""
-ROUND = 64
-MOST_ROUND = 4096
+ROUND, FIRST_ROUND, MOST_ROUND = 64, 16, 4096
+LEAST_PIECE, PIECE_TIME = 4, 0.25
+"""Draws of the first piece that is drawn without a break, and about how many seconds later ones take."""
 MARGIN = 1.25
 """Draws asked for over those that the last look thinks are needed: the next interval must hold over more looks."""
 
@@ -29,16 +34,66 @@ class Level:
         self, place: int, scale: Scaled, share: float, predicted: Mapping[Key, Prediction], nodes: Sequence[str],
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self.scale, self.share, self.predicted = scale, share, predicted
-        self.first = place * FIRST_DRAW
+        self.place, self.scale, self.share, self.predicted = place, scale, share, predicted
+        self.first, self.pace = place * FIRST_DRAW, LEAST_PIECE
         self.simulator = Simulator(scale.program, nodes=nodes, **options)
         self.statistics = Statistics(self.simulator.plan.columns)
 
-    def advance(self, total: int) -> None:
-        """Draw what ``total`` draws of the verification ask of this width."""
-        done, wanted = self.statistics.draws, math.ceil(total * self.share)
-        if wanted > done:
-            self.statistics.merge(self.simulator.run(wanted - done, self.first + done))
+    @cached_property
+    def hash(self) -> str:
+        """A hash of what is simulated: the program, the samples of a draw, what is collapsed."""
+        return digest(program_hash(self.scale.program), plan_hash(self.simulator.plan))
+
+    @property
+    def next(self) -> int:
+        """The number of the next draw: always those from ``first`` on, without a gap."""
+        return self.first + self.statistics.draws
+
+    def stop(self, total: int) -> int:
+        """The number behind the last draw that ``total`` draws of the verification ask of this width."""
+        return self.first + math.ceil(total * self.share)
+
+    def recall(self, total: int, store: Store) -> None:
+        """Take in what a store has of ``total`` draws."""
+        while (piece := store.find(self.place, self.next, self.stop(total))) is not None:
+            with unbroken():
+                self.statistics.add_piece(*piece)
+
+    def advance(self, total: int, late: Callable[[], bool], keeping: Keeping | None = None) -> None:
+        """Draw what ``total`` draws of the verification ask of this width, piece by piece, until it is late."""
+        stop = self.stop(total)
+        while self.next < stop and not (self.statistics.draws and late()):
+            if keeping is not None:
+                self.recall(total, keeping.store)
+            if self.next < stop:
+                self._draw(stop, keeping)
+
+    def _draw(self, stop: int, keeping: Keeping | None) -> None:
+        first, count, start = self.next, min(self.pace, stop - self.next), time.monotonic()
+        if keeping is None:
+            drawn = self.simulator.run(count, first)
+        else:
+            count = min(count, keeping.store.gap(self.place, first, stop))
+            drawn = keeping.worker.call(self.simulator.run, count, first)
+        with unbroken():
+            self.statistics.merge(drawn)
+            if keeping is not None:
+                keeping.store.keep(self.place, drawn)
+        if count == self.pace:
+            self._set_pace(time.monotonic() - start)
+
+    def _set_pace(self, took: float) -> None:
+        if took < PIECE_TIME / 2:
+            self.pace *= 2
+        elif took > 2 * PIECE_TIME:
+            self.pace = max(LEAST_PIECE, self.pace // 2)
+
+
+class Keeping(NamedTuple):
+    """Where draws are kept, and the thread that makes them."""
+
+    store: Store
+    worker: Worker
 
 
 @dataclass
@@ -49,19 +104,32 @@ class Run:
     predicted: Mapping[Key, Prediction]
     delta: float
     single_width: bool
+    keeping: Keeping | None = None
 
     @property
     def draws(self) -> int:
         return min(level.statistics.draws for level in self.levels)
 
-    def advance(self, total: int) -> None:
+    @property
+    def counts(self) -> list[int]:
+        """Draws of every width."""
+        return [level.statistics.draws for level in self.levels]
+
+    def recall(self, total: int) -> None:
+        """Take in what the store, if there is one, has of ``total`` draws."""
         for level in self.levels:
-            level.advance(total)
+            if self.keeping is not None:
+                level.recall(total, self.keeping.store)
+
+    def advance(self, total: int, late: Callable[[], bool] = lambda: False) -> None:
+        """Draw until there are ``total`` draws, or it is late; one piece of every width at least."""
+        for level in self.levels:
+            level.advance(total, late, self.keeping)
 
     def checks(self, alpha: float) -> dict[Key, Check]:
         """Every check at simultaneous error probability ``alpha``."""
         judge = Judge(self.delta, alpha / max(1, len(self.predicted)))
-        summaries = [level.statistics.summaries() if level.statistics.draws else {} for level in self.levels]
+        summaries = [level.statistics.summaries() if self.draws else {} for level in self.levels]
         return {key: self._check(judge, key, p, summaries) for key, p in self.predicted.items()}
 
     def _check(self, judge: Judge, key: Key, p: Prediction, summaries: Sequence[Mapping[Key, Any]]) -> Check:
@@ -96,7 +164,8 @@ def _without_gradient(p: Prediction, draws: int) -> Check:
 
 @dataclass
 class Clock:
-    """When to stop, and what the caller hears of it."""
+    """When to stop, and what the caller hears of it. ``kept``: draws are kept in a store, to which more may be added
+    at any later time, so that there is no last look."""
 
     delta: float
     alpha: float
@@ -107,6 +176,7 @@ class Clock:
     progress: Callable[[Progress], None] | None
     start: float = field(default_factory=time.monotonic)
     look: int = 0
+    kept: bool = False
 
     @property
     def elapsed(self) -> float:
@@ -118,7 +188,7 @@ class Clock:
 
     def spent(self) -> float:
         """The error probability of the current look: alpha, or with repeated looks a share of a convergent sum."""
-        once = self.precision is None and self.most <= self.first
+        once = self.precision is None and self.most <= self.first and not self.kept
         return self.alpha if once else self.alpha / (self.look * (self.look + 1))
 
     def wanted(self, draws: int, checks: Mapping[Key, Check]) -> int:
@@ -148,13 +218,14 @@ def _widest(checks: Mapping[Key, Check]) -> float:
 
 def _draw(run: Run, clock: Clock, planned: int) -> None:
     """Draw in rounds of about a second until ``planned`` draws or the time is up."""
-    size = ROUND
-    while run.draws < planned and not clock.late:
+    run.recall(planned)
+    size = FIRST_ROUND
+    while run.draws < planned and not (run.draws and clock.late):
         before, done = clock.elapsed, run.draws
-        run.advance(min(done + size, planned))
+        run.advance(min(done + size, planned), lambda: clock.late)
         took = clock.elapsed - before
-        size = min(MOST_ROUND, size * 2) if took < 0.5 else max(ROUND, size // 2) if took > 2 else size
-        clock.tell(run, planned, took / (run.draws - done))
+        size = min(MOST_ROUND, size * 2) if took < 0.5 else max(FIRST_ROUND, size // 2) if took > 2 else size
+        clock.tell(run, planned, took / max(run.draws - done, 1))
 
 
 def until_settled(run: Run, clock: Clock) -> dict[Key, Check]:
@@ -163,6 +234,8 @@ def until_settled(run: Run, clock: Clock) -> dict[Key, Check]:
     while True:
         clock.look += 1
         _draw(run, clock, planned)
+        if run.keeping is not None:
+            clock.look = run.keeping.store.look(run.counts)
         checks = run.checks(clock.spent())
         planned = clock.wanted(run.draws, checks)
         if planned <= run.draws:

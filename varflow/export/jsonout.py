@@ -27,7 +27,7 @@ def to_json(subject: Any, values: Mapping[str, Any] | None = None, verification:
     A formula that does not exist is None. One of more than 120 operations is given over named moments (q_NODE,
     m_NODE, g_NODE, ...), whose equations then stand under "moments". Numbers are given where ``values`` (or a
     network without open symbols) allow them. ``verification`` adds predicted, estimate, ci and verdict to each
-    node and direction, and the overall verdict, delta and power.
+    node and direction, the overall verdict, delta and power, and what it takes to make the run again.
     Raises InputError for ``values`` that leave symbols open.
     """
     from varflow.export import split_subject
@@ -212,6 +212,8 @@ def _add_verification(result: dict[str, Any], verification: Any) -> None:
     for field in ("verdict", "delta", "power", "draws", "seed", "widths"):
         if (value := getattr(verification, field, None)) is not None or field in ("verdict", "delta", "power"):
             result[field] = [plain(v) for v in value] if isinstance(value, (tuple, list)) else _scalar(value)
+    if record := getattr(verification, "record", None):
+        result |= {"hash": verification.hash, "run": dict(record)}
 
 
 def _scalar(value: Any) -> Any:

@@ -78,8 +78,12 @@ def device(function: Compiled) -> Compiled:
 
 
 def reduction(function: Compiled) -> Compiled:
-    """A `device` function whose sums may also be reordered into vector lanes: dot products, moments."""
-    return _compile(function, fastmath={"contract", "reassoc", "nsz"})
+    """A `device` function whose sums may also be reordered into vector lanes: dot products, moments.
+
+    It is pasted into its callers: of a separate function several copies exist, optimized once or twice and so summed
+    in other orders, and which one is called would depend on what the process compiled or loaded before.
+    """
+    return _compile(function, forceinline=True, fastmath={"contract", "reassoc", "nsz"})
 
 
 def kernel(function: Compiled) -> Compiled:
