@@ -24,6 +24,7 @@ from varflow.laws.variables import (
     Member,
     Mixed,
     Noise,
+    Normed,
     Opaque,
     PositionAverage,
     Product,
@@ -99,7 +100,7 @@ def parts(v: Variable) -> tuple[Instance, ...]:
         case Largest(of=of, weight_args=beside) if of is not None:
             return (of, *beside)
         case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)
-              | Member(of=of)) if of is not None:
+              | Member(of=of) | Normed(of=of)) if of is not None:
             return (of,)
     return ()
 

@@ -26,6 +26,7 @@ from varflow.laws.variables import (
     Member,
     Mixed,
     Noise,
+    Normed,
     PositionAverage,
     Product,
     SampleMean,
@@ -224,6 +225,7 @@ def _basics(v: Variable) -> set[Variable]:
     match v:
         case GaussianSum(terms=terms):
             return set().union(*(_basics(t.variable) for _, t in terms))
-        case SampleMean(of=of) | PositionAverage(of=of) | Mixed(of=of) | Member(of=of) if of is not None:
+        case (SampleMean(of=of) | PositionAverage(of=of) | Mixed(of=of) | Member(of=of)
+              | Normed(of=of)) if of is not None:
             return _basics(of.variable)
     return {v}

@@ -15,6 +15,7 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, family, fresh, parts, refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
+from varflow.laws.normed import normalized
 from varflow.laws.positions import (
     Average,
     Kernel,
@@ -36,6 +37,7 @@ from varflow.laws.variables import (
     Member,
     Mixed,
     Noise,
+    Normed,
     Opaque,
     PositionAverage,
     Product,
@@ -107,7 +109,7 @@ class Covariances(ABC):
             children = v.args
         elif isinstance(v, Opaque):
             children = v.roots
-        elif isinstance(v, PositionAverage | Mixed) and not v.gaussian and v.of is not None:
+        elif isinstance(v, PositionAverage | SampleMean | Mixed) and not v.gaussian and v.of is not None:
             children = (v.of,)
         elif isinstance(v, Largest) and v.of is not None:
             children = (v.of, *v.weight_args)
@@ -131,11 +133,15 @@ class Covariances(ABC):
                 return sample or (placed and not per_sample)
             case BlockChoice():
                 return False
+            case SampleMean(of=of, channels=channels) if of is not None and channels is not None:
+                return sample and self.varies(of.variable, sample)
             case SampleMean(of=of, count=count) if of is not None:
                 return not sample and count == 1 and self.varies(of.variable, sample)
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
             case Mixed(of=of) | Member(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
+                return self.varies(of.variable, sample)
+            case Normed(of=of) if of is not None:
                 return self.varies(of.variable, sample)
             case SphereEntry(of=of) if of is not None:
                 return sample or self.varies(of.variable, sample)
@@ -292,7 +298,9 @@ class Covariances(ABC):
                     parts = [(turn(c), at(carried(t, newer), view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
                 case SampleMean(of=of) as mean if of is not None:
-                    return self._over_batch(mean, carried(of, newer), older, at, view)
+                    if mean.channels is not None and isinstance(older.variable, GaussianSum):
+                        continue
+                    return self.over_batch(mean, older, partial(self.covariance, older, carried(of, newer)), view)
                 case PositionAverage(of=of, count=count) if of is not None:
                     inner = carried(of, newer)
                     if count is sp.oo and isinstance(m := older.variable, Member) and m.of is not None:
@@ -300,6 +308,8 @@ class Covariances(ABC):
                     return self._averaged(count, older, partial(self.covariance, older, inner), view)
                 case Mixed(of=of) | Member(of=of) if of is not None:
                     return resampled(self, newer, older, newer is x, view, self.covariance)
+                case Normed():
+                    return normalized(self, newer, older, newer is x, view)
         return self._basic_covariance(x.variable, y.variable, view) if x.moves == y.moves else mo.ZERO
 
     def _climb(self, v: GaussianSum, other: Instance, view: View) -> None:
@@ -319,14 +329,19 @@ class Covariances(ABC):
         u, v = (x.variable, y.variable) if x.variable.born >= y.variable.born else (y.variable, x.variable)
         return (u, (), v, (), view) in self._pair or fresh(Instance(u), Instance(v))
 
-    def _over_batch(self, mean: SampleMean, inner: Instance, older: Instance, at: Any, view: View) -> Formula:
-        """Cov of a mean over a batch: (E in the same sample + (B-1) E in others) / B, averaged over positions."""
+    def over_batch(self, mean: SampleMean, older: Instance, at: Any, view: View) -> Formula:
+        """E of a mean over a batch beside another value, ``at`` that of an entry: (E in the same sample + (B-1) E in
+        others) / B, averaged over positions."""
+        if mean.channels is not None:
+            found = self._averaged(mean.count, older, at, view)
+            both = isinstance(older.variable, SampleMean) and older.variable.channels is not None
+            return found if both else mo.combine(mo.part(0) / mo.part(1), [found, mo.constant(mean.channels)])
         if mean.count == 1:
-            return at(inner, View(view.position, True))  # type: ignore[no-any-return]
-        others = self._averaged(mean.count, older, partial(self.covariance, older, inner), View(False, True))
+            return at(View(view.position, True))  # type: ignore[no-any-return]
+        others = self._averaged(mean.count, older, at, View(False, True))
         if mean.batch is None:
             return others
-        own = self._averaged(mean.count, older, partial(self.covariance, older, inner), View())
+        own = self._averaged(mean.count, older, at, View())
         shape = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
         return mo.combine(shape, [own, others, mo.constant(mean.batch)])
 

@@ -41,6 +41,7 @@ from varflow.laws.variables import (
     Noise,
     Opaque,
     PositionAverage,
+    SampleMean,
     SphereEntry,
     Variable,
     View,
@@ -152,7 +153,7 @@ class Laws(Covariances):
                 return self.mean(x)
             case SphereEntry():
                 return mo.ONE
-            case PositionAverage():
+            case PositionAverage() | SampleMean():
                 return self._pair_average(v, x, SAME)
             case Mixed():
                 return resampled(self, x, x, True, SAME, self.pair)
@@ -217,7 +218,7 @@ class Laws(Covariances):
 
     def _find_pair(self, x: Instance, y: Instance, view: View) -> Formula:
         for a, b in ((x, y), (y, x)):
-            if isinstance(a.variable, PositionAverage):
+            if isinstance(a.variable, PositionAverage | SampleMean):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):
                 return resampled(self, a, b, a is x, view, self.pair)
@@ -229,10 +230,15 @@ class Laws(Covariances):
                 return self._pair_opaque(a, b, view)
         return self._joint(arg(0) * arg(1), [0, 1], (x, y), (), view)
 
-    def _pair_average(self, z: PositionAverage, other: Instance, view: View) -> Formula:
+    def _pair_average(self, z: PositionAverage | SampleMean, other: Instance, view: View) -> Formula:
         assert z.of is not None
         of, other = z.of, replace(other, there=False)
-        return self._averaged(z.count, other, lambda w: self.pair(other, replace(of, there=not w.same), w), view)
+
+        def at(w: View) -> Formula:
+            return self.pair(other, replace(of, there=not w.same), w)
+
+        return self.over_batch(z, other, at, view) if isinstance(z, SampleMean) else self._averaged(
+            z.count, other, at, view)
 
     def of_largest(self, f: sp.Expr, v: Largest, coefficients: tuple[Quantity, ...] = ()) -> Formula:
         """E[f(v)] of the largest entry of a window."""
@@ -375,7 +381,7 @@ class Laws(Covariances):
             return self.of_largest(f, v, coefficients)
         if isinstance(v, Depthwise):
             return self._polynomial(even_part(f), v, coefficients)
-        if isinstance(v, Opaque | PositionAverage | Mixed) and not v.gaussian:
+        if isinstance(v, Opaque | PositionAverage | SampleMean | Mixed) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
 

@@ -79,6 +79,7 @@ class Reading:
         self.values: list[Blocks] = []
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
+        self._standard: dict[Variable, Standardize] = {}
         self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
         self._mixed: dict[str, tuple[object, ...]] = {}
         self._slopes = False

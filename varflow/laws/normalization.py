@@ -7,21 +7,24 @@ import sympy as sp
 from varflow.calculus import quotient
 from varflow.errors import UnsupportedError
 from varflow.laws import moments as mo
-from varflow.laws.blocks import refine
+from varflow.laws.blocks import carried, refine
 from varflow.laws.covariances import twin
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.positions import Freedom, Overall
+from varflow.laws.normed import four, shrinkage
+from varflow.laws.positions import Overall
+from varflow.laws.scatter import MOST_GRADIENT_PLACES, MOST_PLACES
 from varflow.laws.variables import (
-    POSITION,
     SAME,
     SAMPLE,
     Block,
     Blocks,
     Composite,
     Depthwise,
+    GaussianSum,
     Instance,
+    Normed,
     Opaque,
     PositionAverage,
     Product,
@@ -40,19 +43,32 @@ class Normalization(Reading):
         match step.primitive:
             case Standardize(axis="channel") as rule:
                 return self._channel_norm(rule, args[0])
-            case Standardize(axis="group") as rule if rule.groups != self.program.shape(step.args[0]).channels:
+            case Standardize(axis="group") as rule if not self._by_entries(rule, args[0]):
                 return self._group_norm(rule, args[0])
             case Standardize() as rule:
                 self._inverse[step.args[0], rule] = []
                 return tuple(Block(b.size, self._sample_norm(rule, b.law, len(args[0]) == 1)) for b in args[0])
             case StandardizeBackward(forward=rule) if rule.axis == "channel":
                 return self._scaled_gradient(self._inverse_of(step.args[0], rule, args[0]), args)
-            case StandardizeBackward(forward=rule) if rule.axis == "group" and rule.groups != step.shape.channels:
+            case StandardizeBackward(forward=rule) if rule.axis == "group" and not self._by_entries(rule, args[0]):
                 inverse = self._inverse.get((step.args[0], rule)) or [None] * len(args[0])
                 return self._scaled_gradient(list(inverse), args)
             case StandardizeBackward(forward=rule):
                 return self._sample_norm_backward(rule, args)
         raise UnsupportedError("not a normalization", step.node)
+
+    def _by_entries(self, rule: Standardize, x: Blocks) -> bool:
+        """Whether the statistics of a group norm are those of single Gaussian channels: one, or a number that does not
+        grow with the width."""
+        if rule.groups == self.step.shape.channels:
+            return True
+        law = x[0].law
+        gaussian = len(x) == 1 and law is not None and shifted(twin(law))[0] is not None
+        return gaussian and bool(quotient(self.step.shape.channels, rule.groups).is_number)
+
+    def _members(self, rule: Standardize) -> sp.Expr | None:
+        """Samples, or channels of a sample, whose positions share their statistics; None for a large batch."""
+        return quotient(self.step.shape.channels, rule.groups) if rule.axis == "group" else rule.batch
 
     def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
         """1/sigma of every block (one for all under layer norm); None where it has no formula."""
@@ -146,6 +162,9 @@ class Normalization(Reading):
     def _large_batch_norm(self, rule: Standardize, base: Instance | None, law: Instance, whole: bool) -> Instance:
         if base is None:
             return self._independent_norm(rule, law, whole)
+        if rule.eps == 0 and (again := self._again(rule, base)) is not None:
+            self._inverse[self.step.args[0], rule].append(again[1])
+            return again[0]
         try:
             centred = self._centred(rule, base)
             variance = mo.total([self._overall(self.laws.second(centred)), mo.constant(rule.eps)])
@@ -154,19 +173,58 @@ class Normalization(Reading):
         shape = mo.part(0) ** sp.Rational(-1, 2)
         inverse = self.laws.quantity(wide(mo.combine(shape, [variance])), "k", self.step.node)
         self._inverse[self.step.args[0], rule].append(inverse)
-        result = self._combination([(inverse, centred)], whole=whole)
-        assert result is not None
-        if rule.eps == 0 and not (self.step.shape.positions and self.laws.profiles):
-            self._normalized(result, True)
+        if self._stays_random(rule, base, MOST_PLACES):
+            result = self._normed(rule, base, whole)
+        else:
+            scaled = self._combination([(inverse, centred)], whole=whole)
+            assert scaled is not None
+            result = scaled
+            if rule.eps == 0 and not (self.step.shape.positions and self.laws.profiles):
+                self._normalized(result, True)
+        if rule.eps == 0:
+            self._standard[result.variable] = rule
         return result
 
-    def _centred(self, rule: Standardize, x: Instance) -> Instance:
-        """A Gaussian less its mean over the batch and its positions (over positions alone for instance norm)."""
+    def _normed(self, rule: Standardize, base: Instance, whole: bool) -> Instance:
+        return self._make(Normed, whole, of=base, places=int(self.step.shape.places), members=self._members(rule),
+                          channels=rule.axis == "group", eps=rule.eps)
+
+    def _again(self, rule: Standardize, base: Instance) -> tuple[Instance, Quantity] | None:
+        """A multiple of a value of the same statistics: its variance is a constant, whatever its law. Then the value
+        of unit variance, and 1/sigma."""
+        v, c = base.variable, sp.S.One
+        if isinstance(v, GaussianSum) and v not in self._standard and len(v.terms) == 1:
+            c, inner = v.terms[0]
+            base = carried(inner, base)
+        first = self._standard.get(base.variable)
+        if first is None or not isinstance(c, sp.Expr) or c.is_positive is None:
+            return None
+        one_channel = first.axis == "group" and first.groups == self.step.shape.channels
+        if not one_channel and (first.axis, first.groups, first.batch) != (rule.axis, rule.groups, rule.batch):
+            return None
+        sign = sp.Integer(1 if c.is_positive else -1)
+        found = self._combination([(sign, base)], whole=False)
+        assert found is not None
+        return found, sign / c
+
+    def _stays_random(self, rule: Standardize, base: Instance, most: int) -> bool:
+        """Whether, in a profile, a channel's variance is a random number: over a few entries, or where borders tell
+        apart what samples share."""
         places = self.step.shape.places
-        if rule.axis == "group":
+        if not self.laws.profiles or places == 1 or int(places) > most:
+            return False
+        views = (SAMPLE, View(True, True))
+        return self._members(rule) is not None or not all(self.laws.covariance(base, base, w).is_zero for w in views)
+
+    def _centred(self, rule: Standardize, x: Instance) -> Instance:
+        """A Gaussian less its mean over the positions of the batch, or over those of a group's channels."""
+        places, members = self.step.shape.places, self._members(rule)
+        if rule.axis == "group" and members == 1:
             shared = self._make(PositionAverage, False, of=x, count=places)
+        elif rule.axis == "group":
+            shared = self._make(SampleMean, False, of=x, count=places, channels=members)
         else:
-            shared = self._make(SampleMean, False, of=x, count=places, batch=rule.batch)
+            shared = self._make(SampleMean, False, of=x, count=places, batch=members)
         result = self._combination([(sp.S.One, x), (sp.S.NegativeOne, shared)], whole=False)
         assert result is not None
         return result
@@ -199,18 +257,58 @@ class Normalization(Reading):
         return tuple(Block(size, self._finite_batch_gradient(rule, laws, len(cuts) == 1)) for size, laws in cuts)
 
     def _large_batch_gradient(self, rule: Standardize, x: Blocks, d: Blocks) -> Blocks:
-        """(d - mean of d) / sigma: the projection along y costs one degree of freedom of many."""
+        """(d - mean of d) / sigma, less the projection along y: one degree of freedom of many."""
         inverse = self._inverse.get((self.step.args[0], rule), [])
         try:
             if len(inverse) != len(x):
                 raise NoFormula("statistics without a formula", self.step.node)
             less = tuple(Block(b.size, b.law and self._gradient_less_mean(rule, b.law)) for b in d)
-            lost = [mo.combine(sp.sqrt(mo.part(0)), [f]) for f in self._loss(rule, x)]
-            known = [(self.laws.formula(k), f) for k, f in zip(inverse, lost, strict=True) if k is not None]
-            scales = [self.laws.quantity(mo.product(k, f), "k", self.step.node) for k, f in known]
-            return self._scaled_gradient(list(scales), [x, less])
+            gradient = d[0].law if len(d) == 1 else None
+            scales = [None if k is None else self._gradient_scale(rule, b.law, k, gradient)
+                      for b, k in zip(x, inverse, strict=True)]
+            return self._scaled_gradient(scales, [x, less])
         except NoFormula:
             return self._one(self._unknown(*(b.law for b in (*x, *d))))
+
+    def _gradient_scale(self, rule: Standardize, x: Instance | None, k: Quantity, d: Instance | None) -> Quantity:
+        """The root of E[1/var] less what the projection takes."""
+        if x is None:
+            return k
+        base = shifted(twin(x))[0]
+        if base is not None and self._stays_random(rule, base, MOST_GRADIENT_PLACES) and not self._exactly(rule, base):
+            v = self._normed(rule, base, False).variable
+            assert isinstance(v, Normed)
+            square = shrinkage(self.laws, v, self._moments_of_gradient(rule, d))
+        else:
+            known = self.laws.formula(k)
+            square = mo.product(known, known, self._freedom(rule, base))
+        root = mo.combine(sp.sqrt(mo.part(0)), [mo.product(square, self._of_channels(x))])
+        return self.laws.quantity(root, "k", self.step.node)
+
+    def _moments_of_gradient(self, rule: Standardize, d: Instance | None) -> tuple[Formula, ...]:
+        """Second moment and covariances of a gradient; those of independent entries where they have no formula."""
+        try:
+            if d is not None:
+                return four(lambda w: self.laws.pair(d, there(d), w) if not w.same else self.laws.second(d), False,
+                            rule.axis == "group")
+        except NoFormula:
+            pass
+        return (mo.ONE, mo.ZERO, mo.ZERO, mo.ZERO)
+
+    def _exactly(self, rule: Standardize, base: Instance) -> bool:
+        """Whether the variance is a constant however few the entries."""
+        return rule.eps == 0 and self._again(rule, base) is not None
+
+    def _freedom(self, rule: Standardize, base: Instance | None) -> Formula:
+        """E[1/var] E[var] and what the projection takes: (f-1)/(f-2) for f degrees of freedom of independent entries;
+        (f-1)/f where the variance is a constant."""
+        members = self._members(rule)
+        if members is None:
+            return mo.ONE
+        entries = members * self.step.shape.places
+        if base is not None and self._exactly(rule, base):
+            return mo.constant(quotient(entries - 2, entries - 1))
+        return mo.constant(quotient(entries - 2, entries - 3)) if entries != 3 else mo.constant(sp.oo)
 
     def _known_in_limit(self) -> bool:
         """Whether the law far from borders has a formula here: then samples share borders only."""
@@ -218,38 +316,17 @@ class Normalization(Reading):
             return False
         return not any(b.law is not None and isinstance(b.law.variable, Opaque) for b in self.reference[self.index])
 
-    def _loss(self, rule: Standardize, x: Blocks) -> list[Formula]:
-        """By block, E[1/var] E[var] and what the projection takes: (f-1)/(f-2) for f degrees of freedom; n/(n-2) for
-        the variances that a depthwise convolution of n terms gives its channels."""
-        return [mo.product(self._freedom(rule, b.law), self._of_channels(b.law)) if b.law else mo.ONE for b in x]
-
     @staticmethod
     def _of_channels(law: Instance) -> Formula:
+        """n/(n-2) for the variances that a depthwise convolution of n terms gives its channels."""
         v = law.variable
         return mo.constant(quotient(v.terms, v.terms - 2)) if isinstance(v, Depthwise) else mo.ONE
-
-    def _freedom(self, rule: Standardize, law: Instance) -> Formula:
-        places, x = self.step.shape.places, twin(law)
-        laws, batch = self.laws, sp.S.One if rule.axis == "group" else rule.batch
-        base, _ = shifted(x)
-        if laws.profiles and base is not None and places != 1:
-            views = (SAME, POSITION, SAMPLE, View(True, True))
-            parts = [laws.covariance(base, base, w) for w in views[: 2 if rule.axis == "group" else 4]]
-            parts += [mo.ZERO] * (4 - len(parts))
-            operator = Freedom(None if batch is None else int(batch), int(places))
-            return laws.operated(operator, tuple(parts), mo.ONE)
-        if batch is None:
-            return mo.ONE
-        entries = batch * places
-        return mo.constant(quotient(entries - 2, entries - 3)) if entries != 3 else mo.constant(sp.oo)
 
     def _gradient_less_mean(self, rule: Standardize, d: Instance) -> Instance:
         laws = self.laws
         large = rule.batch is None and rule.axis == "sample"
         if not rule.center or (large and laws.pair(d, there(d), SAMPLE).is_zero):
             return d
-        if not d.variable.gaussian:
-            raise NoFormula("the mean of a gradient that is not Gaussian", self.step.node)
         return self._centred(rule, d)
 
     def _finite_batch_gradient(self, rule: Standardize, laws: tuple[Instance | None, ...],

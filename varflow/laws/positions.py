@@ -188,39 +188,6 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Freedom:
-    """(f-1)/(f-2), f the effective degrees of freedom (sum of eigenvalues)^2 / sum of squares of the variance over
-    ``batch`` samples (None: many) at ``places`` positions (Satterthwaite 1946): E[1/var] E[var] less what projecting
-    takes. Exact for independent entries."""
-
-    batch: int | None
-    places: int
-
-    def apply(self, same: Array, other: Array, shared: Array, shared_other: Array) -> Array:
-        """From covariances in one sample, (P, 1) and (P, P'), and between two."""
-        n = self.places
-        if n > MAX_PLACES:
-            return np.ones((1, 1))
-        own, across = completed(other, same, n), completed(shared_other, shared, n)
-        apart = own - across
-        if self.batch is None:
-            first, second = np.trace(apart), 0.0
-            common = _centred(across)
-        else:
-            first, second = (self.batch - 1) * np.trace(apart), (self.batch - 1) * float((apart**2).sum())
-            common = _centred(apart + self.batch * across)
-        squares = second + float((common**2).sum())
-        if squares <= 0:
-            return np.ones((1, 1))
-        freedom = float(first + np.trace(common)) ** 2 / squares
-        return np.full((1, 1), (freedom - 1) / (freedom - 2) if freedom > 2 else np.inf)
-
-
-def _centred(matrix: Array) -> Array:
-    return np.asarray(matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean())
-
-
-@dataclass(frozen=True)
 class SharedMaximum:
     """E of the product of an increasing function ``f`` (of arg(0)) of the largest of a window's independent Gaussian
     entries at two output positions, whose windows may share entries."""

@@ -15,6 +15,7 @@ from varflow.laws.variables import (
     Instance,
     MaskEntry,
     Noise,
+    Normed,
     Opaque,
     PositionAverage,
     Product,
@@ -116,6 +117,6 @@ def parity(v: Variable) -> int:
             if 0 in signs:
                 return 0
             return 1 if flipped == expr else -1 if sp.expand(flipped + expr) == 0 else 0
-        case PositionAverage(of=of) | SphereEntry(of=of) if of is not None:
+        case PositionAverage(of=of) | SphereEntry(of=of) | Normed(of=of) if of is not None:
             return parity(of.variable)
     return 0

@@ -140,12 +140,18 @@ class GaussianSum(Variable):
 
 @dataclass(eq=False)
 class SampleMean(Variable):
-    """The mean of a Gaussian variable over a batch (None: a large one) and over its ``count`` positions."""
+    """The mean of a variable over a batch (None: a large one) and over its ``count`` positions; with ``channels`` over
+    as many independent channels of one sample instead. Gaussian if the variable is."""
 
     of: Instance | None = None
     count: sp.Expr = sp.S.One
     batch: sp.Expr | None = None
-    gaussian = True
+    channels: sp.Expr | None = None
+
+    @property
+    def gaussian(self) -> bool:  # type: ignore[override]
+        """Whether what is averaged is Gaussian."""
+        return self.of is not None and self.of.variable.gaussian
 
 
 @dataclass(eq=False)
@@ -159,6 +165,19 @@ class PositionAverage(Variable):
     def gaussian(self) -> bool:  # type: ignore[override]
         """Whether what is averaged is Gaussian."""
         return self.of is not None and self.of.variable.gaussian
+
+
+@dataclass(eq=False)
+class Normed(Variable):
+    """A Gaussian value over the random standard deviation of its entries, less their mean: those at all ``places`` of
+    ``members`` samples (None: many), or ``channels`` of one sample. In profiles only; taken as Gaussian."""
+
+    of: Instance | None = None
+    places: int = 1
+    members: sp.Expr | None = None
+    channels: bool = False
+    eps: sp.Expr = sp.S.Zero
+    gaussian = True
 
 
 @dataclass(eq=False)
