@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 
+import mpmath as mp
 import numpy as np
 import pytest
 import sympy as sp
 
-from varflow.errors import InputError
+from varflow.errors import ExpressionError, InputError
 from varflow.gain import gain
+from varflow.gain_gated import GatedGain
 from varflow.laws.expectation import Normal, compile_formula, expect
+from varflow.maps import C, Q
 from varflow.symbols import X
 
 q = sp.Symbol("q", positive=True)
 r = sp.Symbol("r", real=True)
 a = sp.Symbol("a", real=True)
+M = sp.Symbol("m", real=True)
 
 # NFNet gammas 1/sqrt(Var f): (text, published Monte Carlo value, value recomputed by quadrature);
 # Brock et al. 2021, timm/models/nfnet.py.
@@ -183,3 +187,34 @@ def test_argument_of_an_expression() -> None:
 def test_latex() -> None:
     text = gain("tanh", q=q)._repr_latex_()
     assert text.startswith("$") and r"\mathbb{E}" in text and r"\chi" in text
+
+
+def test_variance_and_mean_as_text() -> None:
+    assert gain("erf", q="1/3", mean="sqrt(2)").mean == gain("erf", q=sp.Rational(1, 3), mean=sp.sqrt(2)).mean
+    with pytest.raises(ExpressionError, match="unknown name 'm'"):
+        gain("erf", mean="m")
+
+
+def test_off_centre_squares_of_error_functions() -> None:
+    """E gelu(m + z)^2 by twelve digits of quadrature, at three means."""
+    formula = gain("gelu", mean=M).second_moment
+    for m in (-2.5, 0.3, 1.7):
+        want = mp.quad(lambda z, m=m: ((z + m) * mp.ncdf(z + m)) ** 2 * mp.npdf(z), [-12, -4, 0, 4, 12])
+        assert float(formula.subs(M, m).evalf(20)) == pytest.approx(float(want), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_kernel_of_the_largest(count: int) -> None:
+    """E[M N] of the largest of k normals, drawn in pairs; at c = 0 the square of the mean, at c = 1 E M^2."""
+    found = gain(f"maxout({count})")
+    assert isinstance(found, GatedGain) and found.kernel is not None and found.c_map is not None
+    run = compile_formula(found.kernel.xreplace({Q: sp.S.One}), (C,))
+    rng = np.random.default_rng(5)
+    for c in (-0.6, 0.3, 0.9):
+        u = rng.standard_normal((count, 400_000))
+        v = c * u + math.sqrt(1 - c * c) * rng.standard_normal(u.shape)
+        product = u.max(axis=0) * v.max(axis=0)
+        assert abs(float(run(c)) - product.mean()) < 4 * product.std() / math.sqrt(product.size)
+    numbers = found.numeric()
+    assert float(run(0)) == pytest.approx(float(found.mean) ** 2, rel=1e-9)
+    assert float(run(1 - 1e-10)) == pytest.approx(numbers["second_moment"], rel=1e-4)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import sympy as sp
 
 from varflow.errors import InputError, UnsupportedError
+from varflow.expressions import parse
 from varflow.laws.expectation import GaussianExpectation, compile_formula
 
 FIELDS = (
@@ -193,8 +194,13 @@ def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
     return number
 
 
-def exact(value: sp.Expr | float) -> sp.Expr:
-    """A number as a rational, as its shortest digits say; an expression as it is."""
+def exact(value: sp.Expr | float | str) -> sp.Expr:
+    """A number as a rational, as its shortest digits say; an expression as it is; a text as the number it says.
+
+    Raises ExpressionError for a text with names in it.
+    """
     if isinstance(value, sp.Expr):
         return value
+    if isinstance(value, str):
+        return parse(value, {})
     return sp.Integer(value) if isinstance(value, int) else sp.Rational(str(value))

@@ -10,9 +10,11 @@ from types import MappingProxyType
 import sympy as sp
 
 from varflow.activations import substitute
+from varflow.binormal import Phi2, normal_cdf
 from varflow.gain_fields import GainFields
 from varflow.gated import NOISE, GatedCall
 from varflow.laws.expectation import (
+    GaussianExpectation,
     Normal,
     derivative,
     expect,
@@ -25,6 +27,23 @@ _PHI = (1 + sp.erf(X / sp.sqrt(2))) / 2
 
 def _slope_square(variable: sp.Symbol, f: sp.Expr) -> sp.Expr:
     return derivative(f, variable) ** 2
+
+
+def _largest_kernel(count: int, c: sp.Symbol) -> sp.Expr:
+    """E[M N] of the largest M, N of ``count`` standard normals each, paired by correlation c.
+
+    One pair holds both (density phi2 Phi2^(k-1)), or two different pairs hold one each.
+    """
+    if count == 1:
+        return c
+    if count == 2:
+        return c / 2 + (sp.sqrt(1 - c**2) + c * sp.asin(c)) / sp.pi
+    z, u = sp.symbols("z u", real=True)
+    both, spread = Phi2(z, u, c), sp.sqrt(1 - c**2)
+    ends = normal_cdf((u - c * z) / spread) * normal_cdf((z - c * u) / spread)
+    same = count * z * u * both ** (count - 1)
+    apart = count * (count - 1) * z * u * both ** (count - 2) * ends
+    return GaussianExpectation(same, (z, u), (1, c, 1)) + GaussianExpectation(apart, (z, u), (1, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -100,10 +119,12 @@ class GatedGain(GainFields):
     @cached_property
     def kernel(self) -> sp.Expr | None:
         """E[f(u) f(v)], averaged over outputs, in ``varflow.maps.Q`` and ``C``: every pair u_i, v_i ~ N(0, Q) of
-        correlation C, different inputs independent. None for the largest of several, and with noise."""
+        correlation C, different inputs independent. None with noise."""
         from varflow.maps import C, Q
 
-        if self.function.gated.largest or self.function.noise:
+        if self.function.gated.largest:
+            return Q * _largest_kernel(self.function.inputs, C)
+        if self.function.noise:
             return None
         us = [arg(i) for i in range(self.function.inputs)]
         twins = {u: sp.Symbol(f"v_{i}", real=True) for i, u in enumerate(us)}
@@ -115,6 +136,15 @@ class GatedGain(GainFields):
         law = dict.fromkeys([*us, *twins.values()], Normal())
         outputs = self.function.outputs
         return sp.Add(*(expect(f * substitute(f, twins), law, covariance) for f in outputs)) / len(outputs)
+
+    @cached_property
+    def c_map(self) -> sp.Expr | None:
+        """The uncentred correlation of the outputs, E[f(u) f(v)] / E[f^2], in ``varflow.maps.Q`` and ``C``, as
+        ``kernel``; its slope at C = 1 is chi at zero mean. None with noise."""
+        from varflow.maps import Q
+
+        square = type(self)(self.function, Q, sp.S.Zero).second_moment
+        return None if self.kernel is None else self.kernel / square
 
     def _averaged(self, moment: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
         outputs = self.function.outputs

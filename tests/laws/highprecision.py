@@ -124,6 +124,11 @@ def two(f: sp.Expr) -> sp.Expr:
     return expect(f, {u: Normal(), v: Normal()}, lambda s, t: PAIR[s, t])
 
 
+def at_border(f: sp.Expr, sign: int) -> sp.Expr:
+    """E f(u, v) of variances q and correlation +-1, stated as such."""
+    return expect(f, {u: Normal(), v: Normal()}, lambda s, t: q if s == t else sign * q)
+
+
 def number(formula: sp.Expr, point: Point) -> mp.mpf:
     """A formula to DIGITS digits."""
     with mp.workdps(DIGITS):
@@ -230,13 +235,27 @@ OTHERS = {
     "cubic": lambda z: z**3 - z,
     "selu_like": lambda z: pw((z, z > 0), (sp.exp(z) - 1, True)),
 }
-FUNCTIONS: dict[str, Callable[[sp.Expr], sp.Expr]] = {**SLOPED, **SMOOTH, **OTHERS}
+SHIFTED = {
+    "hardtanh": lambda z: pw((-1, z < -1), (z, z < 2), (2, True)),
+    "relu6": lambda z: pw((0, z <= 0), (z, z < 6), (6, True)),
+    "hardswish": lambda z: z * HARDSIGMOID.xreplace({x: z}),
+    "softshrink": lambda z: pw((z - 1, z > 1), (z + 1, z < -1), (0, True)),
+    "relu_less_one": lambda z: relu(z - 1),
+    "box": lambda z: pw((0, z < -1), (1, z < 1), (0, True)),
+    "gelu_shifted": lambda z: (1 + sp.erf((z - 1) / sp.sqrt(2))) / 2,
+}
+"""Kinks or centres away from zero: their kernels hold the distribution function of two normals."""
+KINKS = {"hardtanh": (-1, 2), "relu6": (0, 6), "hardswish": (-3, 3), "softshrink": (-1, 1), "box": (-1, 1),
+         "relu_less_one": (1,)}
+FUNCTIONS: dict[str, Callable[[sp.Expr], sp.Expr]] = {**SLOPED, **SMOOTH, **OTHERS, **SHIFTED}
 PAIRS = (
     *((n, n) for n in (*SLOPED, *SMOOTH, "gaussian", "sign", "step", "relu_squared", "relu_cubed")),
     *(("relu", "sign"), ("relu", "step"), ("relu", "erf"), ("relu", "gelu"), ("relu", "exp")),
     *(("sign", "erf"), ("gelu", "exp"), ("sin", "exp"), ("gaussian", "erf"), ("step", "gelu")),
     *(("relu_cubed", "abs"), ("cubic", "relu"), ("cubic", "gelu"), ("cos", "gaussian")),
     *(("relu", "gaussian"), ("abs", "erf"), ("cubic", "cubic"), ("exp", "step")),
+    *((n, n) for n in SHIFTED),
+    *(("relu", "relu6"), ("hardtanh", "sign"), ("softshrink", "relu_less_one"), ("box", "gelu_shifted")),
 )
 
 
@@ -248,31 +267,32 @@ def pair_point(rng: random.Random) -> Point:
     return {q1: first, q2: second, c: r * bound}
 
 
-def conditional(f: sp.Expr, g: sp.Expr, point: Point) -> mp.mpf:
-    """E[f(u) E[g(v) | u]] as one integral over u."""
+def conditional(f: sp.Expr, g: sp.Expr, point: Point, kinks: tuple[int, ...] = (0,)) -> mp.mpf:
+    """E[f(u) E[g(v) | u]] as one integral over u, split at the kinks of f."""
     inner = one(g.xreplace({v: x})).subs(
         {m: point[c] / point[q1] * x, q: point[q2] - point[c] ** 2 / point[q1]}
     )
-    return integral(f.xreplace({u: x}) * inner, point[q1], sp.Integer(0), [mp.mpf(0)])
+    return integral(f.xreplace({u: x}) * inner, point[q1], sp.Integer(0), [mp.mpf(k) for k in kinks])
 
 
 def check_pair(first: str, second: str, seed: int) -> float:
     """A kernel against the conditional integral."""
     f, g = FUNCTIONS[first](u), FUNCTIONS[second](v)
     point = pair_point(random.Random(f"{first} {second} {seed}"))
-    return difference(number(two(f * g), point), conditional(f, g, point))
+    return difference(number(two(f * g), point), conditional(f, g, point, KINKS.get(first, (0,))))
 
 
 def check_limits(first: str, second: str, seed: int) -> float:
     """At c = 0 the product of means; at c = +-q the expectation of one variable."""
     f, g = FUNCTIONS[first], FUNCTIONS[second]
-    kernel = two(f(u) * g(v))
+    kernel, shifted = two(f(u) * g(v)), not SHIFTED.keys().isdisjoint((first, second))
     point = pair_point(random.Random(f"{first} {second} {seed}"))
     variance = point[q1]
     means = one(f(x)).subs(m, 0).subs(q, variance) * one(g(x)).subs(m, 0).subs(q, point[q2])
     worst = difference(number(kernel, {**point, c: sp.Integer(0)}), number(means, {}))
     for s in (1, -1):
-        got = number(kernel, {q1: variance, q2: variance, c: s * variance})
+        got = number(at_border(f(u) * g(v), s) if shifted else kernel, {q: variance, q1: variance, q2: variance,
+                                                                       c: s * variance})
         want = number(one(f(x) * g(s * x), True), {q: variance})
         worst = max(worst, difference(got, want))
     return worst

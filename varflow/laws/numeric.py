@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
+from varflow.binormal import by_numpy
 from varflow.laws.algebra import ordered
 from varflow.laws.precise import function_of, guarded
 from varflow.laws.straight import NoProgram, bottom_up
@@ -191,6 +192,7 @@ _MODULE = {
     "asin": _np_asin,
     "arcsin": _np_asin,
     "sqrt": _np_sqrt,
+    "Phi2": by_numpy,
 }
 
 

@@ -2,7 +2,7 @@
 
 Stein (1981): E[x_a g] = mu_a E[g] + sum_b Cov(x_a, x_b) E[d_b g]; the derivative of an indicator is a delta,
 that is a density times an expectation conditional on the border. What is left are orthant probabilities:
-one threshold (erf), two or three central ones (arcsin; Sheppard 1899), independent ones.
+one threshold (erf), two (Phi2), two or three central ones (arcsin; Sheppard 1899), independent ones.
 Each answer is computed once for a pattern of zeros, in dummies, and then filled in.
 """
 
@@ -14,7 +14,9 @@ from itertools import combinations, combinations_with_replacement
 
 import sympy as sp
 
-MAX_DEGREE = 24
+from varflow.binormal import Phi2
+
+MAX_DEGREE, MAX_NAMED = 24, 6
 
 
 class NotClosed(Exception):
@@ -35,6 +37,8 @@ class Pattern:
     zero_threshold: tuple[bool, ...]
     correlated: frozenset[tuple[int, int]]
     tilted: bool
+    mirror: int = 0
+    """1 or -1: two coordinates of one variance, the second threshold is the first or its negative."""
 
 
 def moment(
@@ -60,9 +64,13 @@ def moment(
         tuple(shift[i] == 0 for i in sorted(shift)),
         frozenset((i, j) for i, j in combinations(n, 2) if gram[i][j] != 0),
         tilted,
+        _mirror(gram, shift),
     )
     values: dict[sp.Expr, sp.Expr] = {_MEAN(i): mean[i] for i in n}
     values |= {_SHIFT(i): s for i, s in shift.items()}
+    if pattern.mirror:
+        r = sp.cancel(gram[0][1] / gram[0][0])
+        values |= {_BELOW: 1 - r, _ABOVE: 1 + r}
     values |= {_GRAM(i, j): gram[i][j] for i in n for j in n if j >= i}
     template = None if _hopeless(pattern) else _template(pattern)
     if template is None:
@@ -70,15 +78,23 @@ def moment(
     return template.xreplace(values)
 
 
-def _hopeless(pattern: Pattern) -> bool:
-    """Whether a probability of two correlated thresholds, not both central, must appear.
+def _mirror(gram: Matrix, shift: dict[int, sp.Expr]) -> int:
+    if len(gram) != 2 or len(shift) != 2 or 0 in shift.values() or gram[0][0] != gram[1][1] or gram[0][1] == 0:
+        return 0
+    return 1 if shift[0] == shift[1] else -1 if sp.expand(shift[0] + shift[1]) == 0 else 0
 
-    It multiplies the even moments of the coordinates that depend on the two; odd ones of high degree have
-    closed forms of many pages, and count as hopeless too.
+
+def _hopeless(pattern: Pattern) -> bool:
+    """Whether the answer would hold a probability that has no name, or many pages.
+
+    Probabilities of two correlated thresholds, not both central, multiply the even moments of the coordinates
+    that depend on the two. Phi2 stands for them in moments of few factors; odd moments of high degree need
+    none, and count as hopeless too.
     """
     zero = dict(zip(pattern.cut, pattern.zero_threshold, strict=True))
+    named = not pattern.tilted and len(pattern.cut) == 2 and sum(pattern.exponents) <= MAX_NAMED
     for i, j in pattern.correlated:
-        if i not in zero or j not in zero or (zero[i] and zero[j]):
+        if named or i not in zero or j not in zero or (zero[i] and zero[j]):
             continue
         near = _connected(i, pattern)
         shifted = any(pattern.exponents[k] and not pattern.zero_mean[k] for k in near)
@@ -106,6 +122,9 @@ def _SHIFT(i: int) -> sp.Dummy:
     return sp.Dummy(f"t{i}", real=True)
 
 
+_BELOW, _ABOVE = sp.symbols("1-r 1+r", positive=True, cls=sp.Dummy)
+
+
 @cache
 def _GRAM(i: int, j: int) -> sp.Dummy:
     return sp.Dummy(f"g{i}{j}", positive=True) if i == j else sp.Dummy(f"g{i}{j}", real=True)
@@ -127,11 +146,31 @@ def _template(pattern: Pattern) -> sp.Expr | None:
     )
     zero = dict(zip(pattern.cut, pattern.zero_threshold, strict=True))
     shift = {i: sp.S.Zero if zero[i] else _SHIFT(i) for i in pattern.cut}
-    state = _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted)
+    if pattern.mirror:
+        shift[1] = pattern.mirror * shift[0]
+        gram = ((gram[0][0], gram[0][1]), (gram[0][1], gram[0][0]))
+    state = _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted, pattern.mirror)
     try:
-        return sp.expand(_uncentred(pattern.exponents, mean, state))
+        found = _expand(_uncentred(pattern.exponents, mean, state))
+        return _joined(found, pattern.mirror) if found.has(Phi2, _ABOVE) else sp.expand(found)
     except NotClosed:
         return None
+
+
+def _expand(expr: sp.Expr) -> sp.Expr:
+    """Products multiplied out; exponentials stay joined."""
+    return sp.expand(expr, power_exp=False)
+
+
+def _joined(expr: sp.Expr, mirror: int) -> sp.Expr:
+    """One exponential a term, its exponent one ratio."""
+    one = {_BELOW: 2 - _ABOVE} if mirror == 1 else {_ABOVE: 2 - _BELOW}
+    terms = []
+    for term in sp.Add.make_args(expr):
+        growths = [f.args[0].xreplace(one) for f in sp.Mul.make_args(term) if isinstance(f, sp.exp)]
+        rest = [f for f in sp.Mul.make_args(term) if not isinstance(f, sp.exp)]
+        terms.append(sp.Mul(*rest, sp.exp(sp.cancel(sp.Add(*growths)))))
+    return sp.Add(*terms)
 
 
 def _uncentred(exponents: tuple[int, ...], mean: Vector, state: _State) -> sp.Expr:
@@ -154,6 +193,7 @@ class _State:
     drift: Vector
     shift: dict[int, sp.Expr]
     tilted: bool
+    mirror: int = 0
     known: dict[int, _State] = field(default_factory=dict, compare=False)
     seen: dict[tuple[int, ...], sp.Expr] = field(default_factory=dict, compare=False)
 
@@ -179,7 +219,7 @@ class _State:
                 total.append(
                     self.gram[a][i] * self.density(i) * self.given(i).border(rest, i, self)
                 )
-        return sp.expand(sp.Add(*total))
+        return _expand(sp.Add(*total))
 
     def border(self, e: tuple[int, ...], i: int, before: _State) -> sp.Expr:
         """The moment on y_i = its threshold (self is already conditional on that)."""
@@ -201,6 +241,8 @@ class _State:
         return self.known[i]
 
     def _given(self, i: int) -> _State:
+        if self.mirror:
+            return self._mirrored(i)
         v, n = self.gram[i][i], range(self.size)
         gap = self.shift[i] - self.drift[i]
         entries = {
@@ -213,6 +255,16 @@ class _State:
         if any(gram[j][j] == 0 for j in shift):
             raise NotClosed
         return _State(self.size, gram, drift, shift, self.tilted)
+
+    def _mirrored(self, i: int) -> _State:
+        """The same for two coordinates of variance v and thresholds t, t or t, -t: in 1 - r and 1 + r, so that
+        nothing is left to divide by at r = 1 or r = -1."""
+        v, zero = self.gram[0][0], sp.S.Zero
+        r = 1 - _BELOW if self.mirror == 1 else _ABOVE - 1
+        inner = v * _BELOW * _ABOVE
+        gram = ((zero, zero), (zero, inner)) if i == 0 else ((inner, zero), (zero, zero))
+        drift = tuple(self.shift[i] if j == i else r * self.shift[i] for j in range(2))
+        return _State(2, gram, drift, {1 - i: self.shift[1 - i]}, self.tilted)
 
     def probability(self) -> sp.Expr:
         """P(y_i > shift_i for all i): independent blocks of one, two or three thresholds."""
@@ -230,6 +282,9 @@ class _State:
         if len(block) == 1:
             x = gaps[0] / (sp.sqrt(2) * root(self.gram[block[0]][block[0]]))
             return sp.erfc(x) / 2 if self.tilted else (1 - sp.erf(x)) / 2
+        if len(block) == 2 and not self.tilted and any(g != 0 for g in gaps):
+            below = [-g / root(self.gram[i][i]) for g, i in zip(gaps, block, strict=True)]
+            return Phi2(*below, self._correlation(*block))
         if len(block) > 3 or any(g != 0 for g in gaps):
             raise NotClosed
         angles = [sp.asin(self._correlation(i, j)) for i, j in combinations(block, 2)]

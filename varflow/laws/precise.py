@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
+from varflow.binormal import by_mpmath
 from varflow.laws.straight import NoProgram, Program, bind, program, text_of
 
 TOLERANCE = 1e-10
@@ -81,7 +82,12 @@ def function_of(
     """
     made = program(expr, symbols)
     run = bind(made, text_of(made), _numpy_names(made, table))
-    return lambda *arguments: run(arguments)
+
+    def formula(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return run(arguments)
+
+    return formula
 
 
 def _numpy_names(made: Program, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,6 +264,7 @@ def _mp_names(made: Program, digits: int) -> dict[str, Any]:
         "polygamma": mp.polygamma,
         "loggamma": mp.loggamma,
         "besselk": mp.besselk,
+        "Phi2": by_mpmath,
         "_one": mp.mpf(1),
         "_zero": mp.mpf(0),
         "_nan": mp.nan,

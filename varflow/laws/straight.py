@@ -228,6 +228,8 @@ class Program:
             )
             text = "absolute({0}) * (where({1} > 0, {4}, {2}) + 2 * {3})"
             return self.rounded(expr, self.step(text, *reads))
+        if name == "Phi2":
+            return self._fault_of_probability(expr)
         error = self.fault(argument)
         if error is None:
             return self.rounded(expr)
@@ -237,6 +239,19 @@ class Program:
         stand_in = sp.Dummy("d", real=True)
         slope = expr.func(*expr.args[:-1], stand_in).diff(stand_in).xreplace({stand_in: argument})
         return self.rounded(expr, self.step("absolute({0}) * {1}", self.value(slope), error))
+
+
+    def _fault_of_probability(self, expr: sp.Function) -> int:
+        """Of Phi2, a difference of numbers up to one: its own error does not shrink with it."""
+        total = self.step("4 * _eps")
+        stand_ins = [sp.Dummy(f"d{k}", real=True) for k in range(3)]
+        back = dict(zip(stand_ins, expr.args, strict=True))
+        for k, argument in enumerate(expr.args):
+            error = self.fault(argument)
+            if error is not None:
+                slope = expr.func(*stand_ins).fdiff(k + 1).xreplace(back)
+                total = self.step("{0} + absolute({1}) * {2}", total, self.value(slope), error)
+        return total
 
 
 def _name(expr: sp.Function) -> str:
