@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from varflow.activations import ACTIVATIONS
+from varflow.binormal import Phi2
 from varflow.errors import ExpressionError
 from varflow.expressions import parse, parse_activation, parse_equation, to_text
 from varflow.grammar import FUNCTIONS
@@ -305,3 +306,18 @@ def test_importing_loads_neither_parser_nor_simulator() -> None:
     code = f"import sys, varflow.expressions; print([m for m in {modules} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "formula", [Phi2(1 / sp.sqrt(s), t, -s), sp.floor(n / 2) + 1, sp.exp(s) * sp.besselk(R(1, 4), s)]
+)
+def test_functions_of_results_are_read_back(formula: sp.Expr) -> None:
+    assert parse(to_text(formula), SYMBOLS) == formula
+
+
+@pytest.mark.parametrize(
+    "text", ["floor(x)", "Phi2(x, 1, 0)", "besselk(1, x)", "Phi2(1, 2)", "Phi2(1, 2, 3)", "besselk(10**9, 2)"]
+)
+def test_functions_of_results_make_no_activation(text: str) -> None:
+    with pytest.raises(ExpressionError):
+        parse_activation(text)

@@ -30,6 +30,7 @@ from varflow.grammar import (
     MAX_RELATIONS,
     MAX_SIZE,
     NOT_REAL,
+    OF_RESULTS,
     SAYABLE,
     Source,
 )
@@ -280,12 +281,19 @@ class _Reader:
         if any(a.data == "keyword" for a in arguments):
             self.source.fail(f"{name} takes no named argument", node)
         if not function.least <= len(arguments) <= function.most:
-            self.source.fail(f"{name} takes {function.least} to {function.most} arguments", node)
+            few, most = function.least, function.most
+            self.source.fail(f"{name} takes {few if few == most else f'{few} to {most}'} arguments", node)
         values = [self.number(a) for a in arguments]
+        if name in OF_RESULTS and any(X in v.free_symbols for v in values):
+            self.source.fail(f"{name} of x", node, why=f"{name} stands in formulas of results, not in activations")
         if name == "exp":
             return self.power_of(sp.E, values[0], node)
         if name == "gamma" and values[0].is_number and not abs(values[0]) <= MAX_EXPONENT:
             self.source.fail(f"gamma beyond {MAX_EXPONENT}", node)
+        if name == "besselk" and not (values[0].is_Rational and abs(values[0]) <= MAX_EXPONENT):
+            self.source.fail(f"besselk of an order that is no rational number up to {MAX_EXPONENT}", node)
+        if name == "Phi2" and values[2].is_number and not abs(values[2]) <= 1:
+            self.source.fail("Phi2 of a correlation beyond 1", node)
         return self.checked(function.call(*values), node)
 
     def activated(self, activation: Activation, arguments: list[Any], node: Any) -> sp.Expr:

@@ -13,6 +13,7 @@ from sympy.core.relational import Relational
 from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.logic.boolalg import BooleanAtom
 
+from varflow.binormal import Phi2
 from varflow.errors import ExpressionError
 
 if TYPE_CHECKING:
@@ -80,16 +81,19 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     | {n: Function(sp.Max, 1, MAX_RELATIONS) for n in ("max", "Max")}
     | {n: Function(sp.Min, 1, MAX_RELATIONS) for n in ("min", "Min")}
     | {"abs": Function(sp.Abs), "sqrt": Function(sp.sqrt), "Phi": Function(_normal_cdf)}
-    | {"Heaviside": Function(sp.Heaviside, 1, 2)}
+    | {"Heaviside": Function(sp.Heaviside, 1, 2), "floor": Function(sp.floor)}
+    | {"Phi2": Function(Phi2, 3, 3), "besselk": Function(sp.besselk, 2, 2)}
 )
 """Every function that is not an activation or a choice (``Piecewise``, ``where``)."""
+OF_RESULTS = ("Phi2", "besselk", "floor")
+"""Functions that formulas of results hold: no activation is made of them."""
 CHOICES = ("Piecewise", "where")
 SAYABLE = (
     *(sp.Symbol, sp.Rational, sp.Float, type(sp.pi), type(sp.E), sp.Add, sp.Mul, sp.Pow),
     *(sp.Piecewise, ExprCondPair, Relational, sp.And, sp.Or, sp.Not, BooleanAtom),
-    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside, sp.floor),
+    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside, sp.floor, Phi2, sp.besselk),
 )
-"""What an expression is made of; a floor is made by a stride alone (sizes of positions), not read."""
+"""What an expression is made of."""
 NOT_REAL = (sp.zoo, sp.nan, sp.oo, -sp.oo, sp.I)
 
 
