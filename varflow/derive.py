@@ -424,7 +424,14 @@ class Derivation(Mapping[str, NodeLaw]):
         """All numbers at the given values of the symbols."""
         from varflow.evaluate import Numbers
 
-        return Numbers(self, values)
+        return Numbers(self, values) if values else self._own_numbers
+
+    @cached_property
+    def _own_numbers(self) -> Numbers:
+        """The numbers of a network without open symbols."""
+        from varflow.evaluate import Numbers
+
+        return Numbers(self, {})
 
     def numeric(self, values: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """Numbers of every node: {node: {field: float or array}}."""
