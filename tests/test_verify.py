@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from varflow.errors import InputError, MissingExtraError, VarflowError
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.ops import OPS
-from varflow.simulate.cpu import Simulator
 from varflow.simulate.statistics import Statistics, Summary
 from varflow.solve import solve
-from varflow.verify import FEWEST_DRAWS, affordable, batch_of, samples_for, verify
+from varflow.verify import samples_for, verify
 from varflow.verify_check import (
     Check,
     Judge,
@@ -34,7 +32,7 @@ from varflow.verify_check import (
     quantile,
 )
 from varflow.verify_report import Progress, Verification
-from varflow.verify_run import Clock, Level, Run
+from varflow.verify_run import Clock
 from varflow.verify_widths import ladder, scaled
 
 DELTA = 0.02
@@ -481,58 +479,9 @@ def test_rounded_outputs_are_predicted_at_each_width() -> None:
     assert result.checks["backward", "x"].relative_width < 0.03
 
 
-# -- images ------------------------------------------------------------------------------------------
-
-
-def image_network() -> Network:
-    net = Network("images")
-    h = net.input("x", 16, (6, 6), mean=1, second_moment=2)
-    for k, stride in enumerate((1, 2)):
-        h = net.relu(net.conv(h, 48, 3, padding=1, stride=stride, variance="2/fan_in", name=f"conv{k}"))
-    net.conv_transpose(h, 48, 3, stride=2, groups=4, variance="2/fan_in", name="up")
-    return net
-
-
-@pytest.mark.parametrize("name", ["conv0", "conv1", "up"])
-def test_products_averaged_over_their_weights_have_the_same_mean(name: str) -> None:
-    """And vary less between draws."""
-    found = Simulator(lower(image_network()), samples=4, given=True).run(1600).summaries()
-    drawn, averaged = found["forward", name], found["given", name]
-    error = (drawn.standard_error**2 + averaged.standard_error**2) ** 0.5
-    assert abs(drawn.second_moment - averaged.second_moment) < 5 * error
-    assert error < 0.01 * drawn.second_moment
-    assert averaged.standard_error < drawn.standard_error
-
-
-def test_the_average_over_weights_is_taken_where_the_draws_hold_it() -> None:
-    drawn, averaged = summary(1.01, 0.2**2), summary(1.0, 0.02**2)
-    judge = Judge(DELTA, 1e-4)
-    found = judge.check(Prediction(1.0), [Reading(1.0, drawn, 1.0, averaged)])
-    assert (found.estimate, found.verdict) == (1.0, "pass")
-    far = judge.check(Prediction(1.0), [Reading(1.0, replace(drawn, second_moment=1.2), 1.0, averaged)])
-    assert (far.estimate, far.verdict) == (1.2, "fail")
-
-
 def test_the_tolerance_reached(verified: Verification) -> None:
     assert max(c.relative_width for c in verified.checks.values()) <= verified.reached <= DELTA
     assert "Every check would pass with a tolerance of" in verified.summary()
     few = verify(residual(), {"n": 32}, draws=4)
     assert few.reached == math.inf
     assert few.to_dict()["reached"] is None
-
-
-def test_fewer_draws_where_they_cost_minutes() -> None:
-    assert verify(residual(), {"n": 16}).draws == 2000
-    net = Network("large images")
-    net.conv(net.input("x", 256, (256, 256)), 256, 3, padding=1, variance="1/fan_in")
-    level = Level(0, scaled(net, lower(net), Fraction(1)), 1.0, {}, [*lower(net).values], {"samples": 8})
-    assert FEWEST_DRAWS < affordable(Run([level], {}, DELTA, True)) < 1000
-
-
-def test_a_batch_is_smaller_where_there_are_positions() -> None:
-    def batch(*positions: int) -> int:
-        net = Network("norm")
-        net.batch_norm(net.input("x", 16, positions))
-        return batch_of(lower(net))
-
-    assert [batch(), batch(2, 2), batch(8, 8)] == [256, 64, 32]

@@ -19,6 +19,7 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.depthwise import spread_of_scale
 from varflow.laws.distributions import NoFormula
+from varflow.laws.fitted import fitted
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.points import POINTS, drawn, root_of
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 MOST_SOURCES = 40
 MOST_ROWS = 64
-"""Different rows of covariances that are evaluated one by one; more are averaged first."""
+"""Different rows of covariances that are evaluated one by one; to more of them a quadratic is fitted."""
 MOST_PAIRS = 2**16
 
 
@@ -136,9 +137,7 @@ class SourceSample:
             return np.full((1, 1), self._expected(tuple(float(g.mean()) for g in given)))
         rows = np.stack([np.broadcast_to(g, shape).ravel() for g in given], axis=1)
         first, place = different_rows(rows)
-        if len(first) > MOST_ROWS:
-            return np.full((1, 1), self._expected(tuple(rows.mean(axis=0).tolist())))
-        values = np.array([self._expected(tuple(row.tolist())) for row in rows[first]])
+        values = fitted(rows[first], lambda row: self._expected(tuple(row.tolist())), MOST_ROWS)
         return np.asarray(values[place].reshape(shape))
 
     def _expected(self, given: tuple[float, ...]) -> float:
