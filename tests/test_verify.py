@@ -413,7 +413,7 @@ def test_interrupt_returns_what_was_reached() -> None:
 
 
 @pytest.mark.parametrize(("options", "error"), [
-    ({"backend": "cuda"}, MissingExtraError), ({"cluster": "local"}, MissingExtraError),
+    ({"cluster": "local"}, MissingExtraError),
     ({"backend": "tpu"}, InputError), ({"draws": 1}, InputError),
     ({"method": "guess"}, InputError), ({"delta": 0}, InputError), ({"precision": -1}, InputError),
     ({"values": {}}, InputError),

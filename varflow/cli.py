@@ -99,6 +99,7 @@ def verify(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; no result depends on it.")] = None,
     method: Annotated[str, typer.Option(
         help="sampled: every weight drawn; collapsed: what Gaussian weights do; auto: the cheaper.")] = "auto",
+    backend: Annotated[str, typer.Option(help="cpu, or cuda for a GPU (extra: cuda).")] = "cpu",
     max_time: Annotated[float | None, typer.Option(
         metavar="SECONDS", min=0, help="Stop drawing after this time; the verdict is on what was drawn.")] = None,
     store: Annotated[Path | None, typer.Option(
@@ -114,7 +115,9 @@ def verify(
     from varflow.cli_subject import Conditions, Subject
 
     subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
-    options = cli_verify.Options(draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume)
+    options = cli_verify.Options(
+        draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume, backend
+    )
     raise typer.Exit((cli_verify.plan if plan else cli_verify.run)(subject, options, json))
 
 

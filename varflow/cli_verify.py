@@ -34,6 +34,7 @@ class Options:
     max_time: float | None = None
     store: Path | None = None
     resume: bool = False
+    backend: str = "cpu"
 
 
 class Line:
@@ -67,7 +68,7 @@ def verified(subject: Subject, o: Options) -> Verification:
         return verify(
             subject.result, dict(subject.values), o.draws, o.seed, method=o.method, delta=o.delta,
             precision=o.precision, max_draws=o.max_draws, max_time=o.max_time, threads=o.threads, store=o.store,
-            resume=o.resume, progress=line,
+            resume=o.resume, backend=o.backend, progress=line,
         )
     except (KeyboardInterrupt, SystemExit):
         line.close()

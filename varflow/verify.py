@@ -17,6 +17,7 @@ from varflow.laws.moments import Moment, Quantity
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Program, Standardize, has_windows
+from varflow.simulate.backends import check_backend
 from varflow.simulate.collapsed import Choices, check_method, choose
 from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
 from varflow.symbols import STEP
@@ -167,7 +168,7 @@ def verify(
     _check_options(backend, method, cluster, draws, delta, confidence, precision)
     values = dict(values or {})
     derivation, notes = _resolved(subject, values)
-    options = {"seed": seed, "method": method, "threads": threads}
+    options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
     run, more = prepared(derivation, values, delta, width_scale, options)
     draws = draws or affordable(run)
     most = max_draws or (draws if precision is None else UNLIMITED * draws)
@@ -213,10 +214,7 @@ def _check_options(
     backend: str, method: str, cluster: str | None, draws: int | None, delta: float, confidence: float,
     precision: float | None,
 ) -> None:  # fmt: skip
-    if backend == "cuda":
-        raise MissingExtraError("the CUDA backend is not in this version", instead='backend="cpu"')
-    if backend != "cpu":
-        raise InputError(f"backend {backend!r} is not known", instead='"cpu"')
+    check_backend(backend)
     if cluster is not None:
         raise MissingExtraError("clusters are not in this version", instead="cluster=None")
     check_method(method)

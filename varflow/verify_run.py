@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from varflow.simulate.cpu import Simulator, Statistics
+from varflow.simulate.backends import simulator
+from varflow.simulate.statistics import Statistics
 from varflow.simulate.stream import digest, plan_hash, program_hash
 from varflow.verify_check import FAIL, INCONCLUSIVE, PASS, Check, Judge, Prediction, Reading
 from varflow.verify_report import Key, Progress
@@ -36,7 +37,7 @@ class Level:
     ) -> None:  # fmt: skip
         self.place, self.scale, self.share, self.predicted = place, scale, share, predicted
         self.first, self.pace = place * FIRST_DRAW, LEAST_PIECE
-        self.simulator = Simulator(scale.program, nodes=nodes, **options)
+        self.simulator = simulator(scale.program, nodes=nodes, **options)
         self.statistics = Statistics(self.simulator.plan.columns)
 
     @cached_property
