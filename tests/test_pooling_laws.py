@@ -188,7 +188,6 @@ def test_gradients_of_overlapping_maxima() -> None:
     check(net, forward, draws=600, bias=0.03)
 
 
-@pytest.mark.xfail(strict=True, reason="the covariance within a window is that of all pairs of places")
 def test_gradients_of_maxima_by_phase() -> None:
     """Behind a transposed convolution two places of a window are uncorrelated: 3/8 of the gradient."""
     net, x = image(N, 6, position_correlation="1/2")
@@ -202,7 +201,6 @@ def test_gradients_of_maxima_by_phase() -> None:
     check(net, forward, draws=600, bias=0.02)
 
 
-@pytest.mark.xfail(strict=True, reason="not a number: the law of a winner behind a border and a mean")
 def test_maxima_behind_batch_norm_of_a_mean() -> None:
     """A fresh gradient behind a maximum of four: a quarter reaches each entry, whatever stands before."""
     net, x = image(N, 6, 6, mean=1, second_moment="3/2")

@@ -21,7 +21,6 @@ from varflow.laws.variables import (
     Instance,
     Largest,
     MaskEntry,
-    Member,
     Mixed,
     Noise,
     Normed,
@@ -31,6 +30,7 @@ from varflow.laws.variables import (
     SampleMean,
     SphereEntry,
     Variable,
+    Win,
 )
 from varflow.symbols import arg
 
@@ -100,8 +100,10 @@ def parts(v: Variable) -> tuple[Instance, ...]:
         case Largest(of=of, weight_args=beside) if of is not None:
             return (of, *beside)
         case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)
-              | Member(of=of) | Normed(of=of)) if of is not None:
+              | Normed(of=of)) if of is not None:
             return (of,)
+        case Win(of=of) if of is not None:
+            return (of, v.entry)
     return ()
 
 

@@ -23,7 +23,6 @@ from varflow.laws.variables import (
     Instance,
     Largest,
     MaskEntry,
-    Member,
     Mixed,
     Noise,
     Normed,
@@ -180,7 +179,7 @@ class Contraction(Summation):
         if v is g:
             return self._make(Composite, False, expr=sp.S.One) if not x.moves else None
         match v:
-            case Mixed() | Member() | Largest() if any(_is_made_of(r.variable, g) for r in self.laws.roots(x)):
+            case Mixed() | Largest() if any(_is_made_of(r.variable, g) for r in self.laws.roots(x)):
                 raise NoFormula("a reused weight's output at several positions", v.node)
             case GaussianSum(terms=terms):
                 return self._chain([(c, self._slope(carried(t, x), g)) for c, t in terms])
@@ -225,7 +224,7 @@ def _basics(v: Variable) -> set[Variable]:
     match v:
         case GaussianSum(terms=terms):
             return set().union(*(_basics(t.variable) for _, t in terms))
-        case (SampleMean(of=of) | PositionAverage(of=of) | Mixed(of=of) | Member(of=of)
+        case (SampleMean(of=of) | PositionAverage(of=of) | Mixed(of=of)
               | Normed(of=of)) if of is not None:
             return _basics(of.variable)
     return {v}

@@ -34,7 +34,6 @@ from varflow.laws.variables import (
     Instance,
     Largest,
     MaskEntry,
-    Member,
     Mixed,
     Noise,
     Normed,
@@ -45,6 +44,7 @@ from varflow.laws.variables import (
     SphereEntry,
     Variable,
     View,
+    Win,
 )
 
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
@@ -113,6 +113,8 @@ class Covariances(ABC):
             children = (v.of,)
         elif isinstance(v, Largest) and v.of is not None:
             children = (v.of, *v.weight_args)
+        elif isinstance(v, Win) and v.of is not None:
+            children = (v.of, v.entry)
         else:
             yield Instance(v)
             return
@@ -139,7 +141,7 @@ class Covariances(ABC):
                 return not sample and count == 1 and self.varies(of.variable, sample)
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
-            case Mixed(of=of) | Member(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
+            case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
                 return self.varies(of.variable, sample)
             case Normed(of=of) if of is not None:
                 return self.varies(of.variable, sample)
@@ -303,10 +305,8 @@ class Covariances(ABC):
                     return self.over_batch(mean, older, partial(self.covariance, older, carried(of, newer)), view)
                 case PositionAverage(of=of, count=count) if of is not None:
                     inner = carried(of, newer)
-                    if count is sp.oo and isinstance(m := older.variable, Member) and m.of is not None:
-                        older = carried(m.of, older)
                     return self._averaged(count, older, partial(self.covariance, older, inner), view)
-                case Mixed(of=of) | Member(of=of) if of is not None:
+                case Mixed(of=of) if of is not None:
                     return resampled(self, newer, older, newer is x, view, self.covariance)
                 case Normed():
                     return normalized(self, newer, older, newer is x, view)

@@ -45,8 +45,10 @@ from varflow.laws.variables import (
     SphereEntry,
     Variable,
     View,
+    Win,
 )
 from varflow.laws.walk import moments_of_walk
+from varflow.laws.winners import joint, of_largest, won_pair, won_second
 from varflow.symbols import arg
 
 ARGUMENT_LIMIT = 10
@@ -66,6 +68,7 @@ class Laws(Covariances):
     closures: bool = False
     sampling: bool = False
     samples_apart: bool = False
+    taps: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
     _mean: dict[Variable, Formula] = field(default_factory=dict)
     _function: dict[Any, Formula] = field(default_factory=dict)
     _work: int = 0
@@ -131,7 +134,7 @@ class Laws(Covariances):
             case Mixed(of=of) if of is not None:
                 return spread_of(self, v, self.mean(of))
             case Largest():
-                return self.of_largest(arg(0), v)
+                return of_largest(self, arg(0), v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
                 walk = moments_of_walk(self, v)
                 return walk[0] if walk else self.expectation(expr, args, coefficients, SAME)
@@ -160,7 +163,9 @@ class Laws(Covariances):
             case Depthwise(twin=of) if of is not None:
                 return self.second(of)
             case Largest():
-                return self.of_largest(arg(0) ** 2, v)
+                return of_largest(self, arg(0) ** 2, v)
+            case Win():
+                return won_second(self, v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
                 walk = moments_of_walk(self, v)
                 return walk[1] if walk else self.expectation(expr**2, args, coefficients, SAME)
@@ -222,9 +227,8 @@ class Laws(Covariances):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):
                 return resampled(self, a, b, a is x, view, self.pair)
-        u = x.variable
-        if isinstance(u, Largest) and (u, x.moves) == (y.variable, y.moves) and u.shared is not None and u.entry:
-            return self.operated(u.shared, (self.second(u.entry),), mo.product(self.mean(x), self.mean(y)))
+        if isinstance(x.variable, Win) or isinstance(y.variable, Win):
+            return won_pair(self, x, y, view)
         for a, b in ((x, y), (y, x)):
             if isinstance(a.variable, Opaque):
                 return self._pair_opaque(a, b, view)
@@ -239,14 +243,6 @@ class Laws(Covariances):
 
         return self.over_batch(z, other, at, view) if isinstance(z, SampleMean) else self._averaged(
             z.count, other, at, view)
-
-    def of_largest(self, f: sp.Expr, v: Largest, coefficients: tuple[Quantity, ...] = ()) -> Formula:
-        """E[f(v)] of the largest entry of a window."""
-        assert v.of is not None
-        table = [(arg(i), arg(i + 1)) for i in range(len(v.weight_args))]
-        table += [(coefficient(i), coefficient(i + len(coefficients))) for i in range(len(v.coefficients))]
-        weight = rename(v.weight, tuple(table))
-        return self.expectation(f * weight, (v.of, *v.weight_args), coefficients + v.coefficients, SAME)
 
     def _pair_opaque(self, a: Instance, b: Instance, view: View) -> Formula:
         v = a.variable
@@ -378,10 +374,10 @@ class Laws(Covariances):
         if isinstance(v, Composite):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
         if isinstance(v, Largest):
-            return self.of_largest(f, v, coefficients)
+            return of_largest(self, f, v, coefficients)
         if isinstance(v, Depthwise):
             return self._polynomial(even_part(f), v, coefficients)
-        if isinstance(v, Opaque | PositionAverage | SampleMean | Mixed) and not v.gaussian:
+        if isinstance(v, Opaque | PositionAverage | SampleMean | Mixed | Win) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
 
@@ -433,6 +429,9 @@ class Laws(Covariances):
     def _basic(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:
         """The Gaussian expectation of basic variables; cached by structure in :mod:`~varflow.laws.templates`."""
+        if any(isinstance(args[i].variable, Largest | Win) for i in indices):
+            placed = tuple((arg(i), arg(k)) for k, i in enumerate(indices))
+            return joint(self, rename(expr, placed), tuple(args[i] for i in indices), view)
         given: list[Quantity] = []
         table: dict[sp.Symbol, sp.Expr] = {}
         kinds = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from varflow.calculus import derivative, rename
+from varflow.calculus import derivative, rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.joint import Laws
@@ -24,11 +24,11 @@ from varflow.laws.variables import (
     Composite,
     GaussianSum,
     Instance,
-    Largest,
     MaskEntry,
     Opaque,
     Product,
     Variable,
+    Win,
 )
 from varflow.program import (
     Contract,
@@ -39,6 +39,7 @@ from varflow.program import (
     has_windows,
 )
 from varflow.symbols import arg
+from varflow.window import Window
 
 UNKNOWN = sp.nan
 _GRID = np.linspace(-8.0, 8.0, 1601)
@@ -89,6 +90,7 @@ class Reading:
         self.bodies: list[Any] = []
         self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
+        self._tops: dict[tuple[Window, Instance], Instance] = {}
         self._gathered: dict[Variable, tuple[int, Blocks]] = {}
 
     def _label(self, whole: bool = True) -> dict[str, object]:
@@ -156,8 +158,9 @@ class Reading:
         if expr == 0:
             return None
         xs = tuple(distinct)
-        if len(xs) == 1 and isinstance(xs[0].variable, Largest) and not xs[0].moves and increasing(expr):
-            return self._of_largest(expr, xs[0].variable, whole)
+        won = _won_slope(expr, xs)
+        if won is not None:
+            return self._make(Win, whole, of=won.of, top=won.top, slope=won.slope)
         linear = linear_form(expr, len(xs))
         if linear is None:
             return self._make(Composite, whole, expr=expr, args=xs)
@@ -165,12 +168,16 @@ class Reading:
         return self._combination(terms, mo.constant(linear[0]), whole)
 
 
-    def _of_largest(self, f: sp.Expr, v: Largest, whole: bool) -> Instance:
-        """An increasing function of the largest of several is the largest of the function's values."""
-        of = self._pointwise(f, (v.of,), False)
-        shared = v.shared and replace(v.shared, f=rename(f, ((arg(0), v.shared.f),)))
-        return self._make(Largest, whole, of=of, weight=v.weight, weight_args=v.weight_args,
-                          coefficients=v.coefficients, entry=v.entry, shared=shared)
+def _won_slope(expr: sp.Expr, xs: tuple[Instance, ...]) -> Win | None:
+    """What entries win, times a function of the entry: that function of the largest where it wins."""
+    for i, x in enumerate(xs):
+        v = x.variable
+        if not isinstance(v, Win) or x.moves or len(xs) > 2 or any(y != v.entry for y in xs if y is not x):
+            continue
+        slope = expr / arg(i) if arg(i) in sp.Mul.make_args(expr) else arg(i)
+        if not symbols_in(slope) - {arg(1 - i)}:
+            return Win(0, v.node, True, of=v.of, top=v.top, slope=v.slope * rename(slope, ((arg(1 - i), arg(0)),)))
+    return None
 
 
 @lru_cache(maxsize=256)

@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
-from varflow.laws.numeric import vectorized
 from varflow.program import Mix
-from varflow.symbols import arg
 from varflow.window import Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -116,122 +114,6 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Among:
-    """The mean over the entries of a window (with ``transpose``: over the windows an entry is in), at one output
-    position or between two."""
-
-    window: Window
-    transpose: bool
-    between: bool
-
-    def apply(self, same: Array, other: Array) -> Array:
-        """Means of ``same`` (P, 1), or of ``other`` (P, P')."""
-        if too_many(self.window):
-            return np.full((1, 1), (other if self.between else same).mean())
-        matrix = _mean_matrix(self.window, self.transpose)
-        if not self.between:
-            return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
-        return np.asarray((matrix @ (matrix @ completed(other, same, matrix.shape[1])).T).T)
-
-
-@dataclass(frozen=True)
-class Overlapping:
-    """The mean over pairs of windows that share an entry."""
-
-    window: Window
-
-    def apply(self, other: Array) -> Array:
-        """The mean of ``other`` (P', P')."""
-        if other.size > 1 and not too_many(self.window):
-            common = shared_entries(self.window)[0]
-            neighbours = (common > 0) & ~np.eye(len(common), dtype=bool)
-            if neighbours.any():
-                return np.full((1, 1), np.broadcast_to(other, common.shape)[neighbours].mean())
-        return np.full((1, 1), other.mean())
-
-
-@dataclass(frozen=True)
-class Within:
-    """The mean over pairs of different entries of a window."""
-
-    window: Window
-
-    def apply(self, same: Array, other: Array) -> Array:
-        """Means of ``other`` (P, P') off the diagonal."""
-        if other.size == 1 or too_many(self.window):
-            return np.full((1, 1), other.mean())
-        mean = _mean_matrix(self.window, False)
-        count = taps_inside(self.window, False)
-        every = np.diag(mean @ (mean @ completed(other, same, mean.shape[1])).T)[:, None]
-        alike = mean @ np.broadcast_to(same, (mean.shape[1], 1))
-        return np.asarray((count * every - alike) / np.maximum(count - 1, 1))
-
-
-@dataclass(frozen=True)
-class Inside:
-    """How many taps of an output position's window are inside the grid (transpose: windows a position is in); with
-    ``rivals`` the entries of the windows a position is in, on harmonic average: its chance to win is one over it."""
-
-    window: Window
-    transpose: bool
-    rivals: bool = False
-
-    def apply(self, *_: Array) -> Array:
-        """(P, 1)."""
-        w = self.window
-        if too_many(w):
-            return np.full((1, 1), _mean_count(w, self.transpose and not self.rivals))
-        if not self.rivals:
-            return taps_inside(w, self.transpose)
-        chances = sum(m @ (1 / taps_inside(w, False)) for m in _matrices(w, True))
-        return np.asarray(np.maximum(taps_inside(w, True), 1) / np.maximum(chances, 1 / w.taps))
-
-
-@dataclass(frozen=True)
-class SharedMaximum:
-    """E of the product of an increasing function ``f`` (of arg(0)) of the largest of a window's independent Gaussian
-    entries at two output positions, whose windows may share entries."""
-
-    window: Window
-    f: sp.Expr
-
-    def apply(self, second: Array) -> Array:
-        """(P', P') from the second moments (P, 1) of the entries, taken as their mean."""
-        scale = float(np.sqrt(second.mean()))
-        if too_many(self.window):
-            return np.full((1, 1), _product_of_maxima(self.f, scale, self.window.taps, self.window.taps, 0))
-        common = shared_entries(self.window)[0]
-        size = np.diag(common)
-        cases = np.stack(np.broadcast_arrays(size[:, None], size[None, :], common), axis=-1).reshape(-1, 3)
-        different, place = np.unique(cases, axis=0, return_inverse=True)
-        values = np.array([_product_of_maxima(self.f, scale, *map(int, case)) for case in different])
-        return np.asarray(values[place.ravel()].reshape(common.shape))
-
-
-@lru_cache(maxsize=4096)
-def _product_of_maxima(f: sp.Expr, scale: float, left: int, right: int, shared: int) -> float:
-    """E f(max of ``left``) f(max of ``right``) of independent N(0, scale^2) entries, ``shared`` of them in both."""
-    from scipy.special import ndtr
-
-    x = np.linspace(-9.0, 9.0, 4001)
-    values = np.broadcast_to(np.asarray(vectorized(f, (arg(0),))(scale * x), dtype=np.float64), x.shape)
-    below = ndtr(x)
-
-    def beyond(others: int) -> Array:
-        """E f(max(x, largest of the others)) as a function of x."""
-        if others == 0:
-            return np.asarray(values)
-        steps = np.diff(below**others) * (values[1:] + values[:-1]) / 2
-        above = np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]])
-        return np.asarray(values * below**others + above)
-
-    if shared == 0:
-        return float(beyond(left)[0] * beyond(right)[0])
-    both = beyond(left - shared) * beyond(right - shared)
-    return float(np.sum(np.diff(below**shared) * (both[1:] + both[:-1]) / 2))
-
-
-@dataclass(frozen=True)
 class Average:
     """The mean over the second place, of ``count`` positions."""
 
@@ -269,14 +151,6 @@ def taps_inside(w: Window, transpose: bool) -> Array:
     """Number of taps inside the grid for every output position (windows it is in, for every input position)."""
     total: Any = sum(_matrices(w, transpose))
     return np.asarray(total.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-
-
-@lru_cache(maxsize=64)
-def _mean_matrix(w: Window, transpose: bool) -> Any:
-    from scipy.sparse import diags_array
-
-    total: Any = sum(_matrices(w, transpose))
-    return diags_array(1 / np.maximum(np.asarray(total.sum(axis=1)).ravel(), 1)) @ total
 
 
 def shared_entries(w: Window) -> tuple[npt.NDArray[np.int64], int]:

@@ -1,4 +1,4 @@
-"""Moments of values resampled over positions: mixtures, and entries of windows."""
+"""Moments of values resampled over positions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula
-from varflow.laws.positions import Among, Mixing, Spread
-from varflow.laws.variables import Instance, Member, Mixed, Variable, View
+from varflow.laws.positions import Mixing, Spread
+from varflow.laws.variables import Instance, Mixed, View
 from varflow.program import Mix
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def noted(f: Formula, assumption: str) -> Formula:
 def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, view: View, pair: Any) -> Formula:
     """E[newer older] for a value resampled over positions."""
     v = newer.variable
-    assert isinstance(v, Mixed | Member) and v.of is not None
+    assert isinstance(v, Mixed) and v.of is not None
     x = replace(carried(v.of, newer), there=False)
     y, beside = replace(older, there=False), older.variable
     fixed = not laws.varies(beside, False)
@@ -45,8 +45,6 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     other = pair(a, replace(b, there=True), there)
     if same.is_zero and other.is_zero:
         return mo.ZERO
-    if isinstance(v, Member):
-        return _of_members(laws, v, beside, same, other, view)
     left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
     if left is None or right is None:
         _on_one_grid(v)
@@ -63,11 +61,8 @@ def _on_one_grid(v: Mixed) -> None:
         raise NoFormula("a resampled value beside one that depends on it", v.node)
 
 
-def spread_of(laws: Covariances, v: Mixed | Member, same: Formula) -> Formula:
+def spread_of(laws: Covariances, v: Mixed, same: Formula) -> Formula:
     """E[v y] for a ``y`` that is the same at all positions."""
-    if isinstance(v, Member):
-        assert v.window is not None
-        return laws.operated(Among(v.window, v.transpose, False), (same, same), same)
     assert v.mix is not None
     return spread(laws, v.mix, same)
 
@@ -76,11 +71,3 @@ def spread(laws: Covariances, mix: Mix, same: Formula) -> Formula:
     """A mixture of positions of a moment at one of them."""
     limit = mo.combine(sp.sqrt(Mixing(mix, mix, True).limit[1]) * mo.part(0), [same])
     return laws.operated(Spread(mix), (same,), limit)
-
-
-def _of_members(laws: Covariances, v: Member, beside: Variable, same: Formula, other: Formula, view: View) -> Formula:
-    if not isinstance(beside, Member) or (beside.window, beside.transpose) != (v.window, v.transpose):
-        raise NoFormula("an entry of a window beside what it depends on", v.node)
-    assert v.window is not None
-    limit = other if view.position else same
-    return laws.operated(Among(v.window, v.transpose, view.position), (same, other), limit)

@@ -20,6 +20,7 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.depthwise import spread_of_scale
 from varflow.laws.distributions import NoFormula
 from varflow.laws.fitted import fitted
+from varflow.laws.maxima import Missing
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.points import POINTS, drawn, root_of
@@ -29,9 +30,11 @@ from varflow.laws.variables import (
     Instance,
     Largest,
     MaskEntry,
+    Mixed,
     Variable,
     View,
 )
+from varflow.program import Mix
 from varflow.symbols import arg
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ MOST_SOURCES = 40
 MOST_ROWS = 64
 """Different rows of covariances that are evaluated one by one; to more of them a quadratic is fitted."""
 MOST_PAIRS = 2**16
+LARGEST = sp.Symbol("largest")
+"""The step that takes the largest of its arguments, each less a coefficient."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class _Recipe:
                 raise NoFormula("too many sources for a sample of them", v.node)
             return -len(self.sources)
         if isinstance(v, Largest) and v.of is not None:
+            if self.laws.profiles:
+                return self._largest(v, x)
             of = carried(v.of, x)
             beside = tuple(carried(a, x) for a in v.weight_args)
             key = (v.weight, beside, tuple(map(id, v.coefficients)), x.there)
@@ -105,6 +112,16 @@ class _Recipe:
         if isinstance(v, Composite):
             return self._function(v.expr, tuple(carried(a, x) for a in v.args), v.coefficients, x)
         raise NoFormula("a value that is no function of Gaussian ones", v.node)
+
+    def _largest(self, v: Largest, x: Instance) -> int:
+        """The largest of the window's entries, each a value of its own; those outside the grid are far below."""
+        assert v.window is not None
+        args = [self.value(carried(tap, x)) for tap in taps_of(self.laws, v)]
+        numbers = [] if v.window.uniform else [
+            self.laws.system.operate(Missing(v.window, t), (sp.S.One,), "k", v.node, False) for t in range(len(args))]
+        turned = x.there and self.view.position
+        own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
+        return self._step(_Step(LARGEST, tuple(args), tuple(self.quantity(q) for q in own)))
 
     def _function(self, expr: sp.Expr, args: tuple[Instance, ...], numbers: tuple[Quantity, ...], x: Instance) -> int:
         turned = x.there and self.view.position
@@ -165,11 +182,24 @@ class SourceSample:
             if kind == "mask":
                 return np.asarray(column < number, dtype=np.float64)
             return np.asarray(at(step.args[0]) * _gamma_scale(column, number))
+        if step.expr == LARGEST:
+            below = [numbers[i] for i in step.coefficients] or [0.0] * len(step.args)
+            return np.asarray(np.max([at(i) - b for i, b in zip(step.args, below, strict=True)], axis=0))
         symbols = (*(arg(i) for i in range(len(step.args))), *(coefficient(i) for i in range(len(step.coefficients))))
         inputs = [*(at(i) for i in step.args), *(numbers[i] for i in step.coefficients)]
         with np.errstate(all="ignore"):
             found = vectorized(step.expr, symbols)(*inputs)
         return np.asarray(np.broadcast_to(found, (2 * POINTS,)), dtype=np.float64)
+
+
+def taps_of(laws: Laws, v: Largest) -> tuple[Instance, ...]:
+    """The entries of a window, each as a value at the window's place."""
+    if v not in laws.taps:
+        assert v.window is not None
+        n = v.window.taps
+        picks = (Mix(v.window, tuple(sp.Integer(t == k) for t in range(n))) for k in range(n))
+        laws.taps[v] = tuple(Instance(Mixed(v.born, v.node, of=v.entry, mix=pick)) for pick in picks)
+    return laws.taps[v]
 
 
 def _is_drawn(expr: sp.Expr) -> bool:

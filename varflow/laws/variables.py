@@ -13,7 +13,6 @@ from typing import TypeAlias
 import sympy as sp
 
 from varflow.laws.moments import Moment, Quantity
-from varflow.laws.positions import SharedMaximum
 from varflow.program import Mix, Standardize
 from varflow.window import Window
 
@@ -204,28 +203,52 @@ class Mixed(Variable):
 
 
 @dataclass(eq=False)
-class Member(Variable):
-    """Any entry of a window of positions of a Gaussian value; with ``transpose`` any window that a position is in.
-    Only profiles tell it from the value itself."""
+class Largest(Variable):
+    """The largest of a Gaussian value ``entry`` over a ``window`` of positions. Far from borders
+    E[f(largest)] = E[f(``of``) ``weight``], ``of`` the entry itself and ``weight`` how much more often an entry of this
+    size wins; ``below`` is the probability that another one is smaller, an expression of ``weight_args`` and
+    coefficients. In profiles ``of`` is the mean of the window, which says what it depends on."""
 
     of: Instance | None = None
+    entry: Instance | None = None
     window: Window | None = None
-    transpose: bool = False
-    gaussian = True
+    below: sp.Expr = sp.S.One
+    weight_args: tuple[Instance, ...] = ()
+    coefficients: tuple[Quantity, ...] = ()
+
+    @property
+    def weight(self) -> sp.Expr:
+        """The density of the largest over that of an entry."""
+        n = self.window.taps if self.window else 1
+        return n * self.below ** (n - 1)
 
 
 @dataclass(eq=False)
-class Largest(Variable):
-    """The largest of a value over a window of positions: E[f(largest)] = E[f(``of``) ``weight``], where ``weight``, an
-    expression of ``weight_args`` and coefficients, is how much more often an entry of this size wins. ``shared`` is
-    the operator that gives E of the product of two such values from the second moments of ``entry``, if independent."""
+class Win(Variable):
+    """What an entry gets from the windows it wins: the sum over windows of ``of`` times ``slope``, a function of the
+    largest entry arg(0); ``top`` is the :class:`Largest`."""
 
     of: Instance | None = None
-    weight: sp.Expr = sp.S.One
-    weight_args: tuple[Instance, ...] = ()
-    coefficients: tuple[Quantity, ...] = ()
-    entry: Instance | None = None
-    shared: SharedMaximum | None = None
+    top: Instance | None = None
+    slope: sp.Expr = sp.S.One
+
+    @property
+    def largest(self) -> Largest:
+        """The maximum that is won."""
+        assert self.top is not None and isinstance(self.top.variable, Largest)
+        return self.top.variable
+
+    @property
+    def entry(self) -> Instance:
+        """What is compared."""
+        assert self.largest.entry is not None
+        return self.largest.entry
+
+    @property
+    def window(self) -> Window:
+        """The windows."""
+        assert self.largest.window is not None
+        return self.largest.window
 
 
 @dataclass(eq=False)

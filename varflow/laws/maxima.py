@@ -1,0 +1,475 @@
+"""The largest of a window of jointly Gaussian entries: its law, and who wins, from the entries' covariances.
+
+With a common component, or none, the winner's density is one integral: sum_i phi_i(z) prod_(j != i) Phi_j(z); any
+other covariance is sampled by a Sobol sequence (Owen 1998). Entry ``i`` wins at ``points[k]`` with weight
+``weights[k, i]``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import sympy as sp
+
+from varflow.laws.blocks import coefficient
+from varflow.laws.numeric import vectorized
+from varflow.laws.points import antithetic, root_of
+from varflow.laws.positions import Array, Mixing, completed, mix_matrix, shared_entries, too_many
+from varflow.program import Mix
+from varflow.symbols import arg
+from varflow.window import Window
+
+Index = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+PANELS, ORDER, LEVELS = 24, 12, 121
+NARROW = 0.02
+"""Least ratio of variances that the integrals resolve."""
+FAR = 1e9
+MOST_CASES, MOST_PLACES, DRAWS = 200, 256, 4096
+DIGITS, FEW = 9, 2
+"""Decimals of correlations that tell windows apart; fewer where windows are many."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """Where the largest entry lies and which one it is."""
+
+    points: Array
+    weights: Array
+
+    def expected(self, f: Array) -> Array:
+        """E[f(largest) 1(i wins)] for every entry i, from f at the points."""
+        return np.asarray(np.broadcast_to(f, self.points.shape) @ self.weights)
+
+
+def winner(matrix: Array) -> Winner:
+    """The law of the largest of Gaussian entries of this covariance."""
+    own, common = common_part(matrix)
+    return sampled_winner(matrix) if own is None else integrated_winner(own, common)
+
+
+def common_part(matrix: Array) -> tuple[Array | None, float]:
+    """(own variances, variance of a common component) where the entries have no other covariance and none of the
+    variances is too narrow for an integral; else (None, 0)."""
+    variances, n = np.diag(matrix), len(matrix)
+    apart = matrix[~np.eye(n, dtype=bool)] if n > 1 else np.zeros(1)
+    widest = float(variances.max())
+    common = float(apart.mean())
+    if np.ptp(apart) > 1e-9 * widest or common < -1e-12 * widest:
+        return None, 0.0
+    own = variances - max(common, 0.0)
+    narrow = own.min() <= NARROW * max(common, float(own.max())) or widest <= 0
+    return (None, 0.0) if narrow else (own, max(common, 0.0))
+
+
+def integrated_winner(own: Array, common: float) -> Winner:
+    """Entries of independent parts and a common one: integrals over the common one and the largest."""
+    z, w = _panels(9 * float(np.sqrt(own.max() + common)))
+    level, share = _levels(common)
+    at = (z[:, None] - level[None, :])[:, :, None] / np.sqrt(own)
+    below = _log_below(at)
+    density = np.exp(below.sum(axis=2, keepdims=True) - below - at**2 / 2) / np.sqrt(2 * np.pi * own)
+    return Winner(z, w[:, None] * np.einsum("u,zui->zi", share, density))
+
+
+def _log_below(x: Array) -> Array:
+    from scipy.special import log_ndtr
+
+    return np.asarray(log_ndtr(x))
+
+
+@lru_cache(maxsize=32)
+def _panels(reach: float) -> tuple[Array, Array]:
+    """Gauss-Legendre points and weights on panels from -reach to reach, zero a border."""
+    nodes, weights = np.polynomial.legendre.leggauss(ORDER)
+    edges = np.linspace(-reach, reach, PANELS + 1)
+    half = np.diff(edges)[:, None] / 2
+    return (edges[:-1, None] + half + half * nodes).ravel(), (half * weights).ravel()
+
+
+def _levels(common: float) -> tuple[Array, Array]:
+    """Values of the common component and their probabilities."""
+    if common == 0:
+        return np.zeros(1), np.ones(1)
+    u = np.linspace(-7.5, 7.5, LEVELS)
+    share = np.exp(-(u**2) / 2)
+    return np.sqrt(common) * u, share / share.sum()
+
+
+def sampled_winner(matrix: Array) -> Winner:
+    """Any covariance, by a sample."""
+    x = antithetic(len(matrix)) @ root_of(matrix).T
+    first = x.argmax(axis=1)
+    weights = np.zeros_like(x)
+    weights[np.arange(len(x)), first] = 1 / len(x)
+    return Winner(x[np.arange(len(x)), first], weights)
+
+
+class Field:
+    """The windows of a grid, and the covariance of its places from moments at one (P, 1) and between two (P, P);
+    one window and one far from it where places are too many, or alike and all windows too (``even``)."""
+
+    def __init__(self, window: Window, second: Array, other: Array, even: bool) -> None:
+        self.alike = too_many(window) or (second.size == other.size == 1 and even)
+        if self.alike:
+            places = 2 * window.taps
+            self.windows = [np.arange(window.taps), np.arange(window.taps, places)]
+            self.matrix = completed(np.full((1, 1), other.mean()), np.full((1, 1), second.mean()), places)
+        else:
+            self.windows = [row[row >= 0] for row in window.table()]
+            self.matrix = completed(other, second, int(np.prod([int(n) for n in window.inputs])))
+        self.scale = max(float(np.diag(self.matrix).mean()), 1e-300)
+
+    @property
+    def places(self) -> int:
+        """Positions of the grid."""
+        return len(self.matrix)
+
+    def block(self, entries: Index, digits: int = DIGITS) -> tuple[Array, Hashable]:
+        """The covariance of some entries, and what it is known by, to so many digits."""
+        matrix = self.matrix[np.ix_(entries, entries)]
+        return matrix, (len(entries), np.round(matrix / self.scale, digits).tobytes())
+
+
+def once(known: dict[Hashable, Result], key: Hashable, find: Callable[[], Result]) -> Result:
+    """What is known, or found now."""
+    if key not in known:
+        known[key] = find()
+    return known[key]
+
+
+def compiled(f: sp.Expr, places: int, numbers: int) -> Callable[..., Any]:
+    """A function of ``places`` values and of coefficients."""
+    symbols = (*(arg(i) for i in range(places)), *(coefficient(i) for i in range(numbers)))
+    return vectorized(f, symbols)
+
+
+def _columns(given: tuple[Array, ...], rows: int, columns: int) -> list[Array]:
+    return [np.broadcast_to(g, (rows, columns)) for g in given]
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """E[f(largest entry)] of every window, ``f`` of arg(0) and coefficients."""
+
+    window: Window
+    f: sp.Expr
+
+    def apply(self, second: Array, other: Array, *given: Array) -> Array:
+        """From the entries' moments at one place (P, 1) and between two (P, P); coefficients (P', 1)."""
+        field = Field(self.window, second, other, self.window.uniform)
+        windows = field.windows[:1] if field.alike else field.windows
+        count = max([len(windows), *(len(g) for g in given)])
+        columns, f = _columns(given, count, 1), compiled(self.f, 1, len(given))
+        known: dict[Hashable, float] = {}
+
+        def found(p: int) -> float:
+            matrix, key = field.block(windows[p if len(windows) > 1 else 0])
+            numbers = tuple(float(c[p, 0]) for c in columns)
+
+            def expected() -> float:
+                law = winner(matrix)
+                return float(law.expected(f(law.points, *numbers)).sum())
+
+            return once(known, (key, numbers), expected)
+
+        return np.array([found(p) for p in range(count)])[:, None]
+
+
+@dataclass(frozen=True)
+class TwoMaxima:
+    """E[f(largest entry of one window) g(largest entry of another)] for all pairs of windows."""
+
+    window: Window
+    f: sp.Expr
+    g: sp.Expr
+
+    def apply(self, second: Array, other: Array) -> Array:
+        """(P', P') from the entries' moments at one place (P, 1) and between two (P, P)."""
+        field = Field(self.window, second, other, self.window.covers_evenly)
+        if field.alike:
+            return np.full((1, 1), self._pair(field, *field.windows))
+        count = len(field.windows)
+        if count > MOST_PLACES or self._cases(field) > MOST_CASES:
+            return self._drawn(field, second, other)
+        known: dict[Hashable, float] = {}
+        rows = [[once(known, together(field, a, b)[1], lambda a=a, b=b: self._pair(field, a, b))  # type: ignore[misc]
+                 for b in field.windows] for a in field.windows]
+        return np.array(rows)
+
+    @staticmethod
+    def _cases(field: Field) -> int:
+        keys: set[Hashable] = set()
+        for a in field.windows:
+            keys.update(together(field, a, b)[1] for b in field.windows)
+            if len(keys) > MOST_CASES:
+                break
+        return len(keys)
+
+    def _pair(self, field: Field, a: Index, b: Index) -> float:
+        f, g = compiled(self.f, 1, 0), compiled(self.g, 1, 0)
+        entries = np.union1d(a, b)
+        matrix = field.matrix[np.ix_(entries, entries)]
+        left, right = np.searchsorted(entries, a), np.searchsorted(entries, b)
+        if len(entries) == len(a) + len(b):
+            if not field.matrix[np.ix_(a, b)].any():
+                laws = [winner(field.matrix[np.ix_(i, i)]) for i in (a, b)]
+                one, two = (law.expected(h(law.points)).sum() for law, h in zip(laws, (f, g), strict=True))
+                return float(one * two)
+            own, common = common_part(matrix)
+            if own is not None:
+                return _conditionally_independent(f, g, own[left], own[right], common)
+        x = antithetic(len(entries)) @ root_of(matrix).T
+        return float(np.mean(f(x[:, left].max(axis=1)) * g(x[:, right].max(axis=1))))
+
+    def _drawn(self, field: Field, second: Array, other: Array) -> Array:
+        """All windows at once by random draws of the whole image; means as integrals."""
+        noise = np.random.default_rng(0).standard_normal((DRAWS, field.places))
+        x = noise @ root_of(field.matrix).T
+        largest = np.stack([x[:, w].max(axis=1) for w in field.windows], axis=1)
+        means = [Maximum(self.window, h).apply(second, other) for h in (self.f, self.g)]
+        values = [np.broadcast_to(compiled(h, 1, 0)(largest), largest.shape) for h in (self.f, self.g)]
+        one, two = (v - v.mean(axis=0) for v in values)
+        return np.asarray(one.T @ two / DRAWS + means[0] * means[1].T)
+
+
+def _conditionally_independent(f: Callable[..., Any], g: Callable[..., Any], left: Array, right: Array,
+                               common: float) -> float:
+    """E f g of two windows that have a common component only."""
+    level, share = _levels(common)
+    one, two = integrated_winner(left, 0.0), integrated_winner(right, 0.0)
+
+    def given(h: Callable[..., Any], law: Winner) -> Array:
+        x = law.points[:, None] + level
+        return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x), x.shape))
+
+    return float((share * given(f, one) * given(g, two)).sum())
+
+
+def together(field: Field, a: Index, b: Index, digits: int = DIGITS) -> tuple[Index, Hashable]:
+    """The entries of two windows and what their joint law is known by."""
+    entries = np.union1d(a, b)
+    return entries, (field.block(entries, digits)[1], np.isin(entries, a).tobytes(), np.isin(entries, b).tobytes())
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A large number where a tap of a window is outside the grid, else zero."""
+
+    window: Window
+    tap: int
+
+    def apply(self, *_: Array) -> Array:
+        """(P', 1)."""
+        if too_many(self.window):
+            return np.zeros((1, 1))
+        return np.where(self.window.table()[:, [self.tap]] < 0, FAR, 0.0)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """E[slope(largest) 1(entry p wins window A)] as a matrix over (P, P')."""
+
+    window: Window
+    slope: sp.Expr
+
+    def matrix(self, second: Array, other: Array) -> Any:
+        """Sparse (P, P')."""
+        from scipy.sparse import csr_array
+
+        field, f = Field(self.window, second, other, False), compiled(self.slope, 1, 0)
+        known: dict[Hashable, Array] = {}
+        parts = []
+        for entries in field.windows:
+            matrix, key = field.block(entries)
+            parts.append(once(known, key, lambda m=matrix: _wins(m, f)))  # type: ignore[misc]
+        rows = np.concatenate(field.windows)
+        columns = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+        return csr_array((np.concatenate(parts), (rows, columns)), shape=(field.places, len(parts)))
+
+
+def _wins(matrix: Array, f: Callable[..., Any]) -> Array:
+    law = winner(matrix)
+    return law.expected(f(law.points))
+
+
+def neighbours(field: Field) -> list[tuple[int, int]]:
+    """Pairs (A, B), A < B, of windows that share an entry."""
+    holders: dict[int, list[int]] = {}
+    for k, entries in enumerate(field.windows):
+        for i in entries.tolist():
+            holders.setdefault(i, []).append(k)
+    return sorted({(a, b) for ks in holders.values() for a in ks for b in ks if a < b})
+
+
+@dataclass(frozen=True)
+class Won:
+    """E[(sum over windows A of d_A s(M_A) 1(p wins A))^2] at every entry p of the windows, for gradients d of given
+    moments that are independent of the entries; ``square`` is s^2. Two windows are won by the largest of both."""
+
+    window: Window
+    square: sp.Expr
+
+    def apply(self, second: Array, other: Array, own: Array, apart: Array) -> Array:
+        """(P, 1), from moments of the entries and of d at one place (P', 1) and between two (P', P')."""
+        field, f = Field(self.window, second, other, self.window.covers_evenly), compiled(self.square, 1, 0)
+        if field.alike:
+            return self._on_average(field, float(own.mean()), float(apart.mean()))
+        count = len(field.windows)
+        found = Shares(self.window, self.square).matrix(second, other) @ np.broadcast_to(own, (count, 1))
+        if not apart.any():
+            return np.asarray(found)
+        pairs = np.broadcast_to(apart, (count, count))
+        known: dict[Hashable, Array] = {}
+        near = neighbours(field)
+        for a, b in near:
+            union, key = together(field, field.windows[a], field.windows[b], FEW if len(near) > MOST_CASES else DIGITS)
+            wins = once(known, key, lambda u=union: _wins(field.block(u)[0], f))  # type: ignore[misc]
+            both = np.isin(union, field.windows[a]) & np.isin(union, field.windows[b])
+            found[union[both], 0] += (pairs[a, b] + pairs[b, a]) * wins[both]
+        return np.asarray(found)
+
+    def _on_average(self, field: Field, own: float, apart: float) -> Array:
+        f, q, c = compiled(self.square, 1, 0), float(field.matrix[0, 0]), float(field.matrix[0, -1])
+
+        def wins(n: int) -> float:
+            return float(_wins(completed(np.full((1, 1), c), np.full((1, 1), q), n), f).sum())
+
+        found = own * wins(self.window.taps) * windows_per_entry(self.window)
+        if apart:
+            found += apart * sum(float(share) / size * wins(size) for size, share in overlaps(self.window))
+        return np.full((1, 1), found)
+
+
+@dataclass(frozen=True)
+class WonApart:
+    """E of the product of what two entries p and p' win, sum over A and B of d_A s(M_A) 1(p wins A) d_B t(M_B)
+    1(p' wins B). Windows without a common entry are won independently of each other."""
+
+    window: Window
+    left: sp.Expr
+    right: sp.Expr
+
+    def apply(self, second: Array, other: Array, own: Array, apart: Array) -> Array:
+        """(P, P), from moments of the entries and of d at one place (P', 1) and between two (P', P')."""
+        field = Field(self.window, second, other, self.window.covers_evenly)
+        f, g = compiled(self.left, 1, 0), compiled(self.right, 1, 0)
+        if field.alike:
+            block = field.matrix[np.ix_(field.windows[0], field.windows[0])]
+            one, two = (float(_wins(block, h).sum()) for h in (f, g))
+            return np.full((1, 1), one * two * windows_per_entry(self.window) ** 2 * float(apart.mean()))
+        count = len(field.windows)
+        one, two = (Shares(self.window, h).matrix(second, other).toarray() for h in (self.left, self.right))
+        pairs = completed(apart, own, count)
+        found = one @ pairs @ two.T
+        for k, entries in enumerate(field.windows):
+            found[np.ix_(entries, entries)] -= pairs[k, k] * np.outer(one[entries, k], two[entries, k])
+        self._correct(field, found, pairs, (one, two), (f, g))
+        return np.asarray(found)
+
+    @staticmethod
+    def _correct(field: Field, found: Array, pairs: Array, shares: tuple[Array, Array],
+                 slopes: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
+        """Windows that share an entry are not won independently."""
+        known: dict[Hashable, Array] = {}
+        near = neighbours(field) if pairs.any() else []
+        for a, b in [*near, *((b, a) for a, b in near)]:
+            left, right = field.windows[a], field.windows[b]
+            union, key = together(field, left, right, FEW if len(near) > MOST_CASES else DIGITS)
+            table = once(known, key, lambda u=union, p=left, q=right: _jointly(field, u, p, q, slopes))  # type: ignore[misc]
+            lone = np.outer(shares[0][left, a], shares[1][right, b])
+            found[np.ix_(left, right)] += pairs[a, b] * (table - lone)
+
+
+def _jointly(field: Field, union: Index, a: Index, b: Index,
+             slopes: tuple[Callable[..., Any], Callable[..., Any]]) -> Array:
+    """E[s(M_A) 1(i wins A) t(M_B) 1(j wins B)] for all entries i of A and j of B."""
+    x = antithetic(len(union)) @ root_of(field.block(union)[0]).T
+    parts = []
+    for entries, f in zip((a, b), slopes, strict=True):
+        inside = x[:, np.searchsorted(union, entries)]
+        first = inside.argmax(axis=1)
+        slope = np.broadcast_to(f(inside[np.arange(len(x)), first]), len(x))
+        parts.append((first, slope, len(entries)))
+    (i, s, rows), (j, t, columns) = parts
+    table = np.zeros((rows, columns))
+    np.add.at(table, (i, j), s * t / len(x))
+    return table
+
+
+@dataclass(frozen=True)
+class WonBeside:
+    """E of what entry p wins, sum over A of d_A s(M_A) 1(p wins A), times a value at p (or ``between``, elsewhere)
+    that is a mixture of positions (``mix``), the position itself (None), or the same everywhere (``fixed``)."""
+
+    window: Window
+    slope: sp.Expr
+    mix: Mix | None
+    between: bool
+    fixed: bool = False
+
+    def apply(self, second: Array, other: Array, same: Array, apart: Array) -> Array:
+        """(P, 1) or (P, P), from moments of the entries, and E[d_A v] at one place and between two."""
+        field, f = Field(self.window, second, other, self.window.covers_evenly), compiled(self.slope, 1, 0)
+        if field.alike:
+            mean = _wins(field.matrix[np.ix_(field.windows[0], field.windows[0])], f).sum()
+            return np.asarray(mean * self._on_average(same, apart))
+        shares = Shares(self.window, self.slope).matrix(second, other)
+        if self.fixed:
+            return np.asarray(shares @ np.broadcast_to(same, (shares.shape[1], 1)))
+        full = shares @ completed(apart, same, shares.shape[1])
+        full = full if self.mix is None else (mix_matrix(self.mix) @ full.T).T
+        return np.asarray(full) if self.between else np.diag(full)[:, None].copy()
+
+    def _on_average(self, same: Array, apart: Array) -> Array:
+        if self.fixed:
+            return np.full((1, 1), windows_per_entry(self.window) * same.mean())
+        return Mixing(evenly(self.window), self.mix, self.between).apply(same.mean(keepdims=True),
+                                                                        apart.mean(keepdims=True))
+
+
+def evenly(window: Window) -> Mix:
+    """What every entry of a window gets on average: one part in as many as the window has entries."""
+    return Mix(window, (sp.Rational(1, window.taps),) * window.taps, transpose=True)
+
+
+def windows_per_entry(window: Window) -> float:
+    """Windows of the grid for every position of it."""
+    return float(sp.Mul(*window.outputs) / sp.Mul(*window.inputs)) if window.is_numeric else 1 / window.spacing
+
+
+@lru_cache(maxsize=64)
+def overlaps(window: Window) -> tuple[tuple[int, sp.Rational], ...]:
+    """(size of the union, how many) of the ordered pairs of different windows that share an entry, on average over
+    entries (over those far from the border where the grid is large or has no numbers)."""
+    counts = _counted(window) if window.is_numeric and not too_many(window) else _far_from_borders(window)
+    return tuple(sorted(counts.items()))
+
+
+def _counted(window: Window) -> dict[int, sp.Rational]:
+    common, places = shared_entries(window)
+    size = common.diagonal()
+    counts: Counter[int] = Counter()
+    rows, columns = np.nonzero(common)
+    for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
+        if i != j:
+            counts[int(size[i] + size[j] - common[i, j])] += int(common[i, j])
+    return {union: sp.Rational(n, places) for union, n in counts.items()}
+
+
+def _far_from_borders(window: Window) -> dict[int, sp.Rational]:
+    counts: Counter[int] = Counter()
+    for pairs in product(*[list(product(range(k), range(k))) for k in window.kernel]):
+        gaps = [(b - a) * d for (a, b), d in zip(pairs, window.dilation, strict=True)]
+        if any(gaps) and all(g % s == 0 for g, s in zip(gaps, window.stride, strict=True)):
+            shared = int(np.prod([sum(1 for i in range(k) if 0 <= i + (b - a) < k)
+                                  for k, (a, b) in zip(window.kernel, pairs, strict=True)]))
+            counts[2 * window.taps - shared] += 1
+    return {union: sp.Rational(n, window.spacing) for union, n in counts.items()}

@@ -1,0 +1,204 @@
+"""Moments of maxima over windows of positions, and of the gradients that go to the entries that win."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from varflow.calculus import rename, symbols_in
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried, coefficient
+from varflow.laws.distributions import NoFormula
+from varflow.laws.maxima import Maximum, TwoMaxima, Won, WonApart, WonBeside, evenly, overlaps
+from varflow.laws.moments import Formula, Quantity
+from varflow.laws.positions import Mixing
+from varflow.laws.variables import POSITION, SAME, Instance, Largest, Mixed, Variable, View, Win
+from varflow.symbols import arg
+
+if TYPE_CHECKING:
+    from varflow.laws.joint import Laws
+
+
+def of_largest(laws: Laws, f: sp.Expr, v: Largest, given: tuple[Quantity, ...] = ()) -> Formula:
+    """E[f(largest)], ``f`` of arg(0) and coefficients."""
+    assert v.of is not None and v.window is not None
+    if laws.profiles:
+        free = sorted(symbols_in(f) - {arg(0), *(coefficient(i) for i in range(len(given)))}, key=str)
+        f = rename(f, tuple((s, coefficient(len(given) + i)) for i, s in enumerate(free)))
+        return _operated(laws, v, Maximum(v.window, f), (*_entries(laws, v), *given, *free))
+    table = [(arg(i), arg(i + 1)) for i in range(len(v.weight_args))]
+    table += [(coefficient(i), coefficient(i + len(given))) for i in range(len(v.coefficients))]
+    return laws.expectation(f * rename(v.weight, tuple(table)), (v.of, *v.weight_args), given + v.coefficients, SAME)
+
+
+def _entries(laws: Laws, v: Largest) -> tuple[Quantity, Quantity]:
+    """Moments of the entries at one place and between two."""
+    assert v.entry is not None
+    apart = laws.pair(v.entry, replace(v.entry, there=True), POSITION)
+    return laws.quantity(laws.second(v.entry)), laws.quantity(apart)
+
+
+def _operated(laws: Laws, v: Variable, operator: Any, args: tuple[Quantity, ...]) -> Formula:
+    return mo.named(laws.system.operate(operator, args, "c", v.node, v.backward))
+
+
+def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View) -> Formula:
+    """E[expr] of maxima, or of what entries win and the entries themselves. Raises NoFormula."""
+    if any(isinstance(x.variable, Win) for x in args):
+        return _won_together(laws, expr, args, view)
+    first, second = args if len(args) == 2 else (args[0], args[0])
+    u, f, g = first.variable, *_two_factors(expr)
+    apart = first.there != second.there and view == POSITION
+    if not isinstance(u, Largest) or (u, first.moves) != (second.variable, second.moves) or not apart:
+        raise NoFormula("a maximum beside what it depends on", u.node)
+    if not laws.profiles or u.window is None:
+        raise NoFormula("maxima of overlapping windows", u.node)
+    if first.there:
+        f, g = g, f
+    return _operated(laws, u, TwoMaxima(u.window, f, g), _entries(laws, u))
+
+
+def _two_factors(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """f(arg(0)) g(arg(1)), each as a function of arg(0)."""
+    one, rest = expr.as_independent(arg(1), as_Add=False)
+    if symbols_in(one) - {arg(0)} or symbols_in(rest) - {arg(1)}:
+        raise NoFormula("a function of two maxima that is no product")
+    return one, rename(rest, ((arg(1), arg(0)),))
+
+
+# -- gradients of winners ------------------------------------------------------------------------------------------
+
+
+def won_second(laws: Laws, v: Win, w: Win | None = None, beside: sp.Expr = sp.S.One) -> Formula:
+    """E[v w beside(entry)] of what an entry gets from the windows it wins; ``w`` is ``v`` unless given."""
+    w = w or v
+    assert v.of is not None and w.of is not None and v.top is not None
+    both = v.slope * w.slope * beside
+    apart = laws.pair(v.of, replace(w.of, there=True), POSITION)
+    if laws.profiles:
+        own = (laws.quantity(laws.pair(v.of, w.of, SAME)), laws.quantity(apart))
+        return _operated(laws, v, Won(v.window, both), (*_entries(laws, v.largest), *own))
+    alone = laws.expectation(both * arg(1) * arg(2), (v.top, v.of, w.of), (), SAME)
+    alone = mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0), [alone])
+    unions = overlaps(v.window)
+    if apart.is_zero or not unions:
+        return alone
+    parts = [mo.combine(share * mo.part(0), [_wins(laws, v, both, size)]) for size, share in unions]
+    return mo.total([alone, mo.product(apart, mo.total(parts))])
+
+
+def _wins(laws: Laws, v: Win, f: sp.Expr, size: int) -> Formula:
+    """E[f(entry) 1(it wins among ``size``)]."""
+    if f == 1:
+        return mo.constant(sp.Rational(1, size))
+    top = v.largest
+    assert top.of is not None
+    table = tuple((arg(i), arg(i + 1)) for i in range(len(top.weight_args)))
+    weight = rename(top.below ** (size - 1), table)
+    return laws.expectation(f * weight, (top.of, *top.weight_args), top.coefficients, SAME)
+
+
+def won_pair(laws: Laws, x: Instance, y: Instance, view: View) -> Formula:
+    """E[x y] of what entries win and another gradient at the same place or another."""
+    first = isinstance(x.variable, Win)
+    won, other = (x, y) if first else (y, x)
+    found = _won_beside(laws, won, replace(other, there=False), view)
+    return found if first or not view.position else laws.turned(found)
+
+
+def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formula:
+    v, w = won.variable, other.variable
+    assert isinstance(v, Win) and v.of is not None
+    of = replace(carried(v.of, won), there=False)
+    if isinstance(w, Win):
+        return _two_won(laws, v, w, won.moves == other.moves, view)
+    fixed = not laws.varies(w, False)
+    mix = w.mix if isinstance(w, Mixed) and not fixed else None
+    y = replace(carried(w.of, other), there=False) if isinstance(w, Mixed) and mix is not None and w.of else other
+    outputs = mix.window.outputs if mix is not None and mix.transpose else None
+    if not fixed and v.window.outputs != (outputs or v.window.inputs):
+        raise NoFormula("what entries win beside a gradient of another grid", v.node)
+    here, there = View(False, view.sample), View(True, view.sample)
+    same = laws.pair(of, replace(y, there=not here.same), here)
+    apart = same if fixed else laws.pair(of, replace(y, there=True), there)
+    if same.is_zero and apart.is_zero:
+        return mo.ZERO
+    if laws.profiles:
+        operator = WonBeside(v.window, v.slope, mix, view.position, fixed)
+        given = (laws.quantity(same), laws.quantity(apart))
+        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
+    slope = _slope(laws, v)
+    if fixed:
+        return mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0) * mo.part(1), [same, slope])
+    alike, beside = Mixing(evenly(v.window), mix, view.position).limit
+    return mo.combine((alike * mo.part(0) + beside * mo.part(1)) * mo.part(2), [same, apart, slope])
+
+
+def _slope(laws: Laws, v: Win) -> Formula:
+    return mo.ONE if v.slope == 1 else of_largest(laws, v.slope, v.largest)
+
+
+def _two_won(laws: Laws, v: Win, w: Win, same_channel: bool, view: View) -> Formula:
+    """E of the product of what two entries win from the same windows."""
+    assert v.of is not None and w.of is not None
+    if v.top != w.top or not same_channel or view.sample:
+        raise NoFormula("what entries win in two maxima", v.node)
+    if view.same:
+        return won_second(laws, v, w)
+    own, apart = laws.pair(v.of, w.of, SAME), laws.pair(v.of, replace(w.of, there=True), POSITION)
+    if laws.profiles:
+        operator = WonApart(v.window, v.slope, w.slope)
+        given = (laws.quantity(own), laws.quantity(apart))
+        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
+    shape = mo.part(0) * mo.part(1) * mo.part(2) / v.window.spacing**2
+    return mo.combine(shape, [apart, _slope(laws, v), _slope(laws, w)])
+
+
+def _won_together(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View) -> Formula:
+    """E of a product of two gradients, one of them won, and functions of the entry that wins: those are functions of
+    the largest where it does."""
+    gradients = [i for i, x in enumerate(args) if x.variable.backward]
+    factors = sp.Mul.make_args(expr)
+    linear = sp.Mul(*(f for f in factors if symbols_in(f) & {arg(i) for i in gradients}))
+    rest = sp.Mul(*(f for f in factors if not symbols_in(f) & {arg(i) for i in gradients}))
+    if len(gradients) == 1 and linear == arg(gradients[0]) ** 2:
+        gradients *= 2
+    elif len(gradients) != 2 or linear != arg(gradients[0]) * arg(gradients[1]):
+        raise NoFormula("gradients of maxima that are not multiplied in pairs")
+    pair = [args[i] for i in gradients]
+    if pair[0] == pair[1]:
+        return _squared(laws, pair[0], rest, args)
+    for k, x in enumerate(pair):
+        pair[k], rest = _with_slope(x, rest, args)
+    if rest != 1:
+        raise NoFormula("what entries win beside what they depend on", pair[0].variable.node)
+    first, second = sorted(pair, key=lambda x: x.there)
+    return won_pair(laws, first, second, view if pair[0].there != pair[1].there else SAME)
+
+
+def _squared(laws: Laws, x: Instance, rest: sp.Expr, args: tuple[Instance, ...]) -> Formula:
+    moved, left = _with_slope(x, rest, args)
+    v, w = x.variable, moved.variable
+    assert isinstance(v, Win) and isinstance(w, Win)
+    if left != 1:
+        raise NoFormula("what entries win beside what they depend on", v.node)
+    found = won_second(laws, v, beside=w.slope / v.slope)
+    return laws.turned(found) if x.there else found
+
+
+def _with_slope(x: Instance, rest: sp.Expr, args: tuple[Instance, ...]) -> tuple[Instance, sp.Expr]:
+    """``x`` times the factors of ``rest`` that are functions of its entry at its place, and what is left."""
+    v = x.variable
+    if not isinstance(v, Win):
+        return x, rest
+    mine = {arg(i) for i, y in enumerate(args)
+            if y.there == x.there and replace(y, there=False) == replace(carried(v.entry, x), there=False)}
+    factors = sp.Mul.make_args(rest)
+    own = [f for f in factors if mine and symbols_in(f) == frozenset(mine)]
+    if not own:
+        return x, rest
+    slope = v.slope * rename(sp.Mul(*own), tuple((s, arg(0)) for s in mine))
+    made = Win(v.born, v.node, v.backward, of=v.of, top=v.top, slope=slope)
+    return Instance(made, x.moves, x.there), sp.Mul(*(f for f in factors if f not in own))
