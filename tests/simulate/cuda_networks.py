@@ -74,16 +74,18 @@ def convolutions() -> Network:
     h = net.relu(net.apply("conv", x, name="c1", out_channels=8, kernel=3, padding=1, stride=2, bias="1/10", **HE))
     h = net.apply("conv", h, name="c2", out_channels=8, kernel=3, padding=1, padding_mode="reflect", groups=2, **HE)
     h = net.relu(net.apply("depthwise_conv", h, name="c3", kernel=3, padding=1, padding_mode="circular", **HE))
-    h = net.apply("conv", h, name="c4", out_channels=6, kernel=2, distribution="standardized", **ONE)
+    h = net.apply("conv", h, name="c4", out_channels=6, kernel=2, **ONE)
     net.apply("conv_transpose", h, name="c5", out_channels=5, kernel=3, stride=2, **ONE)
     return net
 
 
 def grouped() -> Network:
-    """Groups of sixteen channels: a tile in each."""
+    """Groups of sixteen channels, a tile in each; sparse and normalized taps, in narrow groups too."""
     net = Network("grouped")
     x = net.input("x", 32, (3,))
-    net.apply("conv", x, name="c", out_channels=32, kernel=2, groups=2, keep="1/2", **ONE)
+    h = net.apply("conv", x, name="c1", out_channels=32, kernel=2, groups=2, keep="1/2", **ONE)
+    h = net.apply("conv", h, name="c2", out_channels=8, kernel=2, padding=1, distribution="standardized", **ONE)
+    net.apply("depthwise_conv", h, name="c3", kernel=2, distribution="weight_norm", **ONE)
     return net
 
 
@@ -147,6 +149,7 @@ CASES: dict[str, Case] = {
     "shared": Case(shared),
     "shared-collapsed": Case(shared, "collapsed", 1),
     "convolutions": Case(convolutions, samples=2),
+    "convolutions-collapsed": Case(convolutions, "collapsed", 1),
     "grouped": Case(grouped, samples=2),
     "pools": Case(pools, samples=2),
     "norms": Case(norms),

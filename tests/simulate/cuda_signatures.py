@@ -42,6 +42,8 @@ OF_KERNEL = {
     "mix_kernel": "ff jjf III",
     "maximum_kernel": "ff jj IIIII",
     "returned_kernel": "fjf jj IIII",
+    "patches_kernel": "ff j IIIII",
+    "folded_kernel": "ff jj IIIII",
     "dots_kernel": "ffd III IIIIII",
     "factorize_kernel": "d IIII D",
     "solve_own_kernel": "dd IIIII",

@@ -41,6 +41,7 @@ from varflow.simulate import cuda_moves, cuda_paths, cuda_pointwise, cuda_source
 from varflow.simulate.cuda_device import blocks_for, empty, launch, refuse_without_device, sent
 from varflow.simulate.cuda_weights import Weights
 from varflow.simulate.kernels_pointwise import program_of
+from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.plan import LARGE_BATCH, Plan, Step, make_plan, samples_of
 from varflow.simulate.sizes import number
 from varflow.simulate.statistics import Rows, Statistics
@@ -49,6 +50,8 @@ from varflow.symbols import arg
 MEMORY = 2 * 2**30
 """Bytes that the values of one chunk of draws may occupy on the device."""
 MOST_DRAWS = 1024
+MOST_ROWS = 65535
+"""The grid's second axis, along which draws go."""
 
 F = np.float32
 
@@ -395,7 +398,12 @@ class CudaSimulator:
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
         self.seed = seed
         self.plan = make_plan(program, batch or samples or 1, nodes, weights, method)
-        self.chunk = max(1, min(MOST_DRAWS, memory // max(self.plan.bytes_per_draw, 1)))
+        self.chunk = max(1, min(MOST_DRAWS, MOST_ROWS // self._groups, memory // max(self.plan.bytes_per_draw, 1)))
+
+    @property
+    def _groups(self) -> int:
+        """The most groups of a weight, which collapsed products treat as draws."""
+        return max((m.groups for m in self.plan.matrices.values() if isinstance(m, RandomTaps)), default=1)
 
     def rows(self, first_draw: int, draws: int) -> Rows:
         """Moments of every measured value in consecutive draws, carried through the program together."""

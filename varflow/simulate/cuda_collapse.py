@@ -17,7 +17,6 @@ from varflow.simulate.cuda_gram import (
     solve_own_kernel,
 )
 from varflow.simulate.cuda_sources import fill
-from varflow.simulate.kernels import RandomMatrix
 
 DEPENDENT = 1e-8
 """A squared pivot below this share of the column's square counts as zero, as on the processor."""
@@ -34,7 +33,8 @@ class Seen:
 
 @dataclass(eq=False)
 class CudaRevealed:
-    """What products have revealed of one matrix in the draws of a chunk, for ``columns`` columns right and left."""
+    """What products have revealed of one matrix in the draws of a chunk (of one matrix for each of its groups), for
+    ``columns`` columns right and left."""
 
     draws: int
     columns: tuple[int, int]
@@ -64,12 +64,15 @@ def dots(
 
 
 def collapse(
-    x: Any, y: Any, columns: int, matrix: RandomMatrix, revealed: CudaRevealed, tensor: int, transpose: bool,
-    place: dict[str, Any],
+    x: Any, y: Any, columns: int, sizes: tuple[int, int], std: float, revealed: CudaRevealed, tensor: int,
+    transpose: bool, place: dict[str, Any], parts: int = 1,
 ) -> None:  # fmt: skip
-    """y = W x, or W^T x, for all columns x of every draw, in the law that ``revealed`` leaves; added to it."""
+    """y = W x, or W^T x, for all columns x of every draw, in the law that ``revealed`` leaves; added to it.
+
+    ``sizes``: rows and columns of W; ``parts`` matrices belong to one draw, each with its own x and y.
+    """
     draws = revealed.draws
-    inner, outer = (matrix.rows, matrix.columns) if transpose else (matrix.columns, matrix.rows)
+    inner, outer = sizes if transpose else sizes[::-1]
     own, across = revealed.uses[transpose], revealed.uses[not transpose]
     start, opposite = revealed.count(transpose), revealed.count(not transpose)
     pitch, far = revealed.columns[transpose], revealed.columns[not transpose]
@@ -81,7 +84,7 @@ def collapse(
     launch(factorize_kernel, (draws,), factor, size, pitch, start, start + columns, DEPENDENT)
     small = empty(draws * columns * width, np.float64)
     launch(solve_own_kernel, (draws,), factor, small, size, pitch, start, columns, width)
-    _fresh(y, columns, outer, matrix.std, factor, (size, pitch, start), tensor, draws, place)
+    _fresh(y, columns, outer, std, factor, (size, pitch, start), tensor, draws, parts, place)
     if across:
         known, at = empty(draws * columns * opposite, np.float64), 0
         for use in across:
@@ -104,12 +107,12 @@ def collapse(
 
 def _fresh(
     y: Any, columns: int, length: int, std: float, factor: Any, layout: tuple[int, int, int], tensor: int, draws: int,
-    place: dict[str, Any],
+    parts: int, place: dict[str, Any],
 ) -> None:  # fmt: skip
     """y = std T g: g of independent N(0, 1) rows, T the square of the factor's new rows and columns."""
     size, pitch, start = layout
     normals = empty(draws * columns * length)
-    fill(normals, draws, length, rows=columns, tensor=tensor, **place)
+    fill(normals, draws // parts, length, rows=parts * columns, tensor=tensor, **place)
     _combine(y, factor, normals, columns, columns, length, (size, pitch, start * pitch + start), std, 1, draws)
 
 

@@ -113,6 +113,41 @@ def returned_kernel(
         dx[d * samples * inputs * channels + q] = total
 
 
+@kernel
+def patches_kernel(
+    x: Array, y: Array, table: Array, places: Number, taps: Number, inputs: Number, groups: Number, width: Number
+) -> None:
+    """(draw, input, groups x width) -> (draw, group, place, taps x width): what every place sees, zero outside."""
+    d, each = cuda.blockIdx.y, places * taps * width
+    start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    for q in range(start, groups * each, cuda.gridDim.x * cuda.blockDim.x):
+        group, at = q // each, q % each
+        seen = table[at // width]
+        entry = F(0.0)
+        if seen >= 0:
+            entry = x[((d * inputs + seen) * groups + group) * width + at % width]
+        y[d * groups * each + q] = entry
+
+
+@kernel
+def folded_kernel(
+    x: Array, y: Array, table: Array, slots: Array, places: Number, taps: Number, inputs: Number, groups: Number,
+    width: Number,
+) -> None:  # fmt: skip
+    """The transpose of `patches_kernel`: every input adds up what lies at it; ``table`` holds, by input and slot, the
+    place that sees it through the tap ``slots`` of the slot."""
+    d, count = cuda.blockIdx.y, slots.size
+    start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    for q in range(start, inputs * groups * width, cuda.gridDim.x * cuda.blockDim.x):
+        at, channel = q // (groups * width), q % (groups * width)
+        group, c, total = channel // width, channel % width, F(0.0)
+        for k in range(count):
+            place = table[at * count + k]
+            if place >= 0:
+                total += x[(((d * groups + group) * places + place) * taps + slots[k]) * width + c]
+        y[d * inputs * groups * width + q] = total
+
+
 def copy(
     x: Any, y: Any, sizes: tuple[int, int, int, int], source: tuple[int, ...], target: tuple[int, ...]
 ) -> None:

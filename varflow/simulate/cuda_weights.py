@@ -10,6 +10,7 @@ from varflow.program import Contract
 from varflow.simulate.cuda_collapse import CudaRevealed, collapse, dots
 from varflow.simulate.cuda_device import blocks_for, empty, launch, sent
 from varflow.simulate.cuda_gram import factorize_kernel, orthogonal_kernel
+from varflow.simulate.cuda_moves import copy, folded_kernel, patches_kernel
 from varflow.simulate.cuda_paths import Path, path
 from varflow.simulate.cuda_product import PLACES, direct_kernel, law_kernel, multiply
 from varflow.simulate.cuda_sources import fill, mask
@@ -42,14 +43,12 @@ class Weights:
         use = step.instruction.primitive
         assert isinstance(use, Contract)
         name, matrix = use.weight, self.plan.matrices[use.weight]
-        if name in self.plan.revealing:
-            assert isinstance(matrix, RandomMatrix)
-            self._collapse(name, matrix, use.transpose, step.value, x, places, y)
-            return
         taps = _as_taps(matrix)
         samples, positions = (self.plan.samples, 0) if use.window else (1, places)
         way = path(use.window, samples, positions, use.transpose, PLACES)
-        if isinstance(matrix, Orthogonal):
+        if name in self.plan.revealing:
+            self._collapse(step, use, taps, way, x, y)
+        elif isinstance(matrix, Orthogonal):
             self._multiply(taps, way, use.transpose, x, y, entries=self._orthogonal(name, matrix))
         elif taps.groups > 1 and max(taps.sizes[:2]) < FEWEST:
             self._directly(name, taps, way, use.transpose, x, y)
@@ -106,14 +105,46 @@ class Weights:
             self.stored[name] = out
         return self.stored[name]
 
-    def _collapse(
-        self, name: str, matrix: RandomMatrix, transpose: bool, value: int, x: Any, places: int, y: Any
-    ) -> None:
-        uses = self.plan.revealing[name]
-        revealed = self.revealed.setdefault(name, CudaRevealed(self.draws, uses.columns))
-        collapse(x, y, places, matrix, revealed, uses.tensors[value], transpose, self.place)
-        if value == uses.last:
+    def _collapse(self, step: Step, use: Contract, weight: RandomTaps, way: Path, x: Any, y: Any) -> None:
+        """The product in its law given all earlier uses; they are forgotten after the last."""
+        name, uses = use.weight, self.plan.revealing[use.weight]
+        group_rows, width, taps, groups = weight.sizes
+        revealed = self.revealed.setdefault(name, CudaRevealed(self.draws * groups, uses.columns))
+        columns = way.inputs if use.transpose else way.places
+        dealt = x if use.transpose or use.window is None else self._patches(x, way, columns, taps, groups, width)
+        if groups > 1 and dealt is x:
+            dealt = self._by_group(x, columns, groups, group_rows if use.transpose else width)
+        made = y
+        if groups > 1 or (use.transpose and use.window is not None):
+            made = empty(self.draws * groups * columns * (taps * width if use.transpose else group_rows))
+        sizes, tensor = (group_rows, taps * width), uses.tensors[step.value]
+        collapse(dealt, made, columns, sizes, weight.std, revealed, tensor, use.transpose, self.place, groups)
+        if use.transpose and made is not y:
+            numbers = (columns, taps, way.places, groups, width)
+            grid = (blocks_for(way.places * groups * width), self.draws)
+            launch(folded_kernel, grid, made, y, way.table, way.slots, *numbers)
+        elif made is not y:
+            self._by_place(made, y, columns, groups, group_rows)
+        if step.value == uses.last:
             del self.revealed[name]
+
+    def _patches(self, x: Any, way: Path, places: int, taps: int, groups: int, width: int) -> Any:
+        out = empty(self.draws * groups * places * taps * width)
+        grid = (blocks_for(groups * places * taps * width), self.draws)
+        launch(patches_kernel, grid, x, out, way.table, places, taps, way.inputs, groups, width)
+        return out
+
+    def _by_group(self, x: Any, places: int, groups: int, width: int) -> Any:
+        """(draws, places, groups x width) -> (draws, groups, places, width)."""
+        out, size = empty(self.draws * groups * places * width), groups * places * width
+        sizes = (self.draws, groups, places, width)
+        copy(x, out, sizes, (0, size, width, groups * width, 1), (0, size, places * width, width, 1))
+        return out
+
+    def _by_place(self, x: Any, y: Any, places: int, groups: int, width: int) -> None:
+        """(draws, groups, places, width) -> (draws, places, groups x width)."""
+        size, sizes = groups * places * width, (self.draws, groups, places, width)
+        copy(x, y, sizes, (0, size, places * width, width, 1), (0, size, width, groups * width, 1))
 
 
 def _as_taps(matrix: RandomMatrix | RandomTaps | Orthogonal) -> RandomTaps:
