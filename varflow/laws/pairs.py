@@ -70,7 +70,7 @@ def moment(
     values |= {_SHIFT(i): s for i, s in shift.items()}
     if pattern.mirror:
         r = sp.cancel(gram[0][1] / gram[0][0])
-        values |= {_BELOW: 1 - r, _ABOVE: 1 + r}
+        values |= {_BELOW: 1 - r, _ABOVE: 1 + r, _BOTH: sp.expand(1 - r**2)}
     values |= {_GRAM(i, j): gram[i][j] for i in n for j in n if j >= i}
     template = None if _hopeless(pattern) else _template(pattern)
     if template is None:
@@ -122,7 +122,7 @@ def _SHIFT(i: int) -> sp.Dummy:
     return sp.Dummy(f"t{i}", real=True)
 
 
-_BELOW, _ABOVE = sp.symbols("1-r 1+r", positive=True, cls=sp.Dummy)
+_BELOW, _ABOVE, _BOTH = sp.symbols("1-r 1+r 1-r^2", positive=True, cls=sp.Dummy)
 
 
 @cache
@@ -168,8 +168,11 @@ def _joined(expr: sp.Expr, mirror: int) -> sp.Expr:
     terms = []
     for term in sp.Add.make_args(expr):
         growths = [f.args[0].xreplace(one) for f in sp.Mul.make_args(term) if isinstance(f, sp.exp)]
-        rest = [f for f in sp.Mul.make_args(term) if not isinstance(f, sp.exp)]
-        terms.append(sp.Mul(*rest, sp.exp(sp.cancel(sp.Add(*growths)))))
+        rest = sp.Mul(*[f for f in sp.Mul.make_args(term) if not isinstance(f, sp.exp)])
+        below, above = (rest.as_powers_dict()[s] for s in (_BELOW, _ABOVE))
+        if sp.S.Half in (below, above):
+            rest *= sp.sqrt(_BOTH) / (sp.sqrt(_BELOW) * sp.sqrt(_ABOVE))
+        terms.append(rest * sp.exp(sp.cancel(sp.Add(*growths))))
     return sp.Add(*terms)
 
 
