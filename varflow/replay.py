@@ -14,8 +14,9 @@ import sympy as sp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from varflow.derive import derive
-from varflow.errors import InputError, UnsupportedError, VarflowError
+from varflow.errors import InputError, VarflowError
 from varflow.expressions import parse
+from varflow.simulate.backends import check_backend
 from varflow.simulate.stream import STREAM, arithmetic, digest
 from varflow.verify import prepared
 from varflow.verify_record import Settings, run_hash
@@ -130,8 +131,6 @@ def _require_same_stream(found: _Record) -> None:
             f"the report's stream version is {found.stream}, and this version of varflow draws stream {STREAM}",
             why="the same seed gives other random numbers", instead=f"varflow {made_by}, which made the report",
         )
-    if found.backend != "cpu":
-        raise UnsupportedError(f"the report was made by the backend {found.backend!r}", instead="a report of the CPU")
 
 
 def _made_again(found: _Record, threads: int | None) -> tuple[Run, Settings]:
@@ -145,7 +144,8 @@ def _made_again(found: _Record, threads: int | None) -> tuple[Run, Settings]:
                           "its hash is another")
     values = {name: _number(name, value) for name, value in found.values.items()}
     derivation = derive(from_text(found.network, "run.network"))
-    options = {"seed": found.seed, "method": found.method, "threads": threads}
+    check_backend(found.backend)
+    options = {"seed": found.seed, "method": found.method, "threads": threads, "backend": found.backend}
     scales = None if found.width_scale is None else [float(sp.Rational(f)) for f in found.width_scale]
     run, _ = prepared(derivation, values, found.delta, scales, options)
     _require_same_programs(run.levels, found.levels)

@@ -242,5 +242,7 @@ def _difference(field: str, theirs: Any, mine: Any) -> str:
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         key = next(k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k))
         return _difference(f"{field}, {key}", theirs.get(key), mine.get(key))
+    if field.endswith("program"):
+        return f"{field}: layers, weights or names are not the same"
     shown = [json.dumps(x) if len(json.dumps(x)) < 60 else "" for x in (theirs, mine)]
     return f"{field}: {shown[0]} there, {shown[1]} here" if all(shown) else f"{field}: not the same"
