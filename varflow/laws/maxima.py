@@ -32,7 +32,7 @@ PANELS, ORDER, LEVELS = 24, 12, 121
 NARROW = 0.02
 """Least ratio of variances that the integrals resolve."""
 FAR = 1e9
-MOST_CASES, MOST_PLACES, DRAWS = 200, 256, 4096
+MOST_CASES, MOST_PLACES, MOST_WINDOWS, DRAWS = 200, 256, 64, 4096
 DIGITS, FEW = 9, 2
 """Decimals of correlations that tell windows apart; fewer where windows are many."""
 
@@ -351,7 +351,7 @@ class Won:
 @dataclass(frozen=True)
 class WonApart:
     """E of the product of what two entries p and p' win, sum over A and B of d_A s(M_A) 1(p wins A) d_B t(M_B)
-    1(p' wins B). Windows without a common entry are won independently of each other."""
+    1(p' wins B)."""
 
     window: Window
     left: sp.Expr
@@ -374,18 +374,31 @@ class WonApart:
         self._correct(field, found, pairs, (one, two), (f, g))
         return np.asarray(found)
 
-    @staticmethod
-    def _correct(field: Field, found: Array, pairs: Array, shares: tuple[Array, Array],
+    def _correct(self, field: Field, found: Array, pairs: Array, shares: tuple[Array, Array],
                  slopes: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
-        """Windows that share an entry are not won independently."""
+        """Windows whose entries are correlated are not won independently."""
         known: dict[Hashable, Array] = {}
-        near = neighbours(field) if pairs.any() else []
+        near = self._entangled(field) if pairs.any() else []
+        digits = FEW if len(near) > MOST_CASES else DIGITS
         for a, b in [*near, *((b, a) for a, b in near)]:
             left, right = field.windows[a], field.windows[b]
-            union, key = together(field, left, right, FEW if len(near) > MOST_CASES else DIGITS)
+            union, key = together(field, left, right, digits)
             table = once(known, key, lambda u=union, p=left, q=right: _jointly(field, u, p, q, slopes))  # type: ignore[misc]
             lone = np.outer(shares[0][left, a], shares[1][right, b])
             found[np.ix_(left, right)] += pairs[a, b] * (table - lone)
+
+    def _entangled(self, field: Field) -> list[tuple[int, int]]:
+        """Pairs of windows that are not won independently: those that share an entry and, where windows are few, those
+        whose entries covary by more than a common component."""
+        if len(field.windows) > MOST_WINDOWS:
+            return neighbours(field)
+        least = 1e-6 if self.left == self.right == 1 else 0.0
+
+        def tied(a: int, b: int) -> bool:
+            block = field.matrix[np.ix_(field.windows[a], field.windows[b])] / field.scale
+            return bool(np.ptp(block) > least or (least == 0 and block.any()))
+
+        return [(a, b) for a in range(len(field.windows)) for b in range(a + 1, len(field.windows)) if tied(a, b)]
 
 
 def _jointly(field: Field, union: Index, a: Index, b: Index,
