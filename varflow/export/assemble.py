@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
+from varflow.binormal import Phi2
 from varflow.derive import Derivation, WeightLaw
 from varflow.export.bounded import Bounded
 from varflow.export.document import (
@@ -21,7 +22,7 @@ from varflow.export.document import (
     Rule,
     WeightRow,
 )
-from varflow.export.formulas import Notation, Pattern, numbers_in, pattern, printed, width
+from varflow.export.formulas import BINORMAL, Notation, Pattern, numbers_in, pattern, printed, width
 from varflow.export.layout import Node, activation_name, described
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.references import References
@@ -120,6 +121,9 @@ class Assembly:
         rows = [(f"{kind}_{{i}}", meaning) for kind, meaning in MEANINGS.items() if kind in self.kinds]
         symbols = sorted({str(s) for e in self._shapes() for s in e.free_symbols})
         rows += [(symbol_latex(s), "size of the network") for s in symbols]
+        told = (step for di in (FORWARD, BACKWARD) for group in self.steps.groups(di) for step in group)
+        if any(line.template is not None and line.template.has(Phi2) for step in told for line in step.lines):
+            rows.append(BINORMAL)
         return tuple(rows)
 
     def _shapes(self) -> Iterable[sp.Expr]:

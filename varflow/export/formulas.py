@@ -68,6 +68,9 @@ def pattern(names: Sequence[str], index: Sequence[int]) -> Pattern | str | None:
     return Pattern("".join(parts[:at]), "".join(parts[at + 1:]), offsets.pop())
 
 
+BINORMAL = (r"\Phi_2(h, k; r)", "the probability that two standard normals of correlation r lie below h and k")
+
+
 class Notation:
     """How names are written; ``patterns`` gives the common form of a group's names while it is told."""
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import sympy as sp
 
+from varflow.binormal import Phi2
 from varflow.errors import InputError
 from varflow.export.document import Equation
-from varflow.export.formulas import printed
+from varflow.export.formulas import BINORMAL, printed
 from varflow.export.latex import display, prose, set_pdf
 from varflow.export.names import latex_text, markdown_code, markdown_text
 from varflow.export.rendering import environment
@@ -44,6 +45,7 @@ class Page:
     notes: tuple[str, ...]
     points: tuple[tuple[str, ...], ...]
     figure: str = ""
+    meanings: tuple[tuple[str, str], ...] = ()
 
 
 def export_gain(report: GainReport, path: str | Path) -> Path:
@@ -106,7 +108,7 @@ def page(report: GainReport, figure: str = "") -> Page:
                     "formula" if g.closed_form[n] else "integral") for n, _ in known)
     formulas = tuple(equation(LATEX[n], readable(v), NAMES) for n, v in known if _worth(v))
     return Page(_title(report), law, _function(report), fields, formulas, _maps(report), _setting(report),
-                _notes(report), tuple(_rows(report)), figure)
+                _notes(report), tuple(_rows(report)), figure, _meanings(report))
 
 
 def _worth(value: sp.Expr) -> bool:
@@ -133,6 +135,13 @@ def _maps(report: GainReport) -> tuple[Equation, ...]:
     found = [("q'", maps.q_map), (r"\mathbb{E}[f(u) f(v)]", maps.kernel),
              (r"\mathbb{E}[f'(u) f'(v)]", maps.derivative_kernel), (r"\chi(q)", maps.chi)]
     return tuple(equation(left, readable(expr), NAMES) for left, expr in found if expr is not None)
+
+
+def _meanings(report: GainReport) -> tuple[tuple[str, str], ...]:
+    """Functions that not everybody knows by their symbol."""
+    maps = report.maps
+    told = [getattr(report.gain, n) for n in FIELDS] + ([maps.kernel, maps.derivative_kernel] if maps else [])
+    return (BINORMAL,) if any(e is not None and e.has(Phi2) for e in told) else ()
 
 
 def _setting(report: GainReport) -> str:
