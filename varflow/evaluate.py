@@ -78,7 +78,7 @@ class Numbers:
         sizes = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
         program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
         self._refuse_arrays()
-        return Profile(program, self.values, self._measured, d.main.propagation.values)
+        return Profile(program, self.values, self._measured_by_place, d.main.propagation.values)
 
     def _in_profile(self, name: str, measure: str, gradient: bool) -> float | None:
         """A moment averaged over positions; None where the network has no profile, or no formula there."""
@@ -96,6 +96,11 @@ class Numbers:
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
         return float(getattr(self._population, m.measure)[m.value])
+
+    def _measured_by_place(self, m: Moment) -> Any:
+        """The moment at every position, one below the other."""
+        assert m.value is not None
+        return self._population.places[m.measure][m.value][:, None]
 
     def of(self, name: str, quantity: Quantity | None, field: str, gradient: bool = False) -> Any:
         """A moment of a node; from the population (or the unrolled network) where it has no formula."""

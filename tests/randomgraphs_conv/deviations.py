@@ -7,15 +7,10 @@ they do not.
 
 from __future__ import annotations
 
-_BORDER = ("a moment that the population measures enters the profile as its average over positions: what zero padding "
-           "and pooling borders do together is lost; the same at n = 256")
-
 DEVIATIONS: dict[tuple[str, str, str], str] = {}
 
 DEFECTS: dict[str, str] = {
     "conv6001": "relu of a depthwise convolution is taken to be independent of what the convolution reads",
-    "conv7005": _BORDER,
-    "conv21000": _BORDER,
     "conv4006": "gradients of pooled and interpolated images, by the population",
     "conv12007": "profiles of different sizes meet in one formula: ValueError",
     "conv14011": "instance norm of an instance norm: the variance is 1 exactly, E[1/variance] is taken as that of "

@@ -27,8 +27,8 @@ BATCHES = (32, 16, 64, 32)
 TARGET = 0.006
 HEAVY = ("conv9005",)
 """Graphs whose standard errors no number of draws brings below 1 %."""
-WIDE = {"conv7005": 512, "conv10006": 512, "conv15000": 512}
-"""Graphs that are 5 % from their limit at n = 128: norms over few channels, or strongly correlated ones."""
+WIDE = {"conv7005": 1024, "conv10006": 512, "conv15000": 512}
+"""Graphs that are 5 % or more from their limit at n = 128: norms over few channels, or strongly correlated ones."""
 LEAST_DRAWS, MOST_DRAWS = 40, 3000
 
 

@@ -95,12 +95,10 @@ def parts(v: Variable) -> tuple[Instance, ...]:
             return roots
         case GaussianSum(terms=terms):
             return tuple(t for _, t in terms)
-        case Depthwise(twin=of) if of is not None:
-            return (of,)
         case Largest(of=of, weight_args=beside) if of is not None:
             return (of, *beside)
         case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)
-              | Normed(of=of)) if of is not None:
+              | Depthwise(of=of) | Normed(of=of)) if of is not None:
             return (of,)
         case Win(of=of) if of is not None:
             return (of, v.entry)
@@ -113,6 +111,8 @@ def family(v: Variable) -> object:
             return (weight, transpose, backward)
         case BlockChoice(group=group):
             return ("choice", group)
+        case Depthwise():
+            return ("depthwise", v.weight)
     return v.born
 
 

@@ -87,7 +87,7 @@ class Contraction(Summation):
         out, into = (w.columns, quotient(w.rows, w.groups)) if transpose else (quotient(w.rows, w.groups), w.columns)
         if w.columns == 1:
             return tuple(Block(times(b.size, quotient(out, into)), b.law and self._depthwise(
-                w, transpose, k, Block(into, b.law))) for k, b in enumerate(x))
+                w, transpose, k, Block(into, b.law), len(x) == 1)) for k, b in enumerate(x))
         if not w.groups.is_number or w.groups > MAX_GROUPS:
             return self._one(self._unknown(*(b.law for b in x)))
         groups = int(w.groups)
@@ -98,12 +98,17 @@ class Contraction(Summation):
             parts[int(mark.variable.expr)].append(Block(size, law))
         return tuple(Block(out, self._part(w, transpose, k, tuple(part))) for k, part in enumerate(parts))
 
-    def _depthwise(self, w: Weight, transpose: bool, k: int, x: Block) -> Instance:
-        same = self._part(w, transpose, k, (x,), DEPTHWISE)
-        if self.step.backward and w.name in self.normalized and isinstance(same.variable, Product):
-            n = self.normalized[w.name]
-            same.variable.factor = times(same.variable.factor, quotient(n - 2, n))
-        return same if self.laws.closures else self._make(Depthwise, False, twin=same, of=x.law, terms=x.size * w.taps)
+    def _depthwise(self, w: Weight, transpose: bool, k: int, x: Block, whole: bool) -> Instance:
+        same, moments = (self._part(w, transpose, k, (x,), note) for note in (DEPTHWISE, ""))
+        for v in (same.variable, moments.variable):
+            if self.step.backward and w.name in self.normalized and isinstance(v, Product):
+                n = self.normalized[w.name]
+                v.factor = times(v.factor, quotient(n - 2, n))
+        if self.laws.closures or x.law is None:
+            return same
+        of = x.law if w.rows == w.groups else x.law.moved(("copied", quotient(w.rows, w.groups)))
+        return self._make(Depthwise, whole, twin=same, moments=moments, of=of, terms=x.size * w.taps,
+                          variance=w.entry_variance, distribution=w.distribution if w.keep == 1 else "")
 
     def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:
         """The product of one diagonal block of a weight."""

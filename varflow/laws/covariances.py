@@ -51,9 +51,15 @@ BORDERS = "the image is large: what zero padding takes off at its borders is lef
 
 
 def twin(x: Instance) -> Instance:
-    """The Gaussian of the same second moments for a depthwise convolution; anything else is itself."""
+    """The Gaussian that stands in for the law of a depthwise convolution; anything else is itself."""
     v = x.variable
     return carried(v.twin, x) if isinstance(v, Depthwise) and v.twin is not None else x
+
+
+def moments_of(x: Instance) -> Instance:
+    """The Gaussian of the same second moments for a depthwise convolution; anything else is itself."""
+    v = x.variable
+    return carried(v.moments, x) if isinstance(v, Depthwise) and v.moments is not None else x
 
 
 
@@ -113,6 +119,9 @@ class Covariances(ABC):
             children = (v.of,)
         elif isinstance(v, Largest) and v.of is not None:
             children = (v.of, *v.weight_args)
+        elif isinstance(v, Depthwise) and v.of is not None:
+            yield Instance(v)
+            children = (v.of,)
         elif isinstance(v, Win) and v.of is not None:
             children = (v.of, v.entry)
         else:
@@ -190,7 +199,8 @@ class Covariances(ABC):
         """A bit for every source or (weight, orientation, direction) that a variable is made of."""
         if v not in self._family_sets:
             inner = parts(v)
-            bits = 0 if inner else 1 << self._bits.setdefault(family(v), len(self._bits))
+            own = not inner or isinstance(v, Depthwise)
+            bits = 1 << self._bits.setdefault(family(v), len(self._bits)) if own else 0
             self._backward_bits |= bits if v.backward else 0
             operand = v.operand if isinstance(v, ChannelSum) else ()
             for x in (*inner, *(b.law for b in operand if b.law is not None)):
@@ -214,10 +224,10 @@ class Covariances(ABC):
             return u is v and self._reduced(view, u, v).same
         if isinstance(u, SphereEntry) or isinstance(v, SphereEntry):
             return self._sphere_dependent(u, v, view)
+        if isinstance(u, Depthwise) or isinstance(v, Depthwise):
+            return isinstance(u, Depthwise) and isinstance(v, Depthwise) and u.weight == v.weight
         if u.backward != v.backward:
             return False
-        if isinstance(u, Depthwise) or isinstance(v, Depthwise):
-            return not self.covariance(twin(Instance(u)), twin(Instance(v)), view).is_zero
         return not self.covariance(Instance(u), Instance(v), view).is_zero
 
     def _sums_dependent(self, a: Instance, b: Instance, view: View) -> bool:

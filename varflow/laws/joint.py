@@ -19,8 +19,8 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.cells import KINKED
 from varflow.laws.closure import closed
-from varflow.laws.covariances import Covariances, twin
-from varflow.laws.depthwise import even_part
+from varflow.laws.covariances import Covariances, moments_of
+from varflow.laws.depthwise import beside, of_symmetric, tied
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
@@ -160,8 +160,8 @@ class Laws(Covariances):
                 return self._pair_average(v, x, SAME)
             case Mixed():
                 return resampled(self, x, x, True, SAME, self.pair)
-            case Depthwise(twin=of) if of is not None:
-                return self.second(of)
+            case Depthwise():
+                return sampled(self, [x, x], SAME, v) if tied(self, v) else self.second(moments_of(x))
             case Largest():
                 return of_largest(self, arg(0) ** 2, v)
             case Win():
@@ -196,8 +196,8 @@ class Laws(Covariances):
             return mo.ZERO
         if unrelated or not self.dependent(x, y, view):
             return mo.product(self.mean(x), self.turned(self.mean(y)) if apart else self.mean(y))
-        if all(isinstance(z, Depthwise) or z.gaussian for z in (first, second)):
-            return self.covariance(twin(x), twin(y), asked)
+        if all(z.gaussian or (isinstance(z, Depthwise) and not tied(self, z)) for z in (first, second)):
+            return self.covariance(moments_of(x), moments_of(y), asked)
         return self._named_pair(x, y, asked, view)
 
     def _named_pair(self, x: Instance, y: Instance, asked: View, view: View) -> Formula:
@@ -376,7 +376,7 @@ class Laws(Covariances):
         if isinstance(v, Largest):
             return of_largest(self, f, v, coefficients)
         if isinstance(v, Depthwise):
-            return self._polynomial(even_part(f), v, coefficients)
+            return of_symmetric(self, f, v, coefficients)
         if isinstance(v, Opaque | PositionAverage | SampleMean | Mixed | Win) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
@@ -432,6 +432,8 @@ class Laws(Covariances):
         if any(isinstance(args[i].variable, Largest | Win) for i in indices):
             placed = tuple((arg(i), arg(k)) for k, i in enumerate(indices))
             return joint(self, rename(expr, placed), tuple(args[i] for i in indices), view)
+        if any(isinstance(args[i].variable, Depthwise) for i in indices):
+            return beside(self, expr, indices, args, coefficients, view)
         given: list[Quantity] = []
         table: dict[sp.Symbol, sp.Expr] = {}
         kinds = []

@@ -77,12 +77,13 @@ MAX_AGAINST = 4
 @dataclass(frozen=True)
 class Population:
     """Moments by value of the program, averaged over channels, samples and positions, with the standard errors
-    of their means over repeats."""
+    of their means over repeats; ``places`` holds the mean and the second moment at every position."""
 
     mean: dict[int, float]
     second_moment: dict[int, float]
     standard_error_mean: dict[int, float]
     standard_error_second_moment: dict[int, float]
+    places: dict[str, list[Array]]
 
 
 def run_population(program: Program, size: int = 2**16, repeats: int = 4, seed: int = 0) -> Population:
@@ -97,9 +98,13 @@ def run_population(program: Program, size: int = 2**16, repeats: int = 4, seed: 
     _check_numeric(program)
     samples = _samples(program)
     half = _half(program, size, samples)
-    moments = np.array([_Run(program, half, samples, (seed, r)).moments() for r in range(repeats)])
+    runs = [_Run(program, half, samples, (seed, r)).moments() for r in range(repeats)]
+    moments = np.array([[[m.mean() for m in value] for value in run] for run in runs])
     mean, error = moments.mean(axis=0), moments.std(axis=0, ddof=1) / np.sqrt(repeats)
-    return Population(*(dict(enumerate(a.tolist())) for a in (mean[:, 0], mean[:, 1], error[:, 0], error[:, 1])))
+    places = {measure: [np.mean([run[i][k] for run in runs], axis=0) for i in range(len(runs[0]))]
+              for k, measure in enumerate(("mean", "second_moment"))}
+    means, seconds, *errors = (dict(enumerate(a.tolist())) for a in (mean[:, 0], mean[:, 1], error[:, 0], error[:, 1]))
+    return Population(means, seconds, errors[0], errors[1], places)
 
 
 # -- what a program needs ------------------------------------------------------------------------------------
@@ -179,13 +184,13 @@ class _Run:
                 key = (step.primitive.weight, step.backward)
                 self.uses[key] = self.uses.get(key, 0) + 1
 
-    def moments(self) -> list[tuple[float, float]]:
-        """Mean and second moment of every value."""
+    def moments(self) -> list[tuple[Array, Array]]:
+        """Mean and second moment of every value, position by position."""
         last, found = live_ranges(self.program), []
         for i, step in enumerate(self.program):
             self.places = int(step.shape.places)
             value = self.values[i] = self._value(step, [self.values[a] for a in step.args])
-            found.append((float(value.mean(lambda x: x).mean()), float(value.mean(np.square).mean())))
+            found.append((value.mean(lambda x: x).mean(axis=0), value.mean(np.square).mean(axis=0)))
             for dead in [v for v in self.values if last[v] <= i]:
                 del self.values[dead]
         return found
@@ -317,7 +322,7 @@ class _Run:
         if w.name not in self.channel_weights:
             spread, copies = float(sp.sqrt(w.entry_variance)), int(w.rows / w.groups)
             shape = (copies, w.taps, 2 * self.half, 1, 1)
-            self.channel_weights[w.name] = [list(one) for one in spread * self.rng.standard_normal(shape)]
+            self.channel_weights[w.name] = [list(one) for one in spread * _entries(w.distribution, shape, self.rng)]
         return self.channel_weights[w.name]
 
     def _pointwise(self, expr: sp.Expr, args: list[Value], channels: int, node: str) -> Value:
@@ -325,6 +330,16 @@ class _Run:
             shape = (2 * self.half, self.samples, self.places)
             return whole(channels, np.broadcast_to(np.float64(expr), shape))
         return blockwise(lambda *arrays: evaluate(expr, arrays, node), args)
+
+
+def _entries(distribution: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Unit entries of a weight with few of them in a sum."""
+    match distribution:
+        case "uniform":
+            return np.asarray(np.sqrt(12) * (rng.random(shape) - 0.5))
+        case "rademacher":
+            return np.asarray(2.0 * rng.integers(0, 2, shape) - 1)
+    return rng.standard_normal(shape)
 
 
 def _matrix(w: Weight, noise: Callable[[int, Sequence[Value]], Array]) -> Matrix | HaarMatrix:

@@ -19,12 +19,14 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.depthwise import spread_of_scale
 from varflow.laws.distributions import NoFormula
+from varflow.laws.field import depthwise_within, field_sampled
 from varflow.laws.fitted import fitted
 from varflow.laws.maxima import Missing
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.points import POINTS, drawn, root_of
 from varflow.laws.variables import (
+    SAME,
     Composite,
     Depthwise,
     Instance,
@@ -221,8 +223,24 @@ def _root(entries: tuple[float, ...], n: int) -> Array:
     return root_of(matrix + np.triu(matrix, 1).T)
 
 
+def _shares(laws: Laws, values: Sequence[Instance]) -> bool:
+    """Whether a depthwise convolution stands beside something that depends on what it reads, or on its weights."""
+    leaves: dict[Instance, None] = {}
+    stack = list(values)
+    while stack:
+        x = stack.pop()
+        if isinstance(x.variable, Composite):
+            stack += [carried(a, x) for a in x.variable.args]
+        else:
+            leaves[x] = None
+    mixtures = [x for x in leaves if isinstance(x.variable, Depthwise)]
+    return any(x.variable.backward or any(laws.dependent(x, y, SAME) for y in leaves if y != x) for x in mixtures)
+
+
 def sampled(laws: Laws, values: Sequence[Instance], view: View, of: Variable) -> Formula:
     """E of the product of values as a moment that a sample of their sources gives. Raises NoFormula."""
+    if depthwise_within(laws, values) and (view.position or _shares(laws, values)):
+        return field_sampled(laws, values, view, of)
     recipe = _Recipe(laws, view)
     found = [recipe.value(x) for x in values]
     numbers = len(recipe.given)

@@ -76,7 +76,7 @@ def _append(moves: tuple[Move, ...], move: Move) -> tuple[Move, ...]:
 
 ANYWHERE: Move = ("anywhere", 0)
 """The move of a value whose coordinates' origin is not known: they may be any of those they come from."""
-_INVERSE = {"anywhere": "", "permute": "unpermute", "unpermute": "permute", "flatten": "unflatten",
+_INVERSE = {"anywhere": "", "copied": "", "permute": "unpermute", "unpermute": "permute", "flatten": "unflatten",
             "unflatten": "flatten", "deal": "gather", "gather": "deal"}
 
 
@@ -181,12 +181,35 @@ class Normed(Variable):
 
 @dataclass(eq=False)
 class Depthwise(Variable):
-    """A depthwise convolution: symmetric, a scale mixture, with the second moments of ``twin``, a Gaussian; a sum of
-    ``terms`` products of a weight and a value ``of``."""
+    """A depthwise convolution: symmetric, a scale mixture, a sum of ``terms`` products of a weight and a value ``of``.
+
+    ``moments`` is a Gaussian of its second moments, ``twin`` the same one labelled as what stands in for its law;
+    ``distribution`` that of its weights, each of variance ``variance``. The weights are the same at all places.
+    """
 
     twin: Instance | None = None
+    moments: Instance | None = None
     of: Instance | None = None
     terms: sp.Expr = sp.S.One
+    variance: sp.Expr = sp.S.One
+    distribution: str = "normal"
+
+    @property
+    def weight(self) -> str:
+        """The name of its weights."""
+        return str(getattr(self.moments and self.moments.variable, "weight", ""))
+
+    @property
+    def window(self) -> Window:
+        """What an output place reads (with ``transpose``, what reads it)."""
+        product = self.moments and self.moments.variable
+        assert isinstance(product, Product) and product.window is not None
+        return product.window
+
+    @property
+    def transpose(self) -> bool:
+        """Whether it is the transpose of a depthwise convolution."""
+        return self.moments is not None and bool(getattr(self.moments.variable, "transpose", False))
 
 
 @dataclass(eq=False)
