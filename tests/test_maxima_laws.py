@@ -133,3 +133,17 @@ def test_maximum_and_mean_of_one_window() -> None:
         return draw.conv(draw.name("s", F.max_pool2d(h, 2) + F.avg_pool2d(h, 2)), N, 1, 1)
 
     check(net, forward, draws=300)
+
+
+def test_formula_of_correlated_maxima() -> None:
+    """relu of the larger of two Gaussians of correlation 1/2, beside its integral over the common part."""
+    net, x = image("n", "s", position_correlation="1/2")
+    net.max_pool(net.relu(x), 2, name="m")
+    law = vf.derive(net)["m"]
+    u, density = np.linspace(-9, 9, 2001), normal.pdf(np.linspace(-9, 9, 2001))
+    both = (u[:, None] + u[None, :]) * 0.5**0.5
+    z = np.maximum(both, 0)
+    for moment, power in ((law.mean, 1), (law.second_moment, 2)):
+        weight = 2 * normal.cdf(u)[None, :] * density[None, :] * density[:, None]
+        assert moment is not None
+        assert float(moment) == pytest.approx(float((z**power * weight).sum() * (u[1] - u[0]) ** 2), rel=1e-5)

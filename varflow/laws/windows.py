@@ -85,7 +85,7 @@ class Windows(Reading):
             mean = Mix(window, (sp.Rational(1, window.taps),) * window.taps)
             return self._make(Largest, whole, of=self._make(Mixed, False, of=g, mix=mean), entry=g, window=window)
         below, beside, numbers = self._odds(g)
-        return self._make(Largest, whole, of=g, entry=g, window=window, below=below, weight_args=beside,
+        return self._make(Largest, whole, of=g, entry=g, window=window, below=below, weight_args=(g, *beside),
                           coefficients=tuple(numbers))
 
     def _won(self, window: Window, x: Instance | None, d: Instance, whole: bool) -> Instance | None:

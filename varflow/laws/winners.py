@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 def of_largest(laws: Laws, f: sp.Expr, v: Largest, given: tuple[Quantity, ...] = ()) -> Formula:
     """E[f(largest)], ``f`` of arg(0) and coefficients."""
-    assert v.of is not None and v.window is not None
+    assert v.window is not None
     if laws.profiles:
         free = sorted(symbols_in(f) - {arg(0), *(coefficient(i) for i in range(len(given)))}, key=str)
         f = rename(f, tuple((s, coefficient(len(given) + i)) for i, s in enumerate(free)))
         return _operated(laws, v, Maximum(v.window, f), (*_entries(laws, v), *given, *free))
-    table = [(arg(i), arg(i + 1)) for i in range(len(v.weight_args))]
-    table += [(coefficient(i), coefficient(i + len(given))) for i in range(len(v.coefficients))]
-    return laws.expectation(f * rename(v.weight, tuple(table)), (v.of, *v.weight_args), given + v.coefficients, SAME)
+    table = tuple((coefficient(i), coefficient(i + len(given))) for i in range(len(v.coefficients)))
+    return laws.expectation(f * rename(v.weight, table), v.weight_args, given + v.coefficients, SAME)
 
 
 def _entries(laws: Laws, v: Largest) -> tuple[Quantity, Quantity]:
@@ -94,10 +93,7 @@ def _wins(laws: Laws, v: Win, f: sp.Expr, size: int) -> Formula:
     if f == 1:
         return mo.constant(sp.Rational(1, size))
     top = v.largest
-    assert top.of is not None
-    table = tuple((arg(i), arg(i + 1)) for i in range(len(top.weight_args)))
-    weight = rename(top.below ** (size - 1), table)
-    return laws.expectation(f * weight, (top.of, *top.weight_args), top.coefficients, SAME)
+    return laws.expectation(f * top.below ** (size - 1), top.weight_args, top.coefficients, SAME)
 
 
 def won_pair(laws: Laws, x: Instance, y: Instance, view: View) -> Formula:
