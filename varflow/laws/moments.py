@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import sympy as sp
 
+from varflow.activations import substitute
 from varflow.calculus import symbols_in
 from varflow.symbols import positive_slot, slot
 
@@ -106,7 +107,17 @@ def place(index: int, quantity: Quantity) -> sp.Symbol:
 def fill(template: sp.Expr, args: tuple[Quantity, ...], name: Callable[[Moment], sp.Expr]) -> sp.Expr:
     """The template with its placeholders replaced."""
     table = {place(i, a): name(a) if isinstance(a, Moment) else a for i, a in enumerate(args)}
-    result: sp.Expr = template.subs(table, simultaneous=True) if has_integral(template) else template.xreplace(table)
+    result: sp.Expr = template.xreplace(table) if not has_integral(template) else _filled(template, table)
+    return result
+
+
+def _filled(template: sp.Expr, table: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
+    """A template with integrals: they are put in their normal form again."""
+    integrals = [e for e in sp.preorder_traversal(template) if type(e).__name__ == "GaussianExpectation"]
+    outermost = {e: sp.Dummy() for e in integrals if not any(e is not o and o.has(e) for o in integrals)}
+    made = {d: e.func(substitute(e.integrand, table), e.variables, [c.xreplace(table) for c in e.covariance])
+            for e, d in outermost.items()}  # fmt: skip
+    result: sp.Expr = template.xreplace(outermost).xreplace(table).xreplace(made)
     return result
 
 
