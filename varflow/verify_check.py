@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from varflow.simulate.statistics import Summary
+from varflow.verify_tails import Estimate, estimate, tail_size
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 ZERO_TOLERANCE = 1e-6
@@ -17,7 +18,6 @@ ZERO_TOLERANCE = 1e-6
 FLOAT32_RANGE = (1e-72, 1e72)
 """Second moments outside it come from entries that float32 cannot hold."""
 LEAST_DRAWS = 8
-TAIL_LIMIT = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,6 @@ def limit_draws(factors: Sequence[float], most: float = 4.0, slope: float = 1.5)
     return tuple(min(max(x / worth[-1], 1.0), most) for x in worth)
 
 
-def tail_size(s: Summary) -> float:
-    """Skewness of the draws' second moments: the sample's, or that of the log-normal law with the variance of
-    their logarithms, whichever is larger (a sample of heavy tails understates its own)."""
-    growth = math.exp(min(s.log_variance, 50.0))
-    return max(abs(s.skewness), (growth + 2) * math.sqrt(max(growth - 1, 0.0)))
-
-
 @dataclass(frozen=True)
 class Judge:
     """The rules of one verification: tolerance ``delta`` and the error probability of a single check."""
@@ -172,34 +165,38 @@ class Judge:
 
     def _judged(self, blank: Check, prediction: Prediction, readings: Sequence[Reading]) -> Check:
         p, draws = prediction.value, blank.draws
+        t = quantile(self.alpha, draws - 1)
         weights = limit_weights([r.factor for r in readings])
-        terms = [(w * p / r.predicted, r.summary) for w, r in zip(weights, readings, strict=True)]
-        estimate = sum(w * s.second_moment for w, s in terms)
-        sampling = sum((w * s.standard_error) ** 2 for w, s in terms)
-        error, t = math.sqrt(sampling + prediction.error**2), quantile(self.alpha, draws - 1)
-        if not math.isfinite(estimate) or not math.isfinite(error):
-            return replace(blank, note="a value is not finite in float32")
+        found, needed = zip(*(estimate(r.summary, t) for r in readings), strict=True)
+        whole = Estimate(0.0, prediction.error)
+        for w, r, one in zip(weights, readings, found, strict=True):
+            whole = whole.plus(one.times(w * p / r.predicted))
+        if not math.isfinite(whole.value) or not math.isfinite(whole.error):
+            return replace(blank, estimate=whole.value, note="a value is not finite in float32")
         tolerance = max(self.delta, prediction.closure_error or 0.0)
-        ci = (estimate - t * error, estimate + t * error)
+        ci, width = whole.interval(t), t + (whole.bias / whole.error if whole.error else 0.0)
         wrong = [decide(ci, p * (1 + k * tolerance), tolerance) for k in (-2, 2)]
-        found = replace(
-            blank, estimate=estimate, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
-            power=_power(tolerance * abs(p), tolerance, error, t),
+        check = replace(
+            blank, estimate=whole.value, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
+            power=_power(tolerance * abs(p), tolerance, whole.error, width),
         )  # fmt: skip
-        if found.verdict == INCONCLUSIVE:
-            found = self._needed(found, tolerance, t, math.sqrt(sampling), prediction.error)
-        return self._supported(found, t, readings, p)
+        if check.verdict == INCONCLUSIVE:
+            sampling = math.sqrt(max(whole.error**2 - prediction.error**2, 0.0))
+            check = self._needed(check, tolerance, width, sampling, prediction.error)
+        if max(needed):
+            return self._heavy(check, max(needed), readings)
+        return self._of_limit(check, t, readings, p)
 
-    def _supported(self, check: Check, t: float, readings: Sequence[Reading], p: float) -> Check:
-        """The check, made inconclusive where the draws cannot support it: heavy tails, or widths too small
-        for a + b/n."""
+    @staticmethod
+    def _heavy(check: Check, needed: float, readings: Sequence[Reading]) -> Check:
+        """The check, made inconclusive: the draws cannot support an interval."""
         skewness = max(tail_size(r.summary) for r in readings)
-        size = skewness * t**3 / 6
-        if size > TAIL_LIMIT * math.sqrt(check.draws):
-            needed = size**2 / TAIL_LIMIT**2
-            note = f"heavy tails between draws (skewness {skewness:.2g}): too few draws for an interval"
-            least = max(math.ceil(min(needed, 1e15)), check.draws_needed or 0)
-            return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least)
+        note = f"heavy tails between draws (skewness {skewness:.2g}): too few draws for an interval"
+        least = max(math.ceil(min(needed, 1e15)), check.draws_needed or 0)
+        return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least)
+
+    def _of_limit(self, check: Check, t: float, readings: Sequence[Reading], p: float) -> Check:
+        """The check, made inconclusive where the widths are too small for a + b/n."""
         bend, error = curvature(readings, p)
         if abs(bend) > t * error and abs(bend) > self.delta * abs(p) / 2:
             note = "the error at these widths is not b/n: the limit cannot be extrapolated; use larger widths"
