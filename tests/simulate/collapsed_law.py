@@ -108,8 +108,40 @@ def blocks() -> Network:
     return net
 
 
+def gated() -> Network:
+    """Three branches of one input, two of which multiply, and one of which uses the first one's weight again."""
+    net = Network("gated")
+    x = net.input("x", 6)
+    a = net.linear(x, 6, weight="W", variance="1/fan_in")
+    gate = net.sigmoid(net.linear(x, 6, variance="2/fan_in"), name="gate")
+    b = net.linear(net.tanh(a), 6, weight="W", variance="1/fan_in")
+    net.linear(net.add(net.multiply(a, gate), b, name="sum"), 4, variance="1/fan_in", name="y")
+    return net
+
+
+def convolved() -> Network:
+    """Two groups behind zero padding, a stride, a projection beside it."""
+    net = Network("convolved")
+    x = net.input("x", 4, (4,))
+    h = net.relu(net.conv(x, 6, kernel=3, padding=1, groups=2, variance="2/fan_in"), name="h")
+    a = net.conv(h, 5, kernel=3, stride=2, padding=1, variance="1/fan_in", bias="1/10")
+    net.relu(net.add(a, net.conv(x, 5, kernel=1, stride=2, variance="1/fan_in")), name="y")
+    return net
+
+
+def convolved_again() -> Network:
+    """One weight: forward in a plane, dilated, and once as the transpose."""
+    net = Network("convolved again")
+    x = net.input("x", 3, (3, 2))
+    h = net.relu(net.conv(x, 3, kernel=2, padding=1, weight="W", variance="1/6"), name="h")
+    g = net.tanh(net.conv(h, 3, kernel=2, dilation=2, weight="W", variance="1/6"), name="g")
+    net.conv_transpose(g, 3, kernel=2, weight="W", variance="1/6", name="y")
+    return net
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
-    f.__name__: f for f in (mlp, residual, recurrent, tied, tied_twice, mixture, positions, blocks)
+    f.__name__: f
+    for f in (mlp, residual, recurrent, tied, tied_twice, mixture, positions, blocks, gated, convolved, convolved_again)
 }
 
 

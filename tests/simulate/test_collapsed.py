@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from varflow.errors import InputError, UnsupportedError
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Program
-from varflow.simulate import cpu
+from varflow.simulate import patches
 from varflow.simulate.collapsed import choose
 from varflow.simulate.cpu import Chunk, Simulator, simulate
 from varflow.simulate.kernels import RandomMatrix
@@ -70,10 +70,11 @@ def forgetting(own: bool, across: bool) -> Callable[..., Any]:
     ("name", "own", "across"),
     [("mlp", False, True), ("residual", False, True), ("tied", False, True), ("positions", False, True),
      ("blocks", False, True), ("mixture", True, False), ("recurrent", True, False), ("tied_twice", True, False),
-     ("tied_twice", False, True), ("recurrent", True, True)],
+     ("tied_twice", False, True), ("recurrent", True, True), ("convolved", False, True), ("gated", True, False),
+     ("convolved_again", True, False), ("convolved_again", False, True)],
 )  # fmt: skip
 def test_forgotten_conditions_are_found(name: str, own: bool, across: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "collapse", forgetting(own, across))
+    monkeypatch.setattr(patches, "collapse", forgetting(own, across))
     assert min(agreement(name, DRAWS).values()) < LEAST / 1000
 
 
@@ -111,10 +112,10 @@ def test_relu_chain_has_its_exact_law(draws: int) -> None:
 
 def test_tape_is_the_step_by_step_run() -> None:
     """Both executors draw the same values; moments differ by rounding alone."""
-    for name in ("mlp", "residual", "recurrent", "tied_twice", "mixture"):
-        plan = make_plan(lower(NETWORKS[name]()), 3, weights=True, method="collapsed")
+    for name, samples in product(("mlp", "residual", "recurrent", "tied_twice", "mixture", "gated"), (1, 3, 6)):
+        plan = make_plan(lower(NETWORKS[name]()), samples, weights=True, method="collapsed")
         assert fits(plan)
-        tape = Simulator(lower(NETWORKS[name]()), samples=3, seed=5, weights=True, method="collapsed").rows(7, 40)
+        tape = Simulator(lower(NETWORKS[name]()), samples=samples, seed=5, weights=True, method="collapsed").rows(7, 40)
         np.testing.assert_allclose(tape, Chunk(plan, 5, 7, 40).rows(), rtol=2e-4, atol=1e-6)
     assert not fits(make_plan(lower(NETWORKS["blocks"]()), 3, method="collapsed"))
 

@@ -17,20 +17,22 @@ from varflow.simulate.sizes import number, whole
 
 METHODS = ("auto", "sampled", "collapsed")
 
-NORMAL, PRODUCT, INNER, COMBINED, SOLVED, CALL = 1.1, 0.03, 0.03, 0.03, 1.0, 300.0
+NORMAL, PRODUCT, INNER, COMBINED, SOLVED, MOVED, CALL = 1.1, 0.03, 0.025, 0.025, 0.3, 1.5, 200.0
 """Nanoseconds of one core: a normal number; a generated weight times an entry of one column; a term of an inner
-product; a term of a linear combination; a step of a small solve; a contraction of no size."""
+product; a term of a linear combination; a step of a small solve; an entry of a patch; a contraction of no size."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """One contraction: W x (``transpose``: W^T x) for ``columns`` vectors x of length ``inner``."""
+    """One contraction: W x (``transpose``: W^T x) for ``columns`` vectors x of length ``inner``: samples, positions, or
+    the patches of a window with their taps. ``groups`` blocks of channels have a matrix each."""
 
     value: int
     transpose: bool
     columns: int
     inner: int
     outer: int
+    groups: int = 1
     windowed: bool = False
 
 
@@ -57,9 +59,9 @@ class Choice:
         right, left = self.columns
         costs = f"sampled {_time(self.sampled)}, collapsed {_time(self.collapsed)}"
         what = "collapsed" if self.collapse else "sampled"
-        size = f"{self.uses[0].outer} x {self.uses[0].inner}" if not self.uses[0].transpose else (
-            f"{self.uses[0].inner} x {self.uses[0].outer}"
-        )
+        first = self.uses[0]
+        sides = (first.inner, first.outer) if first.transpose else (first.outer, first.inner)
+        size = " x ".join(map(str, sides)) + (f", {first.groups} groups" if first.groups > 1 else "")
         why = f"cannot be collapsed: {self.reason}" if self.reason else costs
         return f"{self.weight} ({size}, {len(self.uses)} uses, columns {right} + {left}): {what}; {why}"
 
@@ -104,14 +106,12 @@ def _time(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e3:.3g} us"
 
 
-def refusal(w: Weight, uses: Sequence[Use]) -> str:
+def refusal(w: Weight) -> str:
     """Why products with a weight cannot be drawn without it; empty where they can."""
     if w.distribution != "normal":
         return f"its distribution is {w.distribution}, and only products with Gaussian entries are Gaussian"
     if number(w.keep, f"keep of {w.name!r}") < 1:
         return "a sparsity mask (keep < 1) makes its entries non-Gaussian"
-    if w.taps != 1 or w.groups != 1:
-        return "it has several taps or groups"
     return ""
 
 
@@ -120,18 +120,19 @@ def uses_of(program: Program, samples: int) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for value, step in enumerate(program):
         if isinstance(step.primitive, Contract):
-            x = program.shape(step.args[0])
-            sizes = (x.places, x.channels, step.shape.channels)
-            places, inner, outer = (whole(s, f"the size of {step.node!r}") for s in sizes)
-            p, windowed = step.primitive, step.primitive.window is not None
-            use = Use(value, p.transpose, samples * places, inner, outer, windowed)
+            p, w = step.primitive, program.weights[step.primitive.weight]
+            rows = step.shape if not p.transpose else program.shape(step.args[0])
+            sizes = (rows.places, w.rows, w.columns, w.groups)
+            places, high, wide, groups = (whole(s, f"the size of {step.node!r}") for s in sizes)
+            inner, outer = (high // groups, w.taps * wide) if p.transpose else (w.taps * wide, high // groups)
+            use = Use(value, p.transpose, samples * places, inner, outer, groups, p.window is not None)
             found.setdefault(p.weight, []).append(use)
     return found
 
 
 def sampled_cost(uses: Sequence[Use]) -> float:
     """Nanoseconds a draw: every weight is generated in every use."""
-    return sum(CALL + u.inner * u.outer * (NORMAL + PRODUCT * u.columns) for u in uses)
+    return sum(CALL + u.groups * u.inner * u.outer * (NORMAL + PRODUCT * u.columns) for u in uses)
 
 
 def collapsed_cost(uses: Sequence[Use]) -> float:
@@ -146,7 +147,8 @@ def _collapsed_costs(uses: Sequence[Use]) -> Iterator[float]:
         inner = b * (own + across + b) * u.inner + b * across * u.outer
         combined = b * (own + across + b / 2) * u.outer
         solved = b * (own + b) ** 2 / 2 + b * (own + across) ** 2
-        yield CALL + NORMAL * b * u.outer + INNER * inner + COMBINED * combined + SOLVED * solved
+        moved = MOVED * b * (u.outer if u.transpose else u.inner) if u.windowed else 0.0
+        yield CALL + u.groups * (NORMAL * b * u.outer + INNER * inner + COMBINED * combined + SOLVED * solved + moved)
         before[u.transpose] += b
 
 
@@ -164,8 +166,7 @@ def choose(program: Program, samples: int, method: str) -> Choices:
     check_method(method)
     found: dict[str, Choice] = {}
     for name, uses in uses_of(program, samples).items():
-        over_windows = any(getattr(program.instructions[u.value].primitive, "window", None) for u in uses)
-        reason = refusal(program.weights[name], uses) or ("it is used over a window" if over_windows else "")
+        reason = refusal(program.weights[name])
         if reason and method == "collapsed":
             raise UnsupportedError(
                 f"weight {name!r} cannot be collapsed", name, reason, 'method="auto" or "sampled"'

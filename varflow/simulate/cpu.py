@@ -33,10 +33,9 @@ from varflow.program import (
     WindowMax,
     WindowMaxBackward,
 )
-from varflow.simulate import kernels, windows
+from varflow.simulate import kernels, patches, windows
 from varflow.simulate.jit import get_threads, set_threads
-from varflow.simulate.kernels import RandomMatrix
-from varflow.simulate.kernels_collapse import Revealed, collapse
+from varflow.simulate.kernels_collapse import Revealed
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
@@ -111,7 +110,7 @@ class Chunk:
                 return self._source(source, step)
             case Contract(weight=name, transpose=transpose, window=window):
                 if name in self.plan.revealing:
-                    return self._collapse(name, transpose, args[0], step)
+                    return self._collapse(name, transpose, args[0], window, step)
                 return self._contract(name, transpose, args[0], window)
             case Pointwise(expr=expr):
                 symbols = [arg(i) for i in range(len(args))]
@@ -183,14 +182,15 @@ class Chunk:
             return windows.contract(x, matrix, window, samples, transpose, self.stored, name, self.place)
         return kernels.contract(x, matrix, transpose=transpose, **self.place)
 
-    def _collapse(self, name: str, transpose: bool, x: Value, step: Step) -> Value:
+    def _collapse(self, name: str, transpose: bool, x: Value, window: Window | None, step: Step) -> Value:
         """The product in its law given all earlier uses; they are forgotten after the last."""
         uses, matrix = self.plan.revealing[name], self.plan.matrices[name]
-        assert isinstance(matrix, RandomMatrix)
-        revealed = self.revealed.setdefault(name, Revealed(self.draws, uses.columns))
-        tensor = uses.tensors[step.value]
-        columns = self._full(x, x.shape[2], self.plan.samples * step.positions)
-        result = collapse(columns, matrix, revealed, tensor, transpose=transpose, **self.place)
+        assert not isinstance(matrix, Orthogonal)
+        revealed = self.revealed.setdefault(name, Revealed(self.draws * uses.groups, uses.columns))
+        tensor, samples = uses.tensors[step.value], self.plan.samples
+        shape = self.plan.program.shape(step.instruction.args[0])
+        x = self._full(x, int(shape.channels), samples * int(shape.places))
+        result = patches.collapsed(x, matrix, window, samples, revealed, tensor, transpose, self.place)
         if step.value == uses.last:
             del self.revealed[name]
         return result

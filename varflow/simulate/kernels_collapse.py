@@ -14,6 +14,7 @@ float64, where a column in the span of the columns before it has pivot zero and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +27,14 @@ from varflow.simulate.jit import Array, Number, device
 from varflow.simulate.kernels import RandomMatrix, Value
 from varflow.simulate.kernels_product import DEPENDENT as DEPENDENT
 from varflow.simulate.kernels_product import (
+    LARGE,
+    RUN,
+    TINY,
     combine_rows,
+    dots_precise,
     draw_rows,
     factorize,
+    fill_normals,
     is_steady,
     list_rows,
     matrix,
@@ -52,6 +58,7 @@ from varflow.simulate.steps import (
     Steps,
     run_alone,
 )
+from varflow.simulate.vectors import combine_one, dots_one
 
 F = np.float32
 (
@@ -166,10 +173,52 @@ def product(words: Number, reals: Number, context: Number) -> None:
     combine_rows(y, columns, single, rows, terms, outer)
 
 
+@device
+def dot(x: Number, y: Number, size: Number, table: Number, out: Number) -> Any:
+    """x . y; two addresses and a double are scratch."""
+    rows, result, first = pointer_to_integers(table), pointer_to_doubles(out), np.int64(0)
+    rows[0], rows[1], result[0] = x, y, 0.0
+    for start in range(first, size, RUN):
+        dots_one(table, table + 8, 4 * start, min(RUN, size - start), out, first)
+    return result[0]
+
+
+@handler
+def product_one(words: Number, reals: Number, context: Number) -> None:
+    """`product` for one column, with no earlier use of its side and at most one across."""
+    w, c, std = pointer_to_integers(words), pointer_to_integers(context), pointer_to_doubles(reals)[0]
+    inner, outer, d, table, one = w[INNER], w[OUTER], c[INDEX], c[SMALL], np.int64(1)
+    x, y, out, single = c[BASE] + w[X] + d * w[X_STEP], c[TARGET], table + 64, table + 128
+    doubles = pointer_to_doubles(c[DOUBLES] + 8 * d * w[STEP])
+    square = dot(x, x, inner, table, out)
+    precise = not TINY < square < LARGE
+    length = math.sqrt(dots_precise(x, x, inner) if precise else square)
+    doubles[w[FACTOR]] = length
+    offset = c[PART] * ((outer + TILE - 1) // TILE * TILE)
+    fill_normals(
+        y, outer, np.uint64(c[SEED]), np.uint64(c[DRAW]), np.uint64(w[TENSOR]), offset, c[WORDS], c[SPARE]
+    )
+    factors, rows, terms = pointer(single), pointer_to_integers(table), w[ACROSS]
+    if terms == 1:
+        before = c[BASE] + w[USES] + d * w[USES + 1]
+        said = c[BASE] + w[USES + 2] + d * w[USES + 3]
+        other = doubles[w[OTHER]]
+        precise = precise or not TINY < other * other < LARGE
+        known = dots_precise(said, x, inner) if precise else dot(said, x, inner, table, out)
+        doubles[w[CROSS]] = known
+        rest = known - std * length * dot(before, y, outer, table, out)
+        factors[0] = F(rest / other / other) if other != 0.0 else F(0.0)
+        rows[0] = before
+    factors[terms] = F(std * length)
+    rows[terms], rows[3] = y, y
+    for first in range(0, outer, RUN):
+        combine_one(table + 24, single, np.int64(4), table, one + terms, 4 * first, min(RUN, outer - first))
+
+
 def scratch_bytes(columns: int, earlier: int) -> int:
     """Scratch of a product with ``earlier`` columns of earlier uses on both sides."""
     terms = earlier + columns
-    return 16 * terms + 12 * terms * columns + 8 * max(earlier * columns, 2 * terms)
+    return 192 + 16 * terms + 12 * terms * columns + 8 * max(earlier * columns, 2 * terms)
 
 
 def write_product(
@@ -181,7 +230,8 @@ def write_product(
     before, across = (sum(u[4] for u in part) for part in (uses[:own], uses[own:]))
     steps.needs(SMALL, scratch_bytes(columns, before + across))
     head = [tensor, columns, inner, outer, own, len(uses) - own, before, across, *rest]
-    steps.add(product, [*head, *(n for u in uses for n in u)], (std,), **target)
+    run = product_one if columns == 1 and own == 0 and before + across <= 1 else product
+    steps.add(run, [*head, *(n for u in uses for n in u)], (std,), **target)
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from varflow.simulate.handlers import (
     pointer_to_integers,
     pointer_to_words,
 )
-from varflow.simulate.jit import Array, Number, device
+from varflow.simulate.jit import Array, Number, device, reduction
 from varflow.simulate.rng import CHUNK, TILE, fill_normal, fill_words
 from varflow.simulate.vectors import (
     SIDE,
@@ -31,9 +31,9 @@ from varflow.simulate.vectors import (
 )
 
 F = np.float32
-RUN = 512
+RUN = 1024
 """Entries whose products are summed in float32, and that are combined while they are in the nearest cache."""
-PIECE, SHORTEST = 4096, 512
+PIECE, SHORTEST = 4096, 1024
 """Entries drawn together, over all rows and of one: they stay in the nearest cache."""
 DEPENDENT = 1e-8
 """A squared pivot below this share of the row's square counts as zero: rows are float32, and a direction that
@@ -58,7 +58,7 @@ def list_rows(table: Number, address: Number, rows: Number, length: Number) -> A
     return table + 8 * rows
 
 
-@device
+@reduction
 def dots_precise(x: Number, y: Number, size: Number) -> Any:
     """x . y in float64."""
     a, b, total = pointer(x), pointer(y), 0.0

@@ -54,10 +54,12 @@ Matrix = RandomMatrix | RandomTaps | Orthogonal
 @dataclass(frozen=True)
 class Revealing:
     """The uses of one collapsed weight that a draw makes: the tensor of fresh normals of each (by value, in order),
-    and the columns of W x and of W^T x over all of them."""
+    and the columns of W x and of W^T x over all of them. ``patches``: entries of the patches that are kept."""
 
     tensors: dict[int, int]
     columns: tuple[int, int]
+    groups: int = 1
+    patches: int = 0
 
     @property
     def last(self) -> int:
@@ -66,9 +68,9 @@ class Revealing:
 
     @property
     def bytes(self) -> int:
-        """Size of the factors that condition later uses."""
+        """Size of the factors, and patches, that condition later uses."""
         right, left = self.columns
-        return 8 * (right * right + left * left + right * left)
+        return 8 * self.groups * (right * right + left * left + right * left) + 4 * self.patches
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ def _revealing(plan: Plan, needed: Collection[int]) -> Iterator[tuple[str, Revea
         if choice.collapse and uses:
             tensors = {u.value: plan.tensors.of("Use", f"{name} {k}") for k, u in uses}
             right, left = (sum(u.columns for _, u in uses if u.transpose is t) for t in (False, True))
-            yield name, Revealing(tensors, (right, left))
+            seen = sum(u.groups * u.columns * (u.inner + u.outer) for _, u in uses if u.windowed or u.groups > 1)
+            yield name, Revealing(tensors, (right, left), choice.uses[0].groups, seen)
 
 
 def _conditions(plan: Plan) -> Iterator[tuple[int, int]]:

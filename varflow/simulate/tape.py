@@ -34,7 +34,7 @@ ALIGNMENT = 16
 
 def fits(plan: Plan) -> bool:
     """Whether all of the plan's program can be written as a tape."""
-    return all(_fits(plan, step) for step in plan.program)
+    return not plan.given and all(_fits(plan, step) for step in plan.program)
 
 
 def _fits(plan: Plan, step: Instruction) -> bool:
@@ -47,8 +47,9 @@ def _fits(plan: Plan, step: Instruction) -> bool:
         case Mask(per_sample=per_sample):
             return not per_sample or bool(step.shape.places == 1)
         case Contract(weight=name):
-            source = plan.program.instructions[step.args[0]].primitive
-            return plan.choices.collapsed(name) and not isinstance(source, Bias | Mask)
+            source, choice = plan.program.instructions[step.args[0]].primitive, plan.choices.by_weight[name]
+            moved = any(u.windowed or u.groups > 1 for u in choice.uses)
+            return choice.collapse and not moved and not isinstance(source, Bias | Mask)
     return False
 
 
