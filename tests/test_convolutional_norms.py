@@ -219,6 +219,29 @@ def test_batch_norm_behind_a_border() -> None:
     near(numbers["x"]["grad_second_moment"], found["x"][1], 0.01, "x backward")
 
 
+def test_stream_behind_borders() -> None:
+    """Post-activation blocks: the stream's mean grows, and with it what a border does to the variance of a channel;
+    without it the gradient is 2 % low in each block, 15 % after eight."""
+    net, x = image(128, 6, 6)
+    z = net.relu(net.batch_norm(net.conv(x, 128, 3, padding=1, name="c0", **HE)), name="r0")
+    for k in (1, 2):
+        h = net.relu(net.batch_norm(net.conv(z, 128, 3, padding=1, name=f"c{k}", **HE)))
+        h = net.batch_norm(net.conv(h, 128, 3, padding=1, name=f"d{k}", **HE), gamma="1/2")
+        z = net.relu(net.add(z, h), name=f"r{k}" if k < 2 else "y")
+
+    def forward(draw: Draw) -> Tensor:
+        def layer(x: Tensor, name: str) -> Tensor:
+            return norm(draw.name(name, draw.conv(x, 128, 3, 2, padding=1)))
+
+        z = draw.name("r0", F.relu(layer(draw.input(128, 6, 6), "c0")))
+        for k in (1, 2):
+            z = F.relu(z + layer(F.relu(layer(z, f"c{k}")), f"d{k}") / 2)
+            z = draw.name(f"r{k}", z) if k < 2 else z
+        return z
+
+    check(net, forward, draws=40, samples=64, bias=0.01)
+
+
 def test_profile_behind_a_border() -> None:
     """What a batch norm leaves at every place, and between places and samples, where its variance is random."""
     net, x = image(32, 4, 4, mean=2, second_moment="17/4")

@@ -13,6 +13,4 @@ DEFECTS: dict[str, str] = {
     "conv6001": "relu of a depthwise convolution is taken to be independent of what the convolution reads",
     "conv4006": "gradients of pooled and interpolated images, by the population",
     "conv12007": "profiles of different sizes meet in one formula: ValueError",
-    "conv14011": "instance norm of an instance norm: the variance is 1 exactly, E[1/variance] is taken as that of "
-                 "Gaussian entries; 0.0402 at n = 256 too",
 }

@@ -237,7 +237,10 @@ def broadcast(values: Sequence[Any]) -> list[Array]:
 
 
 def different_rows(rows: Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The first place of every different row, and for every row which of them it is (fast where rows are many)."""
+    """The first place of every different row, and for every row which of them it is (fast where rows are many); rows
+    that differ by rounding are equal."""
     mixed = np.cos(np.arange(1.0, rows.shape[1] + 1.0) * 1.7)
-    _, first, place = np.unique(rows @ mixed, return_index=True, return_inverse=True)
+    level = rows @ mixed
+    size = float(np.abs(level).max(initial=0.0)) or 1.0
+    _, first, place = np.unique(np.round(level / size, 12), return_index=True, return_inverse=True)
     return first, place.ravel()
