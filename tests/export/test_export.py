@@ -19,6 +19,7 @@ from tests.export import networks
 from varflow.errors import InputError, MissingExtraError
 from varflow.export import explain, export, latex, to_json
 from varflow.export.assemble import assemble
+from varflow.export.markdown import to_markdown
 from varflow.export.names import (
     Labels,
     latex_text,
@@ -258,3 +259,14 @@ def test_fragment_is_included(tmp_path: Path) -> None:
         "\\begin{document}\\input{block}\\end{document}")
     latex._run(str(shutil.which("pdflatex")), str(tmp_path), tmp_path / "a.pdf")
     assert (tmp_path / "derivation.pdf").exists()
+
+
+def test_sizes_of_grids_are_named_once() -> None:
+    net = vf.Network("image")
+    h = net.input("x", 3, ("size", "size"))
+    for k in range(2):
+        h = net.relu(net.conv(h, 16, 3, stride=2, padding=1, variance="2/fan_in", name=f"conv{k}"))
+    text = to_markdown(assemble(vf.derive(net)))
+    assert text.count(r"\lfloor") == 2
+    assert r"$P_{1} \times P_{1} \times 16$" in text
+    assert "A3." in text

@@ -27,6 +27,7 @@ from varflow.export.layout import Node, activation_name, described
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.references import References
 from varflow.export.report import VerificationLike, report
+from varflow.export.sizes import Sizes
 from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, Steps, alike
 from varflow.export.sums import equation, extended, signed
 from varflow.laws.moments import fill
@@ -35,6 +36,8 @@ from varflow.ops.base import Lemma
 from varflow.ops.pointwise import ActivationLayer
 
 MAX_CONDITIONS = 12
+MOST_BOXED = 12
+"""Groups of weights that are boxed; more of them are told in a table, by their variance."""
 BOX = 66.0
 """Letters that a line of the boxed result holds."""
 INPUT_RULE = Lemma("The entries are independent over channels, with the moments given.", "")
@@ -96,6 +99,8 @@ class Assembly:
         self.notation = Notation(Labels(dict.fromkeys(names)))
         self.references, self.rules = References(), dict[str, Rule]()
         self.bounded = Bounded(120)
+        self.sizes = Sizes(s for shape in self._grids() for s in shape)
+        self.assumed: dict[str, int] = {}
         self.kinds: set[str] = set()
 
     def document(self) -> Document:
@@ -109,7 +114,8 @@ class Assembly:
         conditions = self._conditions()
         checked = report(self.verification, self.solved) if self.verification is not None else None
         return Document(
-            self.d.network.name, citations, self._notation(), self._shortened(), network, self._assumptions(told),
+            self.d.network.name, citations, self._notation(), self.sizes.table, self._shortened(), network,
+            self._assumptions(told),
             tuple(self.rules.values()), told[FORWARD], told[BACKWARD], boxed,
             tuple(e for e in found if e not in boxed), weights, conditions,
             self._notes(), self.solution.preserve if self.solution else "",
@@ -130,6 +136,12 @@ class Assembly:
         for value in self.d.program.values.values():
             shape = self.d.program.shape(value)
             yield from (shape.channels, *shape.positions)
+
+    def _grids(self) -> Iterable[tuple[sp.Expr, ...]]:
+        """Positions of every node, in the order of the derivation."""
+        for part in self.d.parts():
+            for value in part.program.values.values():
+                yield tuple(part.program.shape(value).positions)
 
     def _shortened(self) -> tuple[tuple[str, str], ...]:
         return tuple((short, full) for full, short in self.notation.labels.shortened.items())
@@ -153,7 +165,8 @@ class Assembly:
     def _shape(self, value: str) -> str:
         program = next(part.program for part in self.d.parts() if value in part.program.values)
         shape = program.shape(program.values[value])
-        return r" \times ".join(printed(s, {}) for s in (*shape.positions, shape.channels))
+        axes = map(self.sizes.named, (*shape.positions, shape.channels))
+        return r" \times ".join(printed(s, self.sizes.names) for s in axes)
 
     def _layer_citations(self, node: Node) -> tuple[Any, ...]:
         if not isinstance(node.layer, ActivationLayer):
@@ -185,7 +198,12 @@ class Assembly:
             NameList(names, tuple(index[2]) if index and forms else ()), described(node),
             tuple(dict.fromkeys(self._rule(n) for n in ([node] if forward else readers))), equations,
             first.exactness, first.tier, come,
-            len(group) > 1 and forms is None, tuple(self._remarks(first)))
+            len(group) > 1 and forms is None, tuple(self._remarks(first)), tuple(self._assumed(first)))
+
+    def _assumed(self, step: Step) -> Iterable[int]:
+        """Numbers of a step's assumptions, behind the general ones."""
+        for text in step.assumptions:
+            yield self.assumed.setdefault(text, len(GENERAL) + len(self.assumed) + 1)
 
     def _readers(self, group: list[Step], index: Sequence[int] | None) -> tuple[str, ...]:
         """Where the gradient of a group comes from."""
@@ -196,7 +214,6 @@ class Assembly:
         return tuple(f.latex if isinstance(f, Pattern) else math_name(self.notation.labels.of(f)) for f in forms)
 
     def _remarks(self, step: Step) -> Iterable[str]:
-        yield from step.assumptions
         for line in step.lines:
             if line.main and line.exactness != step.exactness:
                 yield f"The mean is {MEAN_LABEL.get(line.exactness, line.exactness)}."
@@ -239,7 +256,8 @@ class Assembly:
         names: dict[sp.Symbol, str] = {}
         for quantity in line.args:
             self._argument(self.steps.argument(quantity), forms, names)
-        return fill(line.template, line.args, lambda m: self.steps.symbol(self.steps.name(m))), names
+        expr = fill(line.template, line.args, lambda m: self.steps.symbol(self.steps.name(m)))
+        return self.sizes.named(expr), names | self.sizes.names
 
     def _argument(self, told: Argument, forms: dict[Name, Pattern | str] | None, names: dict[sp.Symbol, str]
                   ) -> None:
@@ -258,7 +276,7 @@ class Assembly:
         return self.notation.latex(name, (forms or {}).get(name))
 
     def _assumptions(self, told: dict[str, tuple[Entry, ...]]) -> tuple[str, ...]:
-        found = list(GENERAL)
+        found = [*GENERAL, *(f"{text[0].upper()}{text[1:]}." for text in self.assumed)]
         entries = [e for part in told.values() for e in part]
         if any(e.exactness == "wide" for e in entries):
             sizes = self.d.width_assumption.removeprefix("wide limit: ").partition(" grow")[0]
@@ -289,7 +307,8 @@ class Assembly:
         for w in self.solved.weights.values():
             variance = w.variance.xreplace({w.unknown: sp.Symbol("\x00")}) if w.unknown else w.variance
             parts.setdefault((variance, w.fan_in, w.distribution, w.unknown is None), []).append(w)
-        rows = [self._weight_row(g) for group in parts.values() for g in alike(group, lambda w: w.name)]
+        groups = [g for group in parts.values() for g in alike(group, lambda w: w.name)]
+        rows = [self._weight_row(g) for g in (groups if len(groups) <= MOST_BOXED else parts.values())]
         self.kinds |= {"s"} if self.d.unknowns() else set()
         return tuple(rows)
 

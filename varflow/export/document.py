@@ -70,7 +70,7 @@ class Rule:
 @dataclass(frozen=True)
 class Entry:
     """One step: nodes, what they are, the lemmas used and the equations they give. ``readers`` are in LaTeX; None
-    in the forward pass."""
+    in the forward pass. ``assumed`` are the numbers of assumptions that this step makes beyond the general ones."""
 
     nodes: NameList
     layer: str
@@ -81,6 +81,7 @@ class Entry:
     readers: tuple[str, ...] | None = None
     likewise: bool = False
     remarks: tuple[str, ...] = ()
+    assumed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Document:
     name: str
     citations: tuple[Citation, ...]
     notation: tuple[tuple[str, str], ...]
+    sizes: tuple[tuple[str, str], ...]
     shortened: tuple[tuple[str, str], ...]
     network: tuple[Row, ...]
     assumptions: tuple[str, ...]
