@@ -1,9 +1,10 @@
 """Gains of random activation texts: each must be answered, or refused in one clear error, at once.
 
-``python tests/laws/random_activations.py [COUNT]`` measures COUNT texts (default 10,000), going on where an
-earlier run stopped, and writes ``results/random_activations.json`` beside this file. Every text runs through
-``varflow.gain`` in a worker process, so that one without an end is seen, counted and stopped; times are CPU
-seconds of that process.
+``python tests/laws/random_activations.py [COUNT [WORKERS]]`` measures COUNT texts (default 10,000) in WORKERS
+processes, going on where an earlier run stopped, and writes ``results/random_activations.json`` beside this
+file. Every text runs through ``varflow.gain`` in a worker process, so that one without an end is seen, counted
+and stopped; times are CPU seconds of that process. Every fiftieth answer, E f and E f^2, is compared with
+adaptive Clenshaw-Curtis panels in mpmath, which know nothing of the engine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import random
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from varflow.grammar import FUNCTIONS
 RESULT = Path(__file__).parent / "results" / "random_activations.json"
 LIMIT = 2.0
 PATIENCE = 120.0
+CHECKED, AGREED = 50, 1e-10
+"""Every how manieth answer is compared with mpmath, and how close it must be, in units of E abs(f^k)."""
 UNARY = [n for n, f in FUNCTIONS.items() if f.least == 1 and n not in ("max", "Max", "min", "Min")]
 NUMBERS = ("0", "1", "2", "3", "0.5", "1/3", "0.1", "-1", "-2", "1.702", "pi", "10", "1e-3", "30")
 POWERS = ("2", "3", "-1", "0.5", "-2", "5", "1/3", "x", "-0.5", "8")
@@ -114,6 +119,71 @@ def outcome(made: str, q: str, mean: str) -> str:
     return f"not finite: {', '.join(lost)}" if lost else "answer"
 
 
+def by_mpmath(made: str, q: str, mean: str, power: int) -> tuple[float, float, float]:
+    """E f^power, E abs(f^power) and an estimate of the error, by panels halved where they are rough."""
+    import mpmath as mp
+    import sympy as sp
+
+    from varflow.expressions import parse_activation
+    from varflow.symbols import X
+
+    f = sp.lambdify(X, parse_activation(made), "mpmath")
+    sigma, centre = mp.sqrt(mp.mpf(q)), mp.mpf(mean)
+
+    def integrand(z: Any) -> Any:
+        return mp.re(f(centre + sigma * z)) ** power * mp.npdf(z)
+
+    def panel(a: Any, b: Any) -> tuple[Any, Any]:
+        half, middle = (b - a) / 2, (a + b) / 2
+        values = [w * integrand(middle + half * x) for x, w in nodes]
+        return half * mp.fsum(values), half * mp.fsum(map(abs, values))
+
+    with mp.workdps(25):
+        nodes = _clenshaw_curtis(16)
+        borders = [mp.mpf(k) / 2 + mp.mpf(1) / 37 for k in range(-40, 41)]
+        rough = [(a, b, *panel(a, b)) for a, b in pairwise(borders)]
+        total = size = error = mp.mpf(0)
+        for level in range(46):
+            scale = size + mp.fsum(p[3] for p in rough)
+            halves: list[Any] = []
+            for a, b, value, _ in rough:
+                middle = (a + b) / 2
+                left, right = (a, middle, *panel(a, middle)), (middle, b, *panel(middle, b))
+                gap = abs(left[2] + right[2] - value)
+                if gap < 1e-14 * scale or level == 45 or len(halves) > 160:
+                    total += left[2] + right[2]
+                    size, error = size + left[3] + right[3], error + gap
+                else:
+                    halves += [left, right]
+            rough = halves
+    return float(total), float(size), float(error)
+
+
+def _clenshaw_curtis(n: int) -> list[tuple[Any, Any]]:
+    """Nodes and weights of the even rule n on [-1, 1]; it sees jumps beside its ends (Clenshaw and Curtis 1960)."""
+    import mpmath as mp
+
+    def weight(k: int) -> Any:
+        waves = [mp.cos(2 * j * k * mp.pi / n) / (4 * j * j - 1) for j in range(1, n // 2 + 1)]
+        return (1 if k in (0, n) else 2) * (1 - 2 * mp.fsum(waves) + waves[-1]) / n
+
+    return [(mp.cos(k * mp.pi / n), weight(k)) for k in range(n + 1)]
+
+
+def gap(made: str, q: str, mean: str) -> float | None:
+    """How far E f and E f^2 are from mpmath's, in units of E abs(f^k); None where those are not sure themselves."""
+    from varflow.gain import gain
+
+    found = gain(made, q=float(q), mean=float(mean)).numeric()
+    gaps = []
+    for power, key in ((1, "mean"), (2, "second_moment")):
+        want, size, error = by_mpmath(made, q, mean, power)
+        if not math.isfinite(size) or error > AGREED / 10 * size:
+            return None
+        gaps.append(abs((found[key] or 0.0) - want) / (size or 1.0))
+    return max(gaps)
+
+
 def _serve(pipe: Connection) -> None:
     outcome("relu", "1", "0")
     pipe.send("ready")
@@ -125,6 +195,19 @@ def _serve(pipe: Connection) -> None:
         except BaseException as error:
             kind = f"BUG {type(error).__name__}: {str(error)[:80]}"
         pipe.send((kind, time.process_time() - start))
+        if seed % CHECKED == 0 and kind == "answer":
+            pipe.send(_checked(seed))
+
+
+def _checked(seed: int) -> str:
+    """How the answer compares with mpmath's."""
+    try:
+        far = gap(*sample(seed))
+    except (ArithmeticError, ValueError, TypeError, NameError, NotImplementedError) as error:
+        return f"mpmath has no value: {type(error).__name__}"
+    if far is None:
+        return "mpmath is not sure"
+    return "agrees with mpmath" if far <= AGREED else f"differs from mpmath by {far:.1e}"
 
 
 class _Worker:
@@ -140,32 +223,46 @@ class _Worker:
         self.process.start()
         self.pipe.recv()
 
-    def ask(self, seed: int) -> tuple[str, float]:
+    def ask(self, seed: int) -> tuple[str, float, str]:
+        """The outcome, its CPU seconds, and the comparison (empty: none)."""
         self.pipe.send(seed)
-        if self.pipe.poll(PATIENCE):
-            answer: tuple[str, float] = self.pipe.recv()
-            return answer
+        if not self.pipe.poll(PATIENCE):
+            self.stop()
+            self.start()
+            return "BUG no end", PATIENCE, ""
+        kind, seconds = self.pipe.recv()
+        check = self.pipe.recv() if seed % CHECKED == 0 and kind == "answer" else ""
+        return kind, seconds, check
+
+    def stop(self) -> None:
         self.process.kill()
         self.process.join()
-        self.start()
-        return "BUG no end", PATIENCE
 
 
-def measure(first: int, last: int, found: dict[str, Any], show: bool = False) -> dict[str, Any]:
+def measure(
+    first: int, last: int, found: dict[str, Any], workers: list[_Worker] | None = None
+) -> dict[str, Any]:
     """The outcomes of seeds from ``first`` to before ``last``, added to those found before."""
-    worker = _Worker()
-    times, kinds, odd = list(found["times"]), Counter(found["outcomes"]), list(found["odd"])
-    for seed in range(first, last):
-        kind, seconds = worker.ask(seed)
+    own = workers is None
+    crew = [_Worker()] if workers is None else workers
+    with ThreadPoolExecutor(len(crew)) as pool:
+        parts = list(
+            pool.map(lambda k: [crew[k].ask(s) for s in range(first + k, last, len(crew))], range(len(crew)))
+        )
+    asked = [parts[k % len(crew)][k // len(crew)] for k in range(last - first)]
+    for worker in crew if own else []:
+        worker.stop()
+    times, odd = list(found["times"]), list(found["odd"])
+    kinds, checks = Counter(found["outcomes"]), Counter(found.get("checks", {}))
+    for seed, (kind, seconds, check) in zip(range(first, last), asked, strict=True):
         times.append(round(seconds, 2))
         kinds[_short(kind)] += 1
-        if seconds > LIMIT or kind.startswith(("BUG", "not finite")):
-            odd.append({"seed": seed, "seconds": round(seconds, 2), "kind": kind})
+        checks[_short(check)] += bool(check)
+        if seconds > LIMIT or kind.startswith(("BUG", "not finite")) or check.startswith("differs"):
+            odd.append({"seed": seed, "seconds": round(seconds, 2), "kind": check or kind})
             odd[-1]["text"] = " ; ".join(sample(seed))
-            if show:
-                print(odd[-1], flush=True)
-    worker.process.kill()
-    return {"times": times, "outcomes": dict(kinds.most_common()), "odd": odd}
+    checks = Counter({k: n for k, n in checks.items() if n})
+    return {"times": times, "outcomes": dict(kinds.most_common()), "checks": dict(checks), "odd": odd}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +276,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "slowest": times[-1],
     }
     over = sum(t > LIMIT for t in times)
-    rest = {k: found[k] for k in ("outcomes", "odd", "times")}
+    rest = {k: found[k] for k in ("outcomes", "checks", "odd", "times")}
     return {"count": count, "cpu_seconds": seconds, "over_limit": over, **rest}
 
 
@@ -188,17 +285,22 @@ def _short(kind: str) -> str:
     return " ".join(w for w in kind.split() if not any(c in w for c in "0123456789'*/"))[:90]
 
 
-def main(count: int, target: Path) -> None:
+def main(count: int, target: Path, processes: int = 1) -> None:
     """Measure up to ``count`` texts, going on from what the result holds."""
-    found: dict[str, Any] = {"times": [], "outcomes": {}, "odd": []}
+    found: dict[str, Any] = {"times": [], "outcomes": {}, "checks": {}, "odd": []}
     if target.exists():
         found = json.loads(target.read_text())
+    workers = [_Worker() for _ in range(processes)]
     while len(found["times"]) < count:
-        done = len(found["times"])
-        found = measure(done, min(done + 100, count), found, show=True)
+        done, known = len(found["times"]), len(found["odd"])
+        found = measure(done, min(done + 100, count), found, workers)
         lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in summary(found).items()]
         target.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        print(len(found["times"]), *found["odd"][known:], sep="\n", flush=True)
+    for worker in workers:
+        worker.stop()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, RESULT)
+    given = [int(a) for a in sys.argv[1:]]
+    main(given[0] if given else 10_000, RESULT, given[1] if len(given) > 1 else 1)

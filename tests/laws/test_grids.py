@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mpmath as mp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -134,3 +135,52 @@ def test_ten_thousand_pairs_at_once() -> None:
     assert table.shape == (100, 100)
     one = [gaussian_kernel(RELU, sp.tanh(x), q[k, 0], q[k, 0], r[k]) for k in range(0, 100, 9)]
     assert np.allclose(np.diagonal(table)[::9], one, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "hardtanh"])
+def test_distinct_variances_share_their_coefficients(name: str) -> None:
+    """A thousand different standard deviations, from a few of them, equal each alone."""
+    f = ACTIVATIONS[name].at()
+    rng = np.random.default_rng(3)
+    q1, q2 = 10 ** rng.uniform(-1, 1, (2, 1000))
+    r = np.concatenate([rng.uniform(-1, 1, 990), np.linspace(-0.9999, 0.9999, 10)])
+    together = gaussian_kernel(f, f, q1, q2, r)
+    alone = [gaussian_kernel(f, f, *args) for args in zip(q1[::50], q2[::50], r[::50], strict=True)]
+    scale = np.sqrt(gaussian_moment(f**2, q1) * gaussian_moment(f**2, q2))
+    assert np.max(np.abs(together[::50] - alone) / scale[::50]) < 2e-13
+    one = [gaussian_moment(f**2, q) for q in q1[::50]]
+    assert np.allclose(gaussian_moment(f**2, q1)[::50], one, rtol=1e-13)
+    if name == "relu":
+        assert np.max(np.abs(together - arc_cosine(q1, q2, r)) / scale) < 2e-13
+
+
+def test_a_kink_beside_a_border_of_the_panels() -> None:
+    """Standard deviations at which a bend of the mesh falls just beside a panel of the series."""
+    q = np.linspace(1.8, 2.0, 4001)
+    exact = arc_cosine(q, q, np.full(1, 0.5))
+    shifted = gaussian_kernel(sp.Max(x, 0) + sp.Abs(x - 2), RELU, q, 1.0, 0.5, 0.0, 0.0)
+    plain = gaussian_kernel(sp.Abs(x - 2), RELU, q, 1.0, 0.5)
+    assert np.max(np.abs(gaussian_kernel(RELU, RELU, q, q, 0.5) - exact)) < 1e-12
+    assert np.max(np.abs(shifted - plain - arc_cosine(q, np.ones(1), np.full(1, 0.5)))) < 1e-12
+
+
+def test_small_kernels_keep_their_digits() -> None:
+    """Thresholds far out: E f(u) f(v) is a millionth of E f^2, and equals the integral of the joint density."""
+    from varflow.laws.separable import evaluated
+
+    f = sp.Piecewise((x, x > 1), (0, True))
+    law = [np.array([v]) for v in (0.05, 0.01, 0.04)]
+    value, sure = evaluated((f, f), law)
+    spread = 0.05 * 0.04 - 0.01**2
+
+    def inner(u: Any) -> Any:
+        """The integral over v > 1 of v times the joint density at u."""
+        mean, s = 0.2 * u, mp.sqrt(mp.mpf(spread) / mp.mpf("0.05"))
+        t = (1 - mean) / s
+        tail = mp.erfc(t / mp.sqrt(2)) / 2
+        return (mean * tail + s * mp.npdf(t)) * u * mp.npdf(u, 0, mp.sqrt(mp.mpf("0.05")))
+
+    with mp.workdps(30):
+        want = mp.quad(inner, [1, 1.2, 1.5, 2, 3, 4])
+    assert sure.all()
+    assert float(value[0]) == pytest.approx(float(want), rel=1e-10)

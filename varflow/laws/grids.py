@@ -16,15 +16,28 @@ import numpy as np
 from varflow.errors import InputError
 from varflow.laws.hermite import SIZES, Coefficients, Collector, grid, mehler, remainder
 from varflow.laws.integrand import Function, Integrand, integrand
-from varflow.laws.meshes import Line, Overflow, chunks, damped, mesh, reaches, uniform
+from varflow.laws.meshes import (
+    Line,
+    Overflow,
+    chunks,
+    damped,
+    damped_product,
+    mesh,
+    parts,
+    reaches,
+    uniform,
+)
 from varflow.laws.panels import Array, Index, integrate, resolved
 from varflow.laws.rotated import rotated
+from varflow.laws.scales import ROWS, tabulated
 
 __all__ = ["Integrand", "gaussian_kernel", "gaussian_moment"]
 
 ACCEPTED = 1e-13
 BLOCK = 16_384
-ROWS = 512
+MOMENT_NODES = 32
+SCALES = {64: 56, 256: 104, 1024: 200}
+"""Standard deviations within an octave from which the coefficients at all others follow."""
 WIDTH = 3.0
 """Of panels before refinement, in standard deviations: 24 nodes resolve the density on it."""
 
@@ -51,15 +64,26 @@ def gaussian_moment(f: Function, q: Any, mean: Any = 0.0) -> Array:
 def moments(line: Line) -> Array:
     """E f(mean + sigma z) for every row, sigma > 0."""
     result = np.empty(len(line.sigma))
-    for rows in chunks(line.sigma, ROWS):
-        result[rows] = _moments_of(line.take(rows))
+    for rows in chunks(line.sigma):
+        result[rows] = _moments_in_octave(line.take(rows))
     return result
 
 
-def _moments_of(line: Line) -> Array:
+def _moments_in_octave(line: Line) -> Array:
+    def table(sigma: Array) -> tuple[Array, Array]:
+        value, size = _moments_of(line.at(sigma))
+        return value[:, None], size
+
+    if line.one_mean:
+        return np.asarray(tabulated(line.sigma, MOMENT_NODES, table)[:, 0])
+    return np.concatenate([_moments_of(line.take(part))[0] for part in parts(len(line.sigma))])
+
+
+def _moments_of(line: Line) -> tuple[Array, Array]:
+    """E f and E abs(f)."""
     overflow = Overflow(len(line.sigma))
     reach = reaches(line.values, 2, overflow)
-    result = np.empty(len(line.sigma))
+    result, size = np.empty(len(line.sigma)), np.empty(len(line.sigma))
     for one in np.unique(reach):
         rows = np.flatnonzero(reach == one)
         part = line.take(rows)
@@ -68,8 +92,8 @@ def _moments_of(line: Line) -> Array:
         def f(row: Index, z: Array, part: Line = part, rows: Index = rows) -> Array:
             return overflow.cleared(rows[row], damped(part.values(row, z), z, 2))
 
-        result[rows] = integrate(f, mesh(base, part.breaks(one, WIDTH)))[0]
-    return overflow.applied(result)
+        result[rows], size[rows] = integrate(f, mesh(base, part.breaks(one, WIDTH)))
+    return overflow.applied(result), overflow.applied(size)
 
 
 def gaussian_kernel(
@@ -166,7 +190,7 @@ def _product(first: Line, second: Line) -> Array:
         def f(
             row: Index, z: Array, left: Line = left, right: Line = right, rows: Index = rows
         ) -> Array:
-            values = damped(left.values(row, z), z, 1) * damped(right.values(row, z), z, 1)
+            values = damped_product(left.values(row, z), right.values(row, z), z)
             return overflow.cleared(rows[row], values)
 
         breaks = mesh(uniform(one, WIDTH), left.breaks(one, WIDTH), right.breaks(one, WIDTH))
@@ -182,8 +206,7 @@ def _signed(overflow: Overflow, result: Array, first: Line, second: Line) -> Arr
 
 def _plane(first: Line, second: Line, r: Array) -> Array:
     """abs(r) < 1: Mehler's series where it converges, rotated coordinates elsewhere."""
-    left, i = _distinct(first)
-    right, j = _distinct(second)
+    left, i, right, j = _distinct_sides(first, second)
     overflow = Overflow(len(r))
     reach1, reach2 = _reached(left, i, overflow), _reached(right, j, overflow)
     result, scale = np.zeros(len(r)), np.zeros(len(r))
@@ -194,6 +217,21 @@ def _plane(first: Line, second: Line, r: Array) -> Array:
         reach = np.maximum(reach1[i], reach2[j])[todo]
         result[todo] = rotated(first.take(todo), second.take(todo), r[todo], reach, scale[todo])
     return _signed(overflow, result, first, second)
+
+
+def _distinct_sides(first: Line, second: Line) -> tuple[Line, Index, Line, Index]:
+    """The different rows of both sides, and which of them every pair has; one table where f is g."""
+    if first.f is not second.f:
+        return *_distinct(first), *_distinct(second)
+    both, place = _distinct(
+        Line(
+            first.f,
+            np.concatenate([first.mean, second.mean]),
+            np.concatenate([first.sigma, second.sigma]),
+        )
+    )
+    i, j = np.split(place, 2)
+    return both, i, both, j
 
 
 def _distinct(line: Line) -> tuple[Line, Index]:
@@ -225,11 +263,7 @@ def _series(
     trial = todo[_worth(size, r[todo])]
     if len(trial) == 0:
         return todo
-    a, i = _coefficients(size, left, trial)
-    same = left[0].f is right[0].f and np.array_equal(left[2][trial], right[2][trial])
-    same = same and np.array_equal(left[0].sigma, right[0].sigma)
-    same = same and np.array_equal(left[0].mean, right[0].mean)
-    b, j = (a, i) if same else _coefficients(size, right, trial)
+    a, i, b, j = _both(size, left, right, trial)
     bound = remainder(a.tail[i], b.tail[j], r[trial], size)
     scale[trial] = np.sqrt(a.square[i] * b.square[j])
     good = bound <= ACCEPTED * scale[trial]
@@ -241,21 +275,46 @@ def _worth(size: int, r: Array) -> Any:
     return np.abs(r) > -1 if size < SIZES[-1] else np.abs(r) < 0.98
 
 
+def _both(
+    size: int, left: Side, right: Side, trial: Index
+) -> tuple[Coefficients, Index, Coefficients, Index]:
+    if left[0] is not right[0]:
+        return *_coefficients(size, left, trial), *_coefficients(size, right, trial)
+    owner = np.concatenate([left[2][trial], right[2][trial]])
+    made, place = _coefficients(size, (left[0], left[1], owner), np.arange(len(owner)))
+    i, j = np.split(place, 2)
+    return made, i, made, j
+
+
 def _coefficients(size: int, side: Side, trial: Index) -> tuple[Coefficients, Index]:
     line, reach, owner = side
     used, place = np.unique(owner[trial], return_inverse=True)
     line, reach = line.take(used), reach[used]
-    values, square = np.empty((len(used), size)), np.empty(len(used))
+    values, norm = np.empty((len(used), size)), np.empty(len(used))
+    for rows in chunks(line.sigma):
+        made = _in_octave(size, reach[rows], line.take(rows))
+        values[rows], norm[rows] = made[:, :-1], made[:, -1]
+    return Coefficients(values, norm**2), np.ravel(place)
+
+
+def _in_octave(size: int, reach: Array, line: Line) -> Array:
+    """Coefficients and sqrt(E f^2), [rows, size + 1], of rows whose sigma differ by less than a factor of two."""
+
+    def table(sigma: Array) -> tuple[Array, Array]:
+        made = _resolve(size, float(reach.max()), line.at(sigma))
+        return made, made[:, -1]
+
+    if line.one_mean:
+        return tabulated(line.sigma, SCALES[size], table)
+    result = np.empty((len(line.sigma), size + 1))
     for one in np.unique(reach):
         inside = np.flatnonzero(reach == one)
-        for part in chunks(line.sigma[inside], ROWS):
-            rows = inside[part]
-            made = _resolve(size, one, line.take(rows))
-            values[rows], square[rows] = made.values, made.square
-    return Coefficients(values, square), np.ravel(place)
+        for part in parts(len(inside)):
+            result[inside[part]] = _resolve(size, float(one), line.take(inside[part]))
+    return result
 
 
-def _resolve(size: int, reach: float, line: Line) -> Coefficients:
+def _resolve(size: int, reach: float, line: Line) -> Array:
     collector = Collector(size, reach, len(line.sigma))
 
     def f(row: Index, z: Array) -> Array:
@@ -264,4 +323,5 @@ def _resolve(size: int, reach: float, line: Line) -> Coefficients:
     base = grid(size, reach)
     for panels in resolved(f, mesh(base, line.breaks(reach, base[1] - base[0]))):
         collector.add(panels)
-    return collector.result()
+    made = collector.result()
+    return np.column_stack([made.values, np.sqrt(made.square)])

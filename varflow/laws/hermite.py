@@ -76,7 +76,7 @@ class Collector:
         place = np.floor(((panels.a + panels.b) / 2 + self.reach) / width).astype(np.intp)
         place = np.clip(place, 0, count - 1)
         slot = panels.row * count + place
-        whole = panels.b - panels.a > 0.999 * width
+        whole = (panels.a == self.borders[place]) & (panels.b == self.borders[place + 1])
         weights = TO_COEFFICIENTS / (np.arange(ORDER) + 0.5)
         self.moments[slot[whole]] += panels.half[whole, None] * (panels.values[whole] @ weights)
         self._add_parts(panels, slot, place, ~whole, weights[:, 0])

@@ -17,7 +17,7 @@ from varflow.errors import InputError
 from varflow.laws.algebra import affine, depends, rational
 from varflow.laws.cells import KINKED, NotFlat, pieces
 from varflow.laws.numeric import vectorized
-from varflow.laws.panels import ORDER, TO_COEFFICIENTS, Array, points, tails
+from varflow.laws.panels import ORDER, TO_COEFFICIENTS, Array, Index, points, tails
 from varflow.symbols import X
 
 Function: TypeAlias = Any
@@ -102,7 +102,30 @@ class Integrand:
         if fresh:
             self.breaks = np.sort(np.concatenate([known, fresh]))
             mesh, _ = self._halved(self._start(reach, self.breaks))
-        return mesh
+        kept = self._joined(mesh)
+        gaps = np.diff(mesh, prepend=-np.inf, append=np.inf)
+        sharp = mesh[np.minimum(gaps[1:], gaps[:-1]) < 1e-9 * np.abs(mesh) + 1e-11]
+        self.breaks = np.union1d(self.breaks, np.intersect1d(kept, sharp))
+        return kept
+
+    def _joined(self, mesh: Array) -> Array:
+        """The mesh without points that f does not need."""
+        kept, last = mesh, len(mesh) + 1
+        while len(kept) < last:
+            last = len(kept)
+            for first in (1, 2):
+                kept = self._without(kept, np.arange(first, len(kept) - 1, 2))
+        return kept
+
+    def _without(self, mesh: Array, candidates: Index) -> Array:
+        """The mesh without those candidates, no two of them neighbours, across which f is smooth."""
+        candidates = candidates[~np.isin(mesh[candidates], self.breaks)]
+        if len(candidates) == 0:
+            return mesh
+        a, b = mesh[candidates - 1], mesh[candidates + 1]
+        size, error = self._unevenness(a, b)
+        smooth = error <= MESH_TOLERANCE * size + self._harmless(a, b)
+        return np.delete(mesh, candidates[smooth])
 
     def _start(self, reach: float, hard: Array) -> Array:
         dyadic = _ODD * 2.0 ** np.arange(-3, np.log2(reach))

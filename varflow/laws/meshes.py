@@ -13,8 +13,6 @@ from varflow.laws.panels import Array, Index, Rows
 
 REACHES = (12.0, 18.0, 24.0, 30.0, 36.0, 42.0, 48.0)
 """How far to go, in standard deviations: the first where f times density has died out."""
-ROOM = 400_000
-"""Breaks held at a time."""
 _SLACK = 1e-13
 _OFF = 0.4871
 
@@ -30,6 +28,15 @@ class Line:
     def take(self, rows: Index) -> Line:
         """Some rows of it."""
         return Line(self.f, self.mean[rows], self.sigma[rows])
+
+    def at(self, sigma: Array) -> Line:
+        """The same mean, that of the first row, at other standard deviations."""
+        return Line(self.f, np.full(len(sigma), self.mean[0]), sigma)
+
+    @property
+    def one_mean(self) -> bool:
+        """Whether all rows have the same mean."""
+        return bool(np.all(self.mean == self.mean[0]))
 
     def values(self, row: Index, z: Array) -> Array:
         """f at z [n, m], line n belonging to ``row[n]``."""
@@ -64,13 +71,19 @@ def uniform(reach: float, width: float) -> Array:
     return np.linspace(-reach, reach, round(2 * reach / width) + 1)
 
 
-def chunks(sigma: Array, most: int) -> Iterator[Index]:
+def chunks(sigma: Array, most: int = 10**9) -> Iterator[Index]:
     """Rows of similar sigma, at most ``most`` together."""
     order = np.argsort(sigma, kind="stable")
     octave = np.floor(np.log2(sigma[order]))
     for part in np.split(order, np.flatnonzero(np.diff(octave)) + 1):
         for i in range(0, len(part), most):
             yield part[i : i + most]
+
+
+def parts(count: int, most: int = 512) -> Iterator[Index]:
+    """0, 1, ..., count - 1 in runs of at most ``most``."""
+    for i in range(0, count, most):
+        yield np.arange(i, min(i + most, count))
 
 
 @dataclass
@@ -107,6 +120,13 @@ def damped(values: Array, z: Array, halves: int) -> Array:
         for _ in range(halves):
             values = values * root
     return values
+
+
+def damped_product(first: Array, second: Array, z: Array) -> Array:
+    """first * second * density(z), without overflow where the result has none."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        root = np.exp(-0.25 * z * z) / (2 * np.pi) ** 0.25
+        return np.asarray((first * root) * (second * root))
 
 
 def reaches(values: Rows, halves: int, overflow: Overflow) -> Array:

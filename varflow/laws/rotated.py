@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from varflow.laws.meshes import Line, damped, mesh, uniform
+from varflow.laws.meshes import Line, damped, damped_product, mesh, uniform
 from varflow.laws.panels import Array, Index, integrate
 
 OUTER = np.array([-8.5, -4.0, -1.5, 0.0, 1.5, 4.0, 8.5])
-INNER_ROWS = 2048
+INNER_ROWS, INNER_REACH, WIDTH = 2048, 8.5 / 12.0, 2.125
 
 
 def rotated(first: Line, second: Line, r: Array, reach: Array, scale: Array) -> Array:
@@ -69,7 +69,8 @@ def _inner(
     right = Line(right.f, right.mean - right.sigma * shift, right.sigma * c)
 
     def f(row: Index, p: Array) -> Array:
-        return damped(left.values(row, p), p, 1) * damped(right.values(row, p), p, 1)
+        return damped_product(left.values(row, p), right.values(row, p), p)
 
-    breaks = mesh(uniform(size[0], 1.5), left.breaks(size[0], 1.5), right.breaks(size[0], 1.5))
+    reach = INNER_REACH * size[0]
+    breaks = mesh(uniform(reach, WIDTH), left.breaks(reach, WIDTH), right.breaks(reach, WIDTH))
     return integrate(f, breaks, floor=size[1][owner])[0]

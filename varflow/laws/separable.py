@@ -11,10 +11,13 @@ import sympy as sp
 from varflow.laws.algebra import depends
 from varflow.laws.grids import gaussian_kernel, gaussian_moment
 from varflow.laws.integrand import Integrand, integrand
+from varflow.laws.meshes import Line, Overflow, reaches
+from varflow.laws.meshes import parts as parts_of
 from varflow.laws.panels import Array
+from varflow.laws.rotated import rotated
 from varflow.symbols import X
 
-SURE = 1e-2
+SURE, FURTHER = 1e-2, 1.5
 _COARSE, _COARSE_WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 Sides = tuple[sp.Expr, sp.Expr]
 
@@ -42,12 +45,23 @@ def evaluated(parts: Sides, law: list[Array]) -> tuple[Array, npt.NDArray[np.boo
     f, g = (integrand(part) for part in parts)
     values = gaussian_kernel(f, g, q1, q2, r)
     scale = np.sqrt(_square(parts[0], q1) * _square(parts[1], q2))
-    sure = np.isfinite(values) & (np.abs(values) > SURE * scale)
+    sure = (root == 0) | (np.abs(r) == 1) | (np.abs(values) > SURE * scale)
+    sure &= np.isfinite(values)
     doubtful = np.flatnonzero(np.isfinite(values) & ~sure)
     if len(doubtful):
-        size = _size(f, g, np.sqrt(q1[doubtful]), np.sqrt(q2[doubtful]), r[doubtful])
-        sure[doubtful] = size > SURE * scale[doubtful]
+        sizes = _sizes(f, g, np.sqrt(q1[doubtful]), np.sqrt(q2[doubtful]), r[doubtful])
+        small = doubtful[~(sizes > SURE * scale[doubtful])]
+        values[small] = _small(f, g, np.sqrt(q1[small]), np.sqrt(q2[small]), r[small])
+        sure[doubtful] = np.isfinite(values[doubtful])
     return values, sure | (root == 0)
+
+
+def _small(f: Integrand, g: Integrand, s1: Array, s2: Array, r: Array) -> Array:
+    """E f g to a part of itself, where it is far below sqrt(E f^2 E g^2): what counts lies far out."""
+    first, second = Line(f, np.zeros_like(s1), s1), Line(g, np.zeros_like(s2), s2)
+    left, right = Overflow(len(r)), Overflow(len(r))
+    reach = np.maximum(reaches(first.values, 1, left), reaches(second.values, 1, right))
+    return rotated(first, second, r, FURTHER * reach, np.zeros_like(r))
 
 
 def _square(f: sp.Expr, q: Array) -> Array:
@@ -59,14 +73,15 @@ def _squared(f: sp.Expr) -> Integrand:
     return Integrand(f**2)
 
 
-def _size(f: Integrand, g: Integrand, s1: Array, s2: Array, r: Array) -> Array:
+def _sizes(f: Integrand, g: Integrand, s1: Array, s2: Array, r: Array) -> Array:
     """E abs(f g) to a digit."""
     u, v = _COARSE[:, None], _COARSE[None, :]
     weights = np.outer(_COARSE_WEIGHTS, _COARSE_WEIGHTS) / (2 * np.pi)
     found = np.empty(len(r))
     with np.errstate(all="ignore"):
-        for k in range(len(r)):
-            first = f(np.broadcast_to(s1[k] * u, weights.shape))
-            second = g(s2[k] * (r[k] * u + np.sqrt(1 - r[k] ** 2) * v))
-            found[k] = np.sum(np.abs(first * second) * weights)
+        for rows in parts_of(len(r), 64):
+            x, y, c = (a[rows, None, None] for a in (s1, s2, r))
+            first = f(np.broadcast_to(x * u, (len(rows), *weights.shape)))
+            second = g(y * (c * u + np.sqrt(1 - c * c) * v))
+            found[rows] = np.sum(np.abs(first * second) * weights, axis=(1, 2))
     return found
