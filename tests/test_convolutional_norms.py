@@ -101,7 +101,6 @@ def test_densenet_by_brute_force() -> None:
     check(net, forward, bias=0.02, draws=100, samples=16)
 
 
-@pytest.mark.xfail(strict=True, reason="sums of shares are not brought to one fraction")
 def test_densenet_reads_as_one() -> None:
     net, x = image("n", "s", "s")
     x = net.concat(x, net.conv(net.relu(net.batch_norm(x)), "k", 3, **RING, **HE))
@@ -417,6 +416,5 @@ def test_standardized_weights_between_places() -> None:
     assert numbers["p"]["second_moment"] == pytest.approx(covariance.mean())
 
 
-@pytest.mark.xfail(strict=True, reason="squared means are not cancelled against second moments")
 def test_standardized_weights_read_as_one() -> None:
     assert vf.derive(nfnet(RING, "n", "s"))["y"].second_moment == 1

@@ -17,6 +17,7 @@ import sympy as sp
 
 from varflow.activations import substitute
 from varflow.calculus import symbols_in
+from varflow.laws.tidy import joined
 from varflow.symbols import positive_slot, slot
 
 EXACTNESS = ("exact", "wide", "closure", "measured", "underived")
@@ -281,7 +282,7 @@ class Expansion:
         if any(self._known[a] is None for a in m.args if isinstance(a, Moment)):
             return None
         expr = fill(m.template, m.args, lambda a: self._known[a])
-        return sp.oo if expr.has(sp.zoo) else expr
+        return sp.oo if expr.has(sp.zoo) else joined(expr)
 
 
 class Evaluation:

@@ -6,6 +6,11 @@ from functools import lru_cache
 
 import sympy as sp
 
+from varflow.laws.algebra import size
+
+JOINED = 150
+"""Nodes of an expression beyond which its fractions are left apart."""
+
 
 def tidy(expr: sp.Expr) -> sp.Expr:
     """Collect a sum by its irrational factors; rational coefficients are factored.
@@ -118,3 +123,15 @@ def _factored_ratio(coefficient: sp.Expr) -> sp.Expr:
     if joined.is_polynomial() and sp.fraction(joined)[1].is_Rational:
         return coefficient
     return sp.factor(joined)
+
+
+@lru_cache(maxsize=16384)
+def joined(expr: sp.Expr) -> sp.Expr:
+    """A short sum of fractions brought to one where that makes it half as long or less, as shares that add up to one
+    do; anything else as it is."""
+    fractions = expr.is_Add and any(isinstance(p.base, sp.Add) and p.exp.is_negative for p in expr.atoms(sp.Pow))
+    length = size(expr, JOINED) if fractions else 0
+    if not 0 < length <= JOINED or not expr.is_rational_function():
+        return expr
+    found = sp.cancel(expr)
+    return found if 2 * size(found, JOINED) <= length else expr
