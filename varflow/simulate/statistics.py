@@ -194,19 +194,22 @@ class Statistics:
         while start < len(rows):
             block, offset = divmod(first_draw + start, BLOCK)
             count = min(BLOCK - offset, len(rows) - start)
-            self._add_to_block(block, offset, rows[start : start + count])
+            added = rows[start : start + count].copy()
+            self._add_to_block(block, dict(enumerate(added, offset)))
             start += count
 
-    def _add_to_block(self, block: int, offset: int, rows: Rows) -> None:
-        if any((level, block >> level) in self.parts for level in range(64)):
-            raise InputError(f"draw {block * BLOCK + offset} is counted already")
-        waiting = self.pending.setdefault(block, {})
-        for k, row in enumerate(rows):
-            if offset + k in waiting:
-                raise InputError(f"draw {block * BLOCK + offset + k} is counted already")
-            waiting[offset + k] = row.copy()
-        if len(waiting) == BLOCK:
-            self._join(0, block, _reduced(self.pending.pop(block)))
+    def _add_to_block(self, block: int, rows: Mapping[int, Float]) -> None:
+        """Rows of one block by their places in it."""
+        waiting = self.pending.get(block, {})
+        counted = any((level, block >> level) in self.parts for level in range(64))
+        if counted or not waiting.keys().isdisjoint(rows):
+            raise InputError(f"draw {block * BLOCK + min(rows)} is counted already, or a later one of its block")
+        waiting = {**waiting, **rows}
+        if len(waiting) < BLOCK:
+            self.pending[block] = waiting
+        else:
+            self.pending.pop(block, None)
+            self._join(0, block, _reduced(waiting))
 
     def _join(self, level: int, index: int, part: Part) -> None:
         while (level, index ^ 1) in self.parts:
@@ -224,8 +227,7 @@ class Statistics:
                 raise InputError(f"draw {(index << level) * BLOCK} is counted already")
             self._join(level, index, part)
         for block, rows in other.pending.items():
-            for offset in sorted(rows):
-                self._add_to_block(block, offset, rows[offset][None])
+            self._add_to_block(block, rows)
 
     def _covers(self, level: int, index: int) -> bool:
         return any(
