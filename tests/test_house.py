@@ -30,7 +30,7 @@ FLOORS = (
     ("onevariable", "composition", "smallsignal", "depthmap", "meanfield", "criticality", "spectrum", "tailor",
      "variances"),
     ("simulate",),
-    ("roots", "solve"),
+    ("roots", "trials", "solve"),
     ("verify",),
     ("export",),
     ("load",),

@@ -11,6 +11,7 @@ from scipy.stats import norm as normal
 import varflow as vf
 from tests.convolutional import GAIN, HE, Draw, F, N, Tensor, check, image, profile
 from varflow.laws.maxima import Maximum, sampled_winner, winner
+from varflow.laws.moments import Evaluation
 from varflow.symbols import arg
 from varflow.window import Window
 
@@ -147,3 +148,36 @@ def test_formula_of_correlated_maxima() -> None:
         weight = 2 * normal.cdf(u)[None, :] * density[None, :] * density[:, None]
         assert moment is not None
         assert float(moment) == pytest.approx(float((z**power * weight).sum() * (u[1] - u[0]) ** 2), rel=1e-5)
+
+
+def test_unet_is_solved() -> None:
+    """Every scale of U-Net keeps the second moment, whatever the maxima before it are: 2 behind relu, 1 behind none."""
+    solution = vf.solve(vf.load("unet"))
+    assert all(a.value == (1 if a.unknown.name in ("s_up1", "s_up2", "s_up3", "s_up4", "s_y") else 2)
+               for a in solution.answers)
+    assert not any("unit second moment" in note for note in solution.notes)
+
+
+def test_solved_by_numbers() -> None:
+    """Behind the third maximum of an elu no second moment has a formula: its numbers give the scale."""
+    net, h = image(64, 16, 16)
+    for k in range(4):
+        h = net.elu(net.conv(h, 64, 3, name=f"c{k}", padding=1, padding_mode="circular"), name="y" if k == 3 else f"f{k}")
+        h = net.max_pool(h, 2, name=f"p{k}") if k < 3 else h
+    solution = vf.solve(net)
+    last = solution.answers[-1]
+    assert not last.closed_form and "numbers" in last.note and str(last.condition.rhs) == "q_p2"
+    limit = solution.derivation.main
+    moments = Evaluation({}, lambda m: float("nan"))
+    start, end = (moments.of(limit.second(limit.program.values[k])) for k in ("p2", "y"))
+    assert end == pytest.approx(start, rel=1e-8)
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.input(64, 16, 16)
+        for k, answer in enumerate(solution.answers):
+            h = F.elu(draw.name(f"c{k}", draw.conv(h, 64, 3, float(answer.value), ring=True)))
+            h = draw.name(f"p{k}", F.max_pool2d(h, 2)) if k < 3 else h
+        return h
+
+    numbers = check(solution.network, forward, backward=False, draws=200, bias=0.03, samples=2)
+    assert numbers["y"]["second_moment"] == pytest.approx(numbers["p2"]["second_moment"], rel=0.02)

@@ -155,6 +155,18 @@ def test_overlapping_means() -> None:
     assert vf.derive(net).numeric({})["y"]["second_moment"] == pytest.approx((1 / 3 + 1 / 9) / 2)
 
 
+def test_formula_of_two_averages() -> None:
+    """(q + (w-1) c)/w behind an average of w places, c between two of them."""
+    net, x = image("n", "s", "s", position_correlation="1/4")
+    h = net.avg_pool(net.relu(net.conv(x, "n", 3, **RING, **HE)), 2, name="a")
+    net.mean_pool(h, name="g")
+    d = vf.derive(net)
+    symbol, q, c = d.network.symbols["s"], 1, 2 * float(np.sqrt(1 - 1 / 16) + (np.pi - np.arccos(1 / 4)) / 4) / (2 * np.pi)
+    averaged, mean = d["a"].second_moment, d["g"].second_moment
+    assert averaged is not None and float(averaged) == pytest.approx((q + 3 * c) / 4)
+    assert mean is not None and float(mean.subs(symbol, 8)) == pytest.approx(((q + 3 * c) / 4 + 15 * c) / 16)
+
+
 def test_pixel_shuffle_pooled() -> None:
     """Places of a cell come from different channels: independent, whatever the correlation of places."""
     net, x = image("4*n", 3, 3, position_correlation="1/2")

@@ -21,6 +21,7 @@ from varflow.policy import Segment, check_policy, compromise, segments
 from varflow.rebuild import scaled_variance
 from varflow.roots import Root, solve_for, solve_system
 from varflow.symbols import arg
+from varflow.trials import by_trials
 
 GRADIENT = sp.Symbol("g", positive=True)
 VARIANCE = sp.Symbol("v", positive=True)
@@ -200,30 +201,54 @@ class _Solver:
             found = self._forward_of_any_signal(part, unknown, first, last, budget)
             if found is not None:
                 return found
+            found = self._forward_by_trials(part, unknown, first, last, budget)
+            if found is not None:
+                return found
             if part.activation(first) is not None:
                 return self._forward_at_unit_signal(part, unknown, first, budget, "has no formula")
         return self._saturating(part, unknown, first, budget, start)
 
     def _forward_of_any_signal(self, part: Part, unknown: sp.Symbol, first: Segment, last: Segment,
                                budget: sp.Expr) -> Answer | None:
-        """The forward condition with a symbol for an input moment that has no formula; None unless the answer is the
-        same for all of them."""
+        """The forward condition with symbols for moments that have no formula; None unless the answer is the same for
+        all of them."""
         start, end = part.second(first.start), part.second(last.end)
         if not isinstance(start, Moment) or end is None:
             return None
-        signal = sp.Dummy("q", positive=True)
+        for signals in ([start], [a for a in start.args if isinstance(a, Moment)]):
+            found = self._forward_of_signals(signals, (start, end), unknown, budget)
+            if found is not None:
+                return found
+        return None
+
+    def _forward_of_signals(self, signals: list[Moment], ends: tuple[Quantity, Quantity], unknown: sp.Symbol,
+                            budget: sp.Expr) -> Answer | None:
         expansion = Expansion()
-        expansion.seed(start, signal)
-        expr = expansion.of(end)
-        if expr is None:
+        names = [sp.Symbol("q_in" if len(signals) == 1 else f"q_{m.node}", positive=True) for m in signals]
+        for m, name in zip(signals, names, strict=True):
+            expansion.seed(m, name)
+        before, after = (expansion.of(q) for q in ends)
+        if before is None or after is None:
             return None
-        expr = expr.subs(self.table)
-        root = solve_for(expr, budget * signal, unknown)
-        if root.value is None or signal in root.value.free_symbols:
+        before, after = before.subs(self.table), tidy(after.subs(self.table))
+        root = solve_for(after, budget * before, unknown)
+        if root.value is None or root.value.free_symbols & set(names):
             return None
-        shown = sp.Symbol("q_in", positive=True)
-        condition = sp.Eq(expr.subs(signal, shown), budget * shown, evaluate=False)
-        return _answer(unknown, condition, root, f"{unknown}: the same for an input of any second moment q_in.")
+        condition = sp.Eq(after, budget * before, evaluate=False)
+        which = ", ".join(map(str, names))
+        return _answer(unknown, condition, root, f"{unknown}: the same for an input of any second moment {which}.")
+
+    def _forward_by_trials(self, part: Part, unknown: sp.Symbol, first: Segment, last: Segment,
+                           budget: sp.Expr) -> Answer | None:
+        """The forward condition by numbers, where moments have no formula; None where they have no numbers."""
+        start, end = part.second(first.start), part.second(last.end)
+        root = None if start is None or end is None else by_trials(start, end, budget, unknown, self.table)
+        if root is None:
+            return None
+        names = [f"q_{part.program.instructions[v].node}" for v in (first.start, last.end)]
+        before, after = sp.Symbol(names[0], positive=True), sp.Function(names[1])(unknown)
+        return _answer(unknown, sp.Eq(after, budget * before, evaluate=False), root,
+                       f"{unknown}: by the numbers of both second moments, known to about three digits.")
 
     def _forward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
                                 why: str = "depends on open symbols") -> Answer:

@@ -222,7 +222,7 @@ class Laws(Covariances):
             return sampled(self, [x, y], view, max(x.variable, y.variable, key=_born))
 
     def _find_pair(self, x: Instance, y: Instance, view: View) -> Formula:
-        for a, b in ((x, y), (y, x)):
+        for a, b in ((y, x), (x, y)):
             if isinstance(a.variable, PositionAverage | SampleMean):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):

@@ -288,12 +288,19 @@ class Expansion:
 class Evaluation:
     """Numbers for all moments by one pass of compiled templates, over parameter grids too.
 
-    ``values`` maps symbols' names to numbers or arrays; ``measured`` supplies moments that have no formula.
+    ``values`` maps symbols' names to numbers or arrays; ``measured`` supplies moments that have no formula, ``known``
+    numbers that are known before.
     """
 
-    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any], profiles: bool = False) -> None:
+    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any], profiles: bool = False,
+                 known: Mapping[Moment, Any] | None = None) -> None:
         self.values, self.measured, self.profiles = values, measured, profiles
-        self._known: dict[Moment, Any] = {}
+        self._known: dict[Moment, Any] = dict(known or {})
+
+    @property
+    def known(self) -> Mapping[Moment, Any]:
+        """The numbers found so far."""
+        return self._known
 
     def of(self, quantity: Quantity) -> Any:
         """The number (or array) of a moment or of an expression of the network's symbols."""

@@ -1,0 +1,73 @@
+"""Conditions on moments that have numbers but no formulas, solved by trial values of the unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import sympy as sp
+
+from varflow.errors import UnsupportedError
+from varflow.laws.moments import Evaluation, Moment, Quantity
+from varflow.roots import Root
+
+LEAST, MOST, POINTS = 1e-3, 1e3, 25
+
+
+def depends_on(quantity: Quantity, unknown: sp.Symbol, known: dict[Moment, bool]) -> bool:
+    """Whether a moment changes with an unknown."""
+    if not isinstance(quantity, Moment):
+        return unknown in quantity.free_symbols
+    stack = [quantity]
+    while stack:
+        m = stack[-1]
+        missing = [a for a in m.args if isinstance(a, Moment) and a not in known]
+        if missing:
+            stack += missing
+            continue
+        stack.pop()
+        inner = any(known[a] if isinstance(a, Moment) else unknown in a.free_symbols for a in m.args)
+        known[m] = inner or (m.template is not None and unknown in m.template.free_symbols)
+    return known[quantity]
+
+
+def _refuse(m: Moment) -> float:
+    raise UnsupportedError("a moment that only a population gives", m.node)
+
+
+def by_trials(start: Quantity, end: Quantity, budget: sp.Expr, unknown: sp.Symbol,
+              table: Mapping[sp.Symbol, sp.Expr]) -> Root | None:
+    """The least value of the unknown with end = budget start, to 1e-12 of their numbers; None where there are none (an
+    open symbol, a moment that only a population gives) or no value is found."""
+    if not budget.is_number or not all(v.is_number for v in table.values()):
+        return None
+    values = {s.name: float(v) for s, v in table.items()}
+    fixed: dict[Moment, bool] = {}
+    try:
+        return _searched(start, end, float(budget), unknown, values, fixed)
+    except (KeyError, UnsupportedError):
+        return None
+
+
+def _searched(start: Quantity, end: Quantity, budget: float, unknown: sp.Symbol, values: dict[str, float],
+              fixed: dict[Moment, bool]) -> Root | None:
+    from scipy.optimize import brentq
+
+    first = Evaluation({**values, unknown.name: 1.0}, _refuse)
+    for q in (start, end):
+        first.of(q)
+        depends_on(q, unknown, fixed)
+    kept = {m: x for m, x in first.known.items() if not fixed.get(m, True)}
+
+    def miss(log: float) -> float:
+        trial = Evaluation({**values, unknown.name: float(np.exp(log))}, _refuse, known=kept)
+        return float(trial.of(end)) / float(trial.of(start)) / budget - 1
+
+    grid = np.linspace(np.log(LEAST), np.log(MOST), POINTS)
+    misses = [miss(float(x)) for x in grid]
+    found = [float(np.exp(brentq(miss, a, b, xtol=1e-13, rtol=1e-14)))
+             for a, b, fa, fb in zip(grid, grid[1:], misses, misses[1:], strict=False) if fa * fb < 0]
+    if not found:
+        return None
+    numbers = [sp.Float(x, 15) for x in found]
+    return Root(numbers[0], closed_form=False, others=tuple(numbers[1:]))
