@@ -119,6 +119,21 @@ def gated() -> Network:
     return net
 
 
+def rotated() -> Network:
+    """Haar matrices: one used three times, one of them as the transpose, and one that is not square.
+
+    Six columns and six gradients leave some of 16 directions free: a matrix of 6 rows would be known whole, and exact
+    zeros (inner products behind ReLUs that share no unit) would differ by the noise of float32.
+    """
+    net = Network("rotated")
+    x = net.input("x", 16)
+    h = net.relu(net.linear(x, 16, weight="W", variance="2/fan_in", distribution="orthogonal"), name="h")
+    g = net.tanh(net.linear(h, 16, weight="W", variance="2/fan_in", distribution="orthogonal"), name="g")
+    z = net.linear(g, 16, weight="W", variance="2/fan_in", distribution="orthogonal", transpose=True, name="z")
+    net.linear(net.relu(z), 10, variance="1/fan_in", distribution="orthogonal", name="y")
+    return net
+
+
 def convolved() -> Network:
     """Two groups behind zero padding, a stride, a projection beside it."""
     net = Network("convolved")
@@ -141,7 +156,10 @@ def convolved_again() -> Network:
 
 NETWORKS: dict[str, Callable[[], Network]] = {
     f.__name__: f
-    for f in (mlp, residual, recurrent, tied, tied_twice, mixture, positions, blocks, gated, convolved, convolved_again)
+    for f in (
+        mlp, residual, recurrent, tied, tied_twice, mixture, positions, blocks, gated, convolved, convolved_again,
+        rotated,
+    )
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom, chi2, kstest
+from scipy.stats import beta, binom, chi2, kstest
 
 import varflow as vf
 from tests.simulate.collapsed_law import NETWORKS, RESULT, agreement
@@ -23,6 +23,7 @@ from varflow.simulate.collapsed import choose
 from varflow.simulate.cpu import Chunk, Simulator, simulate
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import Revealed, collapse
+from varflow.simulate.kernels_haar import RevealedHaar, collapse_haar
 from varflow.simulate.plan import make_plan
 from varflow.simulate.tape import fits
 from varflow.verify import plan
@@ -151,6 +152,35 @@ def test_every_use_is_consistent_with_one_matrix() -> None:
             )
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(13, 13), (15, 11), (11, 15)])
+def test_haar_uses_are_those_of_one_isometry(rows: int, columns: int) -> None:
+    """d . (W x) = (W^T d) . x for all pairs of uses, and no length changes where W has orthonormal columns or rows."""
+    draws, rng, revealed = 50, np.random.default_rng(0), RevealedHaar(50, 8, max(rows, columns))
+    uses: tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]] = ([], [])
+    for k, transpose in enumerate((False, True, True, False)):
+        x = rng.standard_normal((draws, 2, rows if transpose else columns)).astype(np.float32)
+        y = collapse_haar(x, rows, columns, 1.0, revealed, k, seed=1, transpose=transpose)
+        uses[transpose].append((x, y))
+        if (columns if transpose else rows) == max(rows, columns):
+            np.testing.assert_allclose(np.einsum("dik,djk->dij", y, y), np.einsum("dik,djk->dij", x, x), atol=1e-3)
+    for (x, y), (d, e) in product(*uses):
+        np.testing.assert_allclose(np.einsum("dik,djk->dij", d, y), np.einsum("dik,djk->dij", e, x), atol=1e-3)
+
+
+def test_haar_columns_are_uniform_on_their_spheres() -> None:
+    """A coordinate's square is Beta(1/2, (N-1)/2), in what is orthogonal to the first column Beta(1/2, (N-2)/2)."""
+    draws, n = 20_000, 9
+    revealed, x = RevealedHaar(draws, 2, n), np.zeros((draws, 2, n), np.float32)
+    x[:, 0, :2] = x[:, 1, 1:3] = 2**-0.5
+    one, two = (collapse_haar(x[:, k : k + 1], n, n, 1.0, revealed, k, seed=1)[:, 0] for k in range(2))
+    assert kstest(one[:, 0] ** 2, beta(0.5, (n - 1) / 2).cdf).pvalue > LEAST
+    rest = (two - one / 2) / 0.75**0.5
+    axis = np.eye(n)[0] - one[:, :1] * one
+    along = (rest * axis).sum(axis=1) / np.linalg.norm(axis, axis=1)
+    assert kstest(along**2, beta(0.5, (n - 2) / 2).cdf).pvalue > LEAST
+    assert kstest(along**2, beta(0.5, (n - 1) / 2).cdf).pvalue < LEAST
+
+
 def test_columns_that_depend_on_others() -> None:
     """Zero columns, equal ones and sums give zero, equal results and sums."""
     draws = 200
@@ -202,7 +232,7 @@ def test_signals_of_any_size(scale: str) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "uniform": ({"distribution": "uniform"}, "uniform"),
     "rademacher": ({"distribution": "rademacher"}, "rademacher"),
-    "orthogonal": ({"distribution": "orthogonal"}, "orthogonal"),
+    "orthogonal": ({"distribution": "orthogonal", "keep": "1/2"}, "mask"),
     "sparse": ({"keep": "1/2"}, "mask"),
 }
 
@@ -229,6 +259,12 @@ def test_auto_collapses_what_is_cheaper() -> None:
     assert all(c.collapse for c in few.by_weight.values())
     assert not any(c.collapse for c in many.by_weight.values())
     assert "z1 (64 x 64, 2 uses, columns 2 + 2): collapsed" in few.text()
+    net = Network("image")
+    h = net.conv(net.input("x", 128, (2, 2)), 128, kernel=3, padding=1, name="wide", variance="1/fan_in")
+    net.depthwise_conv(h, kernel=3, padding=1, name="deep", variance="1/fan_in")
+    image = choose(lower(net), 2, "auto")
+    assert (image.collapsed("wide"), image.collapsed("deep")) == (True, False)
+    assert "wide (128 x 1152, 2 uses, columns 8 + 8): collapsed" in image.text()
     assert not any(c.collapse for c in choose(program, 2, "sampled").by_weight.values())
 
 

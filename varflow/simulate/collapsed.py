@@ -2,6 +2,7 @@
 
 What a matrix of i.i.d. Gaussian entries does to the columns of a contraction (samples, positions, patches of a
 convolution) is Gaussian given the columns: `kernels_collapse` draws it for the cost of the columns' inner products.
+What a Haar matrix does to them is an isometry of their span, uniform among those: `kernels_haar`.
 A weight is collapsed in all of its uses or in none.
 """
 
@@ -17,9 +18,10 @@ from varflow.simulate.sizes import number, whole
 
 METHODS = ("auto", "sampled", "collapsed")
 
-NORMAL, PRODUCT, INNER, COMBINED, SOLVED, MOVED, CALL = 1.1, 0.03, 0.025, 0.025, 0.3, 1.5, 200.0
+NORMAL, PRODUCT, INNER, COMBINED, SOLVED, MOVED, CALL, TRIANGULAR = 1.1, 0.03, 0.025, 0.025, 0.3, 1.5, 200, 3
 """Nanoseconds of one core: a normal number; a generated weight times an entry of one column; a term of an inner
-product; a term of a linear combination; a step of a small solve; an entry of a patch; a contraction of no size."""
+product; a term of a linear combination; a step of a small solve; an entry of a patch; a contraction of no size; one of
+the N M^2 steps of a QR factorization."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,10 @@ def _time(nanoseconds: float) -> str:
 
 def refusal(w: Weight) -> str:
     """Why products with a weight cannot be drawn without it; empty where they can."""
-    if w.distribution != "normal":
-        return f"its distribution is {w.distribution}, and only products with Gaussian entries are Gaussian"
+    if w.distribution == "orthogonal" and (w.taps, w.groups) != (1, 1):
+        return "it is orthogonal, with several taps or groups"
+    if w.distribution not in ("normal", "orthogonal"):
+        return f"its distribution is {w.distribution}: only products with Gaussian or Haar matrices have a known law"
     if number(w.keep, f"keep of {w.name!r}") < 1:
         return "a sparsity mask (keep < 1) makes its entries non-Gaussian"
     return ""
@@ -128,6 +132,21 @@ def uses_of(program: Program, samples: int) -> dict[str, list[Use]]:
             use = Use(value, p.transpose, samples * places, inner, outer, groups, p.window is not None)
             found.setdefault(p.weight, []).append(use)
     return found
+
+
+def haar_costs(uses: Sequence[Use]) -> tuple[float, float]:
+    """Nanoseconds a draw with an orthogonal weight that is drawn, once, and with one that is not."""
+    first = uses[0]
+    tall, thin = max(first.inner, first.outer), min(first.inner, first.outer)
+    drawn, collapsed, known = (NORMAL + TRIANGULAR * thin) * tall * thin, 0.0, 0
+    for u in uses:
+        terms = u.columns * (known + u.columns / 2)
+        drawn += CALL + PRODUCT * u.inner * u.outer * u.columns
+        moved = MOVED * u.columns * (2 * tall + u.inner)
+        collapsed += CALL + NORMAL * u.columns * tall + (INNER + COMBINED) * terms * 2 * tall + moved
+        known += u.columns
+        collapsed += SOLVED * u.columns * known**2
+    return drawn, collapsed
 
 
 def sampled_cost(uses: Sequence[Use]) -> float:
@@ -171,7 +190,8 @@ def choose(program: Program, samples: int, method: str) -> Choices:
             raise UnsupportedError(
                 f"weight {name!r} cannot be collapsed", name, reason, 'method="auto" or "sampled"'
             )
-        costs = sampled_cost(uses), collapsed_cost(uses)
+        haar = program.weights[name].distribution == "orthogonal"
+        costs = haar_costs(uses) if haar else (sampled_cost(uses), collapsed_cost(uses))
         wanted = method == "collapsed" or (method == "auto" and costs[1] < costs[0])
         found[name] = Choice(name, tuple(uses), reason, *costs, wanted and not reason)
     return Choices(samples, found)

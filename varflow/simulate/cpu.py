@@ -35,7 +35,6 @@ from varflow.program import (
 )
 from varflow.simulate import kernels, patches, windows
 from varflow.simulate.jit import get_threads, set_threads
-from varflow.simulate.kernels_collapse import Revealed
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
@@ -63,7 +62,7 @@ class Chunk:
         self.place: dict[str, Any] = {"seed": seed, "first_draw": first_draw}
         self.values: dict[int, Value] = {}
         self.stored: dict[str, Value] = {}
-        self.revealed: dict[str, Revealed] = {}
+        self.revealed: dict[str, patches.Known] = {}
 
     def rows(self) -> Rows:
         """Moments of every measured value, draw by draw."""
@@ -185,12 +184,13 @@ class Chunk:
     def _collapse(self, name: str, transpose: bool, x: Value, window: Window | None, step: Step) -> Value:
         """The product in its law given all earlier uses; they are forgotten after the last."""
         uses, matrix = self.plan.revealing[name], self.plan.matrices[name]
-        assert not isinstance(matrix, Orthogonal)
-        revealed = self.revealed.setdefault(name, Revealed(self.draws * uses.groups, uses.columns))
+        if name not in self.revealed:
+            self.revealed[name] = patches.nothing_revealed(matrix, self.draws, uses)
         tensor, samples = uses.tensors[step.value], self.plan.samples
         shape = self.plan.program.shape(step.instruction.args[0])
         x = self._full(x, int(shape.channels), samples * int(shape.places))
-        result = patches.collapsed(x, matrix, window, samples, revealed, tensor, transpose, self.place)
+        known = self.revealed[name]
+        result = patches.collapsed(x, matrix, window, samples, known, tensor, transpose, self.place)
         if step.value == uses.last:
             del self.revealed[name]
         return result

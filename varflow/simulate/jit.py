@@ -37,6 +37,7 @@ COMPILED_MODULES = (
     "kernels",
     "kernels_collapse",
     "kernels_gradient",
+    "kernels_haar",
     "kernels_narrow",
     "kernels_pointwise",
     "kernels_pool",

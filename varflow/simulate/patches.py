@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import Revealed, collapse
+from varflow.simulate.kernels_haar import RevealedHaar, collapse_haar
 from varflow.simulate.kernels_window import RandomTaps
+from varflow.simulate.plan import Matrix, Orthogonal, Revealing
 from varflow.simulate.routes import seen_from
 from varflow.window import Window
 
 Value = NDArray[np.float32]
+Known = Revealed | RevealedHaar
 
 
 def parts_of(matrix: RandomMatrix | RandomTaps) -> tuple[RandomMatrix, int]:
@@ -47,16 +50,29 @@ def folded(x: Value, window: Window, samples: int) -> Value:
     return out.reshape(len(x), -1, x.shape[3])
 
 
+def nothing_revealed(matrix: Matrix, draws: int, uses: Revealing) -> Known:
+    """What is known of the matrices of ``draws`` draws before the first of their uses."""
+    if isinstance(matrix, Orthogonal):
+        return RevealedHaar(draws, sum(uses.columns), max(matrix.rows, matrix.columns))
+    return Revealed(draws * uses.groups, uses.columns)
+
+
 def collapsed(
-    x: Value, matrix: RandomMatrix | RandomTaps, window: Window | None, samples: int, revealed: Revealed, tensor: int,
-    transpose: bool, place: dict[str, Any],
+    x: Value, matrix: Matrix, window: Window | None, samples: int, known: Known, tensor: int, transpose: bool,
+    place: dict[str, Any],
 ) -> Value:  # fmt: skip
-    """A contraction in the law that ``revealed`` leaves (one entry of it for each draw and group)."""
-    part, groups = parts_of(matrix)
+    """A contraction in the law that what is ``known`` leaves (one entry of it for each draw and group)."""
     taps = matrix.taps if isinstance(matrix, RandomTaps) else 1
     x = x[:, :, None] if transpose or window is None else patches(x, window, samples)
-    y = collapse(_dealt(x, groups), part, revealed, tensor, transpose=transpose, parts=groups, **place)
-    y = _gathered(y, groups, taps if transpose else 1)
+    if isinstance(known, RevealedHaar):
+        assert isinstance(matrix, Orthogonal)
+        sizes = (matrix.rows, matrix.columns, matrix.scale)
+        y = collapse_haar(x[:, :, 0], *sizes, known, tensor, transpose=transpose, **place)[:, :, None]
+    else:
+        assert not isinstance(matrix, Orthogonal)
+        part, groups = parts_of(matrix)
+        y = collapse(_dealt(x, groups), part, known, tensor, transpose=transpose, parts=groups, **place)
+        y = _gathered(y, groups, taps if transpose else 1)
     return folded(y, window, samples) if transpose and window is not None else y[:, :, 0]
 
 

@@ -272,6 +272,8 @@ def _revealing(plan: Plan, needed: Collection[int]) -> Iterator[tuple[str, Revea
             tensors = {u.value: plan.tensors.of("Use", f"{name} {k}") for k, u in uses}
             right, left = (sum(u.columns for _, u in uses if u.transpose is t) for t in (False, True))
             seen = sum(u.groups * u.columns * (u.inner + u.outer) for _, u in uses if u.windowed or u.groups > 1)
+            if plan.program.weights[name].distribution == "orthogonal":
+                seen += (right + left) * (2 * max(choice.uses[0].inner, choice.uses[0].outer) + 2 * (right + left))
             yield name, Revealing(tensors, (right, left), choice.uses[0].groups, seen)
 
 

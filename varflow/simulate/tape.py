@@ -49,7 +49,8 @@ def _fits(plan: Plan, step: Instruction) -> bool:
         case Contract(weight=name):
             source, choice = plan.program.instructions[step.args[0]].primitive, plan.choices.by_weight[name]
             moved = any(u.windowed or u.groups > 1 for u in choice.uses)
-            return choice.collapse and not moved and not isinstance(source, Bias | Mask)
+            plain = choice.collapse and isinstance(plan.matrices.get(name), RandomMatrix)
+            return plain and not moved and not isinstance(source, Bias | Mask)
     return False
 
 
