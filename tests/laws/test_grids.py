@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mpmath as mp
@@ -184,3 +185,40 @@ def test_small_kernels_keep_their_digits() -> None:
         want = mp.quad(inner, [1, 1.2, 1.5, 2, 3, 4])
     assert sure.all()
     assert float(value[0]) == pytest.approx(float(want), rel=1e-10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_singularities_that_have_an_integral() -> None:
+    """sqrt(abs(x)) and log(abs(x)): finite moments and kernels, no warning; E f'^2 is infinite and said to be."""
+    root, log = sp.sqrt(sp.Abs(x)), sp.log(sp.Abs(x))
+    slope = sp.sign(x) / (2 * root)
+    want = 2**0.25 * float(sp.gamma(sp.Rational(3, 4))) / np.sqrt(np.pi)
+    assert gaussian_moment(root, 1.0) == pytest.approx(want, rel=1e-10)
+    assert gaussian_moment(log, 1.0) == pytest.approx(-float(sp.EulerGamma + sp.log(2)) / 2, rel=1e-12)
+    assert gaussian_moment(slope**2, 1.0) == np.inf
+    assert gaussian_moment(1 / sp.Abs(x) ** sp.Rational(3, 2), 1.0) == np.inf
+    r = np.array([0.5 - 1e-3, 0.5, 0.5 + 1e-3, 0.99])
+    values = gaussian_kernel(root, root, 1.0, 1.0, r)
+    assert np.isfinite(gaussian_kernel(log, log, 1.0, 1.0, r)).all()
+    assert gaussian_kernel(slope, slope, 1.0, 1.0, 0.5) == pytest.approx(
+        (values[2] - values[0]) / 2e-3, rel=1e-5
+    )
+
+
+def _constant(value: sp.Expr, *_: sp.Symbol) -> sp.Expr:
+    return value
+
+
+def test_growth_up_to_the_density() -> None:
+    """exp(x^2) f has an expectation below q = 1/2, however close."""
+    from varflow.laws.distributions import NoFormula
+    from varflow.laws.expectation import Normal, compile_formula, expect
+
+    f = sp.exp(x**2) / (1 + sp.exp(-x))
+    for q in (0.1, 0.4, 0.49, 0.4999):
+        law = sp.Rational(str(q))
+        number = compile_formula(expect(f, {x: Normal()}, partial(_constant, law)), ())()
+        assert float(number) == pytest.approx(0.5 / np.sqrt(1 - 2 * q), rel=1e-11)
+    for q in (0.5, 0.6):
+        with pytest.raises(NoFormula, match="infinite"):
+            expect(f, {x: Normal()}, partial(_constant, sp.Rational(str(q))))

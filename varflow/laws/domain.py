@@ -128,12 +128,25 @@ def too_steep(f: sp.Expr, z: sp.Symbol) -> Callable[[float], None] | None:
         return None
 
 
+def tilt(f: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr, sp.Expr]:
+    """a and g of f = exp(a z^2) g, a a positive number and no such factor left in g; else 0 and f."""
+    growths = [p for p in sp.Mul.make_args(f) if isinstance(p, sp.exp) and p.args[0].is_polynomial(z)]
+    exponent = sp.expand(sp.Add(*[p.args[0] for p in growths]))
+    a = exponent.coeff(z, 2)
+    if not (a.is_number and a.is_positive) or sp.degree(exponent, z) != 2:
+        return sp.S.Zero, f
+    rest = [p for p in sp.Mul.make_args(f) if p not in growths]
+    return a, sp.Mul(*rest, sp.exp(exponent - a * z**2))
+
+
 class _Function:
     """One function of one variable, and its numbers."""
 
     def __init__(self, f: sp.Expr, z: sp.Symbol) -> None:
         self.f, self.z = f, z
         self.exact = mp_function(f, (z,))
+        growth_rate, self.calm = tilt(f, z)
+        self.rate = float(growth_rate)
 
     def check(self, variance: sp.Expr | None) -> None:
         q = float(variance) if variance is not None and variance.is_number else None
@@ -183,6 +196,9 @@ class _Function:
 
     def decays(self, q: float | None) -> None:
         """Refuse growth that the density exp(-z^2 / 2q) does not outweigh."""
+        if q and 0 < 2 * self.rate * q < 1:
+            left = q / (1 - 2 * self.rate * q)
+            return None if growth(self.calm, self.z) else _Function(self.calm, self.z).decays(left)
         sigma, at = float(np.sqrt(q)) if q else 1.0, np.array(_FAR)
         for logs in (self.sizes(side * sigma * at) for side in (1, -1)):
             where = f" at q = {q:.4g}" if q else ""
@@ -267,7 +283,7 @@ def _brackets(points: Array, values: Array) -> list[tuple[float, float]]:
     pairs = [(x[k], x[k + 1]) for k in change]
     size_ = np.abs(y)
     left, here, right = size_[:-2], size_[1:-1], size_[2:]
-    deep = (2 * here < np.maximum(left, right)) | (here < 1e-3 * np.median(size_))
+    deep = (here < np.maximum(left, right) / 2) | (here < 1e-3 * np.median(size_))
     dip = np.flatnonzero((here <= np.minimum(left, right)) & deep) + 1
     pairs += [(x[k - 1], x[k + 1]) for k in dip]
     return sorted({(float(a), float(b)) for a, b in pairs}, key=lambda p: abs(p[0] + p[1]))

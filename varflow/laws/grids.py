@@ -22,6 +22,7 @@ from varflow.laws.meshes import (
     chunks,
     damped,
     damped_product,
+    finite,
     mesh,
     parts,
     reaches,
@@ -318,7 +319,7 @@ def _resolve(size: int, reach: float, line: Line) -> Array:
     collector = Collector(size, reach, len(line.sigma))
 
     def f(row: Index, z: Array) -> Array:
-        return damped(line.values(row, z), z, 1)
+        return finite(damped(line.values(row, z), z, 1))
 
     base = grid(size, reach)
     for panels in resolved(f, mesh(base, line.breaks(reach, base[1] - base[0]))):

@@ -170,10 +170,20 @@ def even_part(body: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
         return None
     growth = sp.Dummy("T", positive=True)
     total = (body + body.xreplace({z: -z})).replace(sp.exp, lambda k: _power(k, z, growth))
-    if total.has(sp.exp) or not total.is_rational_function(z, growth):
+    if total.has(sp.exp) or not total.is_rational_function(z, growth) or _varies(total, z, growth):
         return None
     total = sp.cancel(total)
     return total / 2 if total.is_polynomial(z) and not total.has(growth) else None
+
+
+def _varies(total: sp.Expr, z: sp.Symbol, growth: sp.Symbol) -> bool:
+    """Whether a rational function, its other symbols at one place, is seen to depend on ``growth``."""
+    rest = dict.fromkeys(total.free_symbols - {z, growth}, sp.Float("0.66", 30))
+    at = [{**rest, z: sp.Float("1.37", 30), growth: sp.Float(t, 30)} for t in ("1.21", "2.93")]
+    first, last = (total.xreplace(values) for values in at)
+    if not (first.is_Float and last.is_Float):
+        return False
+    return bool(abs(first - last) > sp.Float("1e-9") * (abs(first) + abs(last)))
 
 
 def _power(exponent: sp.Expr, z: sp.Symbol, growth: sp.Symbol) -> sp.Expr:

@@ -63,6 +63,8 @@ class Integrand:
         """f at every point; raises InputError where f is not a real number."""
         with np.errstate(all="ignore"):
             values = np.asarray(self._function(x))
+        if np.isnan(values).any():
+            values = np.where(np.isnan(values) & np.isin(x, self.breaks), 0.0, values)
         if np.iscomplexobj(values) or np.isnan(values).any():
             self._refuse(x, values)
         return np.asarray(np.broadcast_to(values.astype(float, copy=False), x.shape))
@@ -152,7 +154,7 @@ class Integrand:
 
     def _harmless(self, a: Array, b: Array) -> Array:
         """Errors on the panels [a, b] below what f is nearer to the origin: rounding, not bends."""
-        places = 2.0 ** np.arange(-40, 24, 0.5)
+        places = 2.0 ** np.arange(-40, 1 + np.log2(np.max(np.abs(np.stack([a, b])))), 0.5)
         values = np.abs(self(np.stack([places, -places]))).max(axis=0)
         largest = np.maximum.accumulate(np.where(values < 1e250, values, 0.0))
         inside = np.searchsorted(places, np.minimum(np.abs(a), np.abs(b)) / 8)

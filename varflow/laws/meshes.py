@@ -122,6 +122,12 @@ def damped(values: Array, z: Array, halves: int) -> Array:
     return values
 
 
+def finite(values: Array) -> Array:
+    """The values, 0 where a singularity is met."""
+    lost = ~np.isfinite(values)
+    return np.where(lost, 0.0, values) if lost.any() else values
+
+
 def damped_product(first: Array, second: Array, z: Array) -> Array:
     """first * second * density(z), without overflow where the result has none."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -23,6 +23,8 @@ Rows = Callable[[Index, Array], Array]
 ORDER = 24
 TOLERANCE = 1e-13
 LEVELS = 64
+INTEGRABLE = 1e-6
+"""A greater part of an integral left in panels halved LEVELS times: it diverges."""
 MAX_PANELS = 400_000
 BATCH = 40_000
 """Panels evaluated at a time: about a million points, 8 MB an array."""
@@ -102,6 +104,7 @@ def resolved(
             bad = _bad(panels, size, tolerance * np.maximum(mass, floor))
             bad &= panels.b - panels.a > 1e-14 * (np.abs(panels.a) + np.abs(panels.b)) + 1e-290
             if level == LEVELS - 1:
+                _mark_divergent(panels, size, bad, mass)
                 bad[:] = False
             mass -= np.bincount(panels.row[bad], size[bad], rows)
             good = ~bad
@@ -117,6 +120,15 @@ def resolved(
             np.concatenate([a, middle]),
             np.concatenate([middle, b]),
         )
+
+
+def _mark_divergent(
+    panels: Panels, size: Array, bad: npt.NDArray[np.bool_], mass: Array
+) -> None:
+    """Panels at a pole that still hold a part of their row's integral are infinite."""
+    left = np.bincount(panels.row[bad], size[bad], len(mass))
+    pole = bad & (left > INTEGRABLE * mass)[panels.row] & (size > 0)
+    panels.values[pole] = np.sign(np.median(panels.values[pole], axis=1))[:, None] * np.inf
 
 
 def _batches(row: Index, a: Array, b: Array) -> Iterator[tuple[Index, Array, Array]]:

@@ -8,7 +8,7 @@ points, outer nodes) are evaluated together. Integrals run as far out as the int
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,7 @@ import sympy as sp
 
 from varflow.errors import VarflowError
 from varflow.laws.algebra import affine, affine_parts, ordered
-from varflow.laws.domain import Divergent, NotReal, too_steep
+from varflow.laws.domain import Divergent, NotReal, tilt, too_steep
 from varflow.laws.integral import GaussianExpectation
 from varflow.laws.kronrod import integrate_rows
 from varflow.laws.meshes import Overflow, reaches
@@ -49,6 +49,8 @@ class Integral:
     arguments: tuple[tuple[Callable[..., Any], ...], ...]
     too_steep: Callable[[float], None] | None = None
     sides: Sides | None = None
+    calm: tuple[float, Callable[..., Any]] | None = None
+    """a and g, for an integrand exp(a z^2) g: E of it is E g at variance q / (1 - 2 a q), over sqrt(1 - 2 a q)."""
     known: dict[tuple[float, ...], float | VarflowError] = field(default_factory=dict, compare=False)
 
     def __call__(self, *values: Any) -> Any:
@@ -84,8 +86,15 @@ class Integral:
         if self.too_steep is not None:
             self.too_steep(float(np.max(law[0])))
         with np.errstate(all="ignore"):
-            result = _one(self, points, law) if len(law) == 1 else self._of_two(points, law)
+            result = self._of_one(points, law) if len(law) == 1 else self._of_two(points, law)
         return result[back].reshape(shape) if shape else float(result[0])
+
+    def _of_one(self, points: list[Array], law: list[Array]) -> Array:
+        if self.calm is None or np.any(2 * self.calm[0] * law[0] >= 1):
+            return _one(self, points, law)
+        left = 1 - 2 * self.calm[0] * law[0]
+        rest = replace(self, integrand=self.calm[1], calm=None)
+        return _one(rest, points, [law[0] / left]) / np.sqrt(left)
 
     def _of_two(self, points: list[Array], law: list[Array]) -> Array:
         result = np.full(len(law[0]), np.nan)
@@ -130,7 +139,15 @@ def prepare(expectation: GaussianExpectation) -> Integral:
         tuple(arguments),
         too_steep(expectation.integrand, zs[0]) if len(zs) == 1 else None,
         sides(expectation.integrand, zs),
+        _calm(expectation.integrand, zs, parameters),
     )
+
+
+def _calm(
+    body: sp.Expr, zs: Sequence[sp.Symbol], parameters: tuple[sp.Symbol, ...]
+) -> tuple[float, Callable[..., Any]] | None:
+    rate, rest = tilt(body, zs[0]) if len(zs) == 1 else (sp.S.Zero, body)
+    return None if rate == 0 else (float(rate), vectorized(rest, (*zs, *parameters), real=True))
 
 
 def _affine_arguments(body: sp.Expr, zs: Sequence[sp.Symbol]) -> list[sp.Expr]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from varflow.laws.meshes import Line, damped, damped_product, mesh, uniform
+from varflow.laws.meshes import Line, damped, damped_product, finite, mesh, uniform
 from varflow.laws.panels import Array, Index, integrate
 
 OUTER = np.array([-8.5, -4.0, -1.5, 0.0, 1.5, 4.0, 8.5])
@@ -69,7 +69,7 @@ def _inner(
     right = Line(right.f, right.mean - right.sigma * shift, right.sigma * c)
 
     def f(row: Index, p: Array) -> Array:
-        return damped_product(left.values(row, p), right.values(row, p), p)
+        return finite(damped_product(left.values(row, p), right.values(row, p), p))
 
     reach = INNER_REACH * size[0]
     breaks = mesh(uniform(reach, WIDTH), left.breaks(reach, WIDTH), right.breaks(reach, WIDTH))

@@ -85,21 +85,21 @@ def _closed(
         cells = split(expr, variables)
     except NotFlat:
         raise NotClosed from None
-    total = []
+    found = []
     for cell in cells:
         if cell.body == 0:
             continue
         for sign, halves in _half_spaces(cell.bounds):
             for piece in _pieces(cell.body, variables, halves):
                 budget.spend(_work(piece))
-                total.append(sign * _expect(piece, covariance))
-    return sp.Add(*total)
+                found.append((sign, piece))
+    return sp.Add(*[sign * _expect(piece, covariance) for sign, piece in found])
 
 
 def _work(piece: Piece) -> int:
     """What a piece costs, in simple ones: truncated moments of high degree are long."""
     degree = sum(k for _, k in piece.powers) if piece.halves else 0
-    work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * (1 + degree // 6)
+    work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * (1 + degree // 4)
     return work
 
 
