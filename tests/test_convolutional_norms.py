@@ -284,6 +284,8 @@ def test_norm_of_few_entries(op: str) -> None:
     net.linear(h, "n", name="y", **GAIN)
     d = vf.derive(net)
     assert d["c"].grad_second_moment == sp.Rational(6, 5)
+    entries = "8 entries (positions)" if op == "instance_norm" else "8 entries (channels)"
+    assert any(entries in a for a in d["c"].assumptions)
     assert d.numeric({"n": 128})["c"]["grad_second_moment"] == pytest.approx(6 / 5)
 
 

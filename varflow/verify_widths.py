@@ -15,7 +15,7 @@ from varflow.lowering import lower
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.linear import weight_group
-from varflow.program import Bias, Program, Weight
+from varflow.program import Bias, Program, Standardize, Weight
 from varflow.symbols import FAN_IN
 
 LEAST_WIDTH = 12
@@ -34,9 +34,12 @@ class Scaled:
 
     @property
     def of_width(self) -> bool:
-        """Whether its moments are others than the original's: rounded counts, or sums that grow with the width."""
+        """Whether its moments are others than the original's: rounded counts, sums that grow with the width, or groups
+        of channels that do."""
         constant = any(w.distribution == "constant" and w.value != 0 for w in self.program.weights.values())
-        return self.rounded or (constant and self.factor != 1)
+        grouped = any(isinstance(s.primitive, Standardize) and s.primitive.groups not in (1, s.shape.channels)
+                      for s in self.program)
+        return self.rounded or grouped or (constant and self.factor != 1)
 
 
 @dataclass
@@ -75,6 +78,8 @@ class _Scaling:
             if value is None:
                 continue
             if str(f.type).startswith("Channels"):
+                fields[f.name] = self.size(value)
+            elif (layer.name, f.name) == ("group_norm", "groups") and value != 1:
                 fields[f.name] = self.size(value)
             elif (layer.name, f.name) == ("split", "sizes"):
                 fields[f.name] = tuple(self.size(v) for v in value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy as sp
 
 from varflow.calculus import quotient
@@ -16,6 +18,7 @@ from varflow.laws.normed import four, shrinkage
 from varflow.laws.positions import Overall
 from varflow.laws.scatter import MOST_GRADIENT_PLACES, MOST_PLACES
 from varflow.laws.variables import (
+    POSITION,
     SAME,
     SAMPLE,
     Block,
@@ -171,7 +174,8 @@ class Normalization(Reading):
         except NoFormula:
             return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
         shape = mo.part(0) ** sp.Rational(-1, 2)
-        inverse = self.laws.quantity(wide(mo.combine(shape, [variance])), "k", self.step.node)
+        found = self._of_few(rule, base, mo.combine(shape, [variance]))
+        inverse = self.laws.quantity(wide(found), "k", self.step.node)
         self._inverse[self.step.args[0], rule].append(inverse)
         if self._stays_random(rule, base, MOST_PLACES):
             result = self._normed(rule, base, whole)
@@ -184,6 +188,19 @@ class Normalization(Reading):
         if rule.eps == 0:
             self._standard[result.variable] = rule
         return result
+
+    def _of_few(self, rule: Standardize, base: Instance, f: Formula) -> Formula:
+        """The formula with what it assumes of statistics over a number of entries that does not grow with the width."""
+        members, places = self._members(rule), self.step.shape.places
+        if members is None or (self.laws.profiles and places != 1):
+            return f
+        entries = sp.sympify(members * places)
+        what = "samples" if rule.axis == "sample" else "positions" if members == 1 else "channels"
+        size = f"{entries} entries ({what}{' and positions' if members != 1 and places != 1 else ''})"
+        said = f"values normalized over {size} are taken as Gaussian, which costs O(1/entries) beyond two moments"
+        apart = places == 1 or self.laws.covariance(base, base, POSITION).is_zero
+        more = () if apart else (f"the variance over {size} varies as that of independent ones",)
+        return replace(f, assumptions=f.assumptions | {said, *more})
 
     def _normed(self, rule: Standardize, base: Instance, whole: bool) -> Instance:
         return self._make(Normed, whole, of=base, places=int(self.step.shape.places), members=self._members(rule),
@@ -278,12 +295,11 @@ class Normalization(Reading):
         if base is not None and self._stays_random(rule, base, MOST_GRADIENT_PLACES) and not self._exactly(rule, base):
             v = self._normed(rule, base, False).variable
             assert isinstance(v, Normed)
-            square = shrinkage(self.laws, v, self._moments_of_gradient(rule, d))
+            known, square = mo.ONE, shrinkage(self.laws, v, self._moments_of_gradient(rule, d))
         else:
-            known = self.laws.formula(k)
-            square = mo.product(known, known, self._freedom(rule, base))
+            known, square = self.laws.formula(k), self._freedom(rule, base)
         root = mo.combine(sp.sqrt(mo.part(0)), [mo.product(square, self._of_channels(x))])
-        return self.laws.quantity(root, "k", self.step.node)
+        return self.laws.quantity(mo.product(known, root), "k", self.step.node)
 
     def _moments_of_gradient(self, rule: Standardize, d: Instance | None) -> tuple[Formula, ...]:
         """Second moment and covariances of a gradient; those of independent entries where they have no formula."""
