@@ -77,9 +77,8 @@ class _Scaling:
             value = fields.get(f.name)
             if value is None:
                 continue
-            if str(f.type).startswith("Channels"):
-                fields[f.name] = self.size(value)
-            elif (layer.name, f.name) == ("group_norm", "groups") and value != 1:
+            of_groups = (layer.name, f.name) == ("group_norm", "groups") and value != 1
+            if str(f.type).startswith("Channels") or of_groups:
                 fields[f.name] = self.size(value)
             elif (layer.name, f.name) == ("split", "sizes"):
                 fields[f.name] = tuple(self.size(v) for v in value)
