@@ -60,9 +60,9 @@ def shared() -> Network:
     """One matrix three times forward, transposed after use, and with a window of one tap."""
     net = Network("shared")
     x = net.input("x", 16, (3,))
-    h = net.relu(net.linear(x, 16, name="a", weight="W", **ONE))
-    h = net.activation(net.linear(h, 16, name="b", weight="W", **ONE), "tanh")
-    h = net.linear(h, 16, name="c", weight="W", transpose=True, **ONE)
+    h = net.relu(net.linear(x, 16, name="a", weight="W", **HE))
+    h = net.relu(net.linear(h, 16, name="b", weight="W", **HE))
+    h = net.linear(h, 16, name="c", weight="W", transpose=True, **HE)
     net.linear(net.add(h, x), 12, name="d", **ONE)
     return net
 

@@ -30,13 +30,14 @@ def deviation(name: str) -> dict[str, Any]:
     case = CASES[name]
     program = lower(case.build())
     options: dict[str, Any] = {"seed": SEED, "samples": case.samples, "weights": True, "method": case.method}
+    options["given"] = True
     plain, device = Simulator(program, **options), CudaSimulator(program, **options)
     expected, start = plain.rows(FIRST, DRAWS), time.process_time()
     found, stop = device.rows(FIRST, DRAWS), time.process_time()
     worst, where = 0.0, ""
     for key, column in device.plan.columns.items():
         size = np.sqrt(expected[:, column, 1]) + 1e-30
-        for k, power in ((1, 2),) if key[0] == "weight" else ((0, 1), (1, 2), (2, 4)):
+        for k, power in ((1, 2),) if key[0] in ("weight", "given") else ((0, 1), (1, 2), (2, 4)):
             scale = size**power if k < 2 else expected[:, column, 2] + 1e-30
             off = float(np.max(np.abs(found[:, column, k] - expected[:, column, k]) / scale))
             if not off <= worst:

@@ -18,7 +18,7 @@ SHORT: dict[str, Any] = {
     "U": types.uint32,
     "W": types.uint64,
 }
-PRODUCT = "ffff jjjj IIIIII II FIIU WWWW"
+PRODUCT = "fff jjjj IIIIII I FIIU WWWW"
 CELLS = "IIIIIIII"
 OF_KERNEL = {
     "fill_kernel": "f IIIU FFF WWW",
@@ -31,7 +31,8 @@ OF_KERNEL = {
     "law_kernel": "ff III F",
     "pointwise_kernel": "f II j f II l ffffff",
     "moments_kernel": "f I d",
-    "finish_kernel": "d III d IIII",
+    "finish_kernel": "d II D d IIII",
+    "energy_kernel": "fd III d",
     "mean_kernel": "ff" + CELLS,
     "standardize_kernel": "ff ID" + CELLS,
     "standardize_backward_kernel": "fff ID" + CELLS,

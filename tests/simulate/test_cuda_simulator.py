@@ -19,13 +19,13 @@ if find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed: there is no simulator", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("mlp", "shared-collapsed", "convolutions", "norms")
+QUICK = ("shared-collapsed", "convolutions", "norms")
 TOLERANCE = 1e-5
 
 
-def compared(names: Sequence[str]) -> list[dict[str, Any]]:
-    """What `cuda_same` says of some networks, in a process where the simulator is on before numba is imported."""
-    command = [sys.executable, "-m", "tests.simulate.cuda_same", *names]
+def answers(module: str, arguments: Sequence[str] = ()) -> list[Any]:
+    """Lines of JSON that a module prints, in a process where the simulator is on before numba is imported."""
+    command = [sys.executable, "-m", f"tests.simulate.{module}", *arguments]
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900)
     assert answer.returncode == 0, answer.stderr[-2000:]
@@ -37,14 +37,20 @@ def check(found: Sequence[dict[str, Any]]) -> None:
 
 
 def test_same_draws_as_the_processor() -> None:
-    found = compared(QUICK)
+    found = answers("cuda_same", QUICK)
     assert [case["name"] for case in found] == list(QUICK)
     check(found)
+
+
+def test_a_verification_has_the_numbers_of_the_processor() -> None:
+    (found,) = answers("cuda_verify")
+    assert found["same bits"]
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=TOLERANCE)
 
 
 @pytest.mark.slow
 def test_every_primitive_and_every_weight() -> None:
     rest = [name for name in CASES if name not in QUICK]
-    found = compared(rest)
+    found = answers("cuda_same", rest)
     assert [case["name"] for case in found] == rest
     check(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,8 @@ from varflow.program import (
 from varflow.simulate import cuda_moves, cuda_paths, cuda_pointwise, cuda_sources, cuda_sums
 from varflow.simulate.cuda_device import blocks_for, empty, launch, refuse_without_device, sent
 from varflow.simulate.cuda_weights import Weights
-from varflow.simulate.kernels_pointwise import program_of
 from varflow.simulate.kernels_window import RandomTaps
-from varflow.simulate.plan import LARGE_BATCH, Plan, Step, make_plan, samples_of
+from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, samples_of
 from varflow.simulate.sizes import number
 from varflow.simulate.statistics import Rows, Statistics
 from varflow.symbols import arg
@@ -89,6 +88,8 @@ class CudaChunk:
             self.values[step.value] = value
             if step.column is not None:
                 cuda_sums.moments(value.data, value.size, self.draws, rows, self.columns, step.column)
+            if step.value in plan.given:
+                self._given(step, rows)
             for name in step.gradients:
                 self._weight_gradient(name, rows)
             for dead in step.free:
@@ -156,7 +157,7 @@ class CudaChunk:
 
     def _pointwise(self, expr: Any, step: Step, args: list[Held]) -> Held:
         y = self._new(*self._shape(step))
-        program = program_of(expr, tuple(arg(i) for i in range(len(args))))
+        program = cuda_pointwise.sent_program(expr, tuple(arg(i) for i in range(len(args))))
         given = [(x.data, 0, x.places, x.channels) for x in args]
         if len({id(x.data) for x in args}) > cuda_pointwise.SLOTS:
             given = self._side_by_side(args, y)
@@ -342,6 +343,19 @@ class CudaChunk:
             self.draws, rows, self.columns, self.plan.columns["weight", name],
         )  # fmt: skip
 
+    def _given(self, step: Step, rows: Any) -> None:
+        """The second moment of a product averaged over its weight, given the value that it multiplies."""
+        product, x, samples = step.instruction.primitive, self._argument(step, 0), self.plan.samples
+        assert isinstance(product, Contract)
+        positions, matrix = x.places // samples, self.plan.matrices[product.weight]
+        assert not isinstance(matrix, Orthogonal)
+        readers, places = cuda_paths.readers(product.window, positions, product.transpose)
+        scale = matrix.std**2 * matrix.keep
+        divisor = samples * places * self.weights.sizes(product.weight)[3] / scale if scale else math.inf
+        column = self.plan.given[step.value]
+        numbers = (x.size, x.channels, positions, divisor, self.draws)
+        cuda_sums.energy(x.data, readers, *numbers, rows, self.columns, column)
+
     def _written(self, value: int) -> Held:
         shape = self.plan.program.shape(value)
         return self._full(self.values[value], self.plan.samples * int(shape.places), int(shape.channels))
@@ -381,6 +395,19 @@ def eigenvalue_roots(law: Input, samples: int, positions: int) -> tuple[float, f
     return math.sqrt(max(apart, 0.0)), math.sqrt(max(between, 0.0)), math.sqrt(max(together, 0.0))
 
 
+def _draw_orthogonal(plan: Plan, method: str) -> None:
+    """Orthogonal weights are drawn, as their collapsed products have no kernel; refused where ``method`` is
+    "collapsed"."""
+    for name in [n for n in plan.revealing if isinstance(plan.matrices[n], Orthogonal)]:
+        if method == "collapsed":
+            raise UnsupportedError(
+                f"collapsed products with the orthogonal weight {name!r} have no CUDA kernel", name,
+                instead='method="auto" or backend="cpu"',
+            )  # fmt: skip
+        del plan.revealing[name]
+        plan.choices.by_weight[name] = replace(plan.choices.by_weight[name], collapse=False)
+
+
 class CudaSimulator:
     """A program ready to be drawn from on the GPU: `cpu.Simulator` with other kernels.
 
@@ -390,14 +417,15 @@ class CudaSimulator:
     def __init__(
         self, program: Program, *, seed: int = 0, samples: int | None = None, nodes: Collection[str] | None = None,
         weights: bool = False, method: str = "auto", threads: int | None = None, large_batch: int = LARGE_BATCH,
-        memory: int = MEMORY,
+        given: bool = False, memory: int = MEMORY,
     ) -> None:  # fmt: skip
         refuse_without_device()
         batch = samples_of(program, large_batch)
         if batch is not None and samples not in (None, batch):
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
         self.seed = seed
-        self.plan = make_plan(program, batch or samples or 1, nodes, weights, method)
+        self.plan = make_plan(program, batch or samples or 1, nodes, weights, method, given)
+        _draw_orthogonal(self.plan, method)
         self.chunk = max(1, min(MOST_DRAWS, MOST_ROWS // self._groups, memory // max(self.plan.bytes_per_draw, 1)))
 
     @property

@@ -79,6 +79,16 @@ def windows_sent(window: Window) -> tuple[Any, Any, Any]:
     return tuple(sent(a.astype(np.int32)) for a in (window.table(), back, taps))
 
 
+@lru_cache(maxsize=64)
+def readers(window: Window | None, positions: int, transpose: bool) -> tuple[Any, int]:
+    """How many (place, tap) read each of the ``positions`` of an input, and the number of places."""
+    if window is None:
+        return sent(np.ones(positions)), positions
+    table, _ = seen_from(window, transpose)
+    counts = np.bincount(table[table >= 0], minlength=positions)
+    return sent(counts.astype(np.float64)), len(table)
+
+
 def met(window: Window | None, samples: int, positions: int) -> Index:
     """For each place of a window's outputs the places its taps see, -1 outside the grid, over all samples."""
     if window is None:

@@ -7,15 +7,18 @@ no more than another one; all threads of a block carry out the same step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+import sympy as sp
 
 from varflow.errors import UnsupportedError
 from varflow.simulate.cuda_device import MOST_BLOCKS, SHARED, THREADS, device, kernel, sent
 from varflow.simulate.jit import Array, Number
-from varflow.simulate.kernels_pointwise import LOAD, SELECT, arithmetic, function
+from varflow.simulate.kernels_pointwise import LOAD, SELECT, arithmetic, function, program_of
 from varflow.simulate.vm import VMProgram
 
 cuda: Any = import_module("numba.cuda")
@@ -92,12 +95,28 @@ def threads_for(registers: int) -> int:
     return threads
 
 
+@dataclass(frozen=True, eq=False)
+class SentProgram:
+    """A program, its code and constants on the device."""
+
+    program: VMProgram
+    code: Any
+    constants: Any
+
+
+@lru_cache(maxsize=4096)
+def sent_program(expr: sp.Expr, arguments: tuple[sp.Symbol, ...]) -> SentProgram:
+    """The program of an expression, compiled and sent once."""
+    program = program_of(expr, arguments)
+    return SentProgram(program, sent(program.code), sent(program.constants))
+
+
 def run(
-    program: VMProgram, out: Any, shape: tuple[int, int, int], values: Sequence[tuple[Any, int, int, int]]
+    given: SentProgram, out: Any, shape: tuple[int, int, int], values: Sequence[tuple[Any, int, int, int]]
 ) -> None:
     """The program into (draws, places, channels); a value is (buffer, first entry, places, channels), the last two 1
     where broadcast. Beyond SLOTS distinct buffers it takes the values from the last buffer's beginning."""
-    draws, places, channels = shape
+    program, (draws, places, channels) = given.program, shape
     buffers: list[Any] = []
     layouts = []
     for data, first, p, c in values:
@@ -112,6 +131,6 @@ def run(
     threads, size = threads_for(program.registers), places * channels
     grid = (min(-(-size // threads), MOST_BLOCKS), draws)
     pointwise_kernel[grid, threads, 0, 4 * threads * program.registers](
-        out, size, channels, sent(program.code), sent(program.constants), program.constants.size, program.result,
+        out, size, channels, given.code, given.constants, program.constants.size, program.result,
         sent(np.array(layouts, np.int64).reshape(-1, 6)), *padded,
     )  # fmt: skip

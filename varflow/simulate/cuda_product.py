@@ -47,21 +47,14 @@ SHARED_TRANSPOSED = 4 * (ROWS * PITCH + PLACES * DEEP)
 
 @device
 def stage_weights(
-    shared: Array, thread: Number, entries: Array, laws: Array, stored: Number, first: Number, taps: Number,
-    columns: Number, row: Number, count: Number, tap: Number, column: Number, width: Number, std: Number, kind: Number,
-    kept: Any, seed: Number, draw: Number, tensor: Number, mask_tensor: Number,
+    shared: Array, thread: Number, laws: Array, first: Number, taps: Number, columns: Number, row: Number,
+    count: Number, tap: Number, column: Number, width: Number, std: Number, kind: Number, kept: Any, seed: Number,
+    draw: Number, tensor: Number, mask_tensor: Number,
 ) -> None:  # fmt: skip
     """shared[r PITCH + j] = entry (row + r, tap, column + j) of the weight, in its law.
 
-    ``first`` = (where the draw's stored entries begin, and its rows' laws); ``kept`` = (whether there is a mask, its
-    limit).
+    ``first``: where the laws of the draw's rows begin; ``kept`` = (whether there is a mask, its limit).
     """
-    if stored:
-        for q in range(thread, count * COLUMNS, THREADS):
-            r, j = q // COLUMNS, q % COLUMNS
-            if j < width:
-                shared[r * PITCH + j] = entries[first[0] + ((row + r) * taps + tap) * columns + column + j]
-        return
     each = LANES if columns % TILE == 0 else 2 * LANES
     for q in range(thread, count * each, THREADS):
         r, b = q // each, q % each
@@ -77,7 +70,7 @@ def stage_weights(
                 w, x, y, z = F(w * e), F(x * f), F(y * g), F(z * h)
             scale, shift = std, F(0.0)
             if laws.size > 1:
-                scale, shift = laws[first[1] + 2 * (row + r)], laws[first[1] + 2 * (row + r) + 1]
+                scale, shift = laws[first + 2 * (row + r)], laws[first + 2 * (row + r) + 1]
             at = r * PITCH + j
             if j >= 0:
                 shared[at] = w * scale + shift
@@ -107,10 +100,10 @@ def stage_inputs(
 
 @kernel
 def forward_kernel(
-    x: Array, y: Array, entries: Array, laws: Array, order: Array, starts: Array, taps: Array, rows: Array,
-    places: Number, inputs: Number, group_rows: Number, columns: Number, tap_count: Number, groups: Number,
-    stored: Number, many: Number, std: Number, kind: Number, keeps: Number, keep_limit: Number,
-    seed: Number, first_draw: Number, tensor: Number, mask_tensor: Number,
+    x: Array, y: Array, laws: Array, order: Array, starts: Array, taps: Array, rows: Array, places: Number,
+    inputs: Number, group_rows: Number, columns: Number, tap_count: Number, groups: Number, many: Number, std: Number,
+    kind: Number, keeps: Number, keep_limit: Number, seed: Number, first_draw: Number, tensor: Number,
+    mask_tensor: Number,
 ) -> None:  # fmt: skip
     shared = cuda.shared.array(0, types.float32)
     part, total = cuda.local.array(SHORT_SUMS, types.float32), cuda.local.array(SHORT_SUMS, types.float64)
@@ -118,7 +111,6 @@ def forward_kernel(
     a, b = thread % WAYS, thread // WAYS
     draw = first_draw + np.uint64(d)
     channels, outer = columns * groups, group_rows * groups
-    first = (d * outer * tap_count * columns, many * d * 2 * outer)
     tiles, pieces = starts.size - 1, (group_rows + ROWS - 1) // ROWS
     for item in range(cuda.blockIdx.x, tiles * pieces * groups, cuda.gridDim.x):
         tile, piece = item % tiles, item // tiles
@@ -131,7 +123,7 @@ def forward_kernel(
                 width = min(COLUMNS, columns - c)
                 cuda.syncthreads()
                 stage_weights(
-                    shared, thread, entries, laws, stored, first, tap_count, columns, row, count, taps[k], c, width,
+                    shared, thread, laws, many * d * 2 * outer, tap_count, columns, row, count, taps[k], c, width,
                     std, kind, (keeps, keep_limit), seed, draw, tensor, mask_tensor,
                 )  # fmt: skip
                 stage_inputs(
@@ -157,10 +149,10 @@ def forward_kernel(
 
 @kernel
 def transposed_kernel(
-    x: Array, y: Array, entries: Array, laws: Array, order: Array, starts: Array, taps: Array, rows: Array,
-    places: Number, inputs: Number, group_rows: Number, columns: Number, tap_count: Number, groups: Number,
-    stored: Number, many: Number, std: Number, kind: Number, keeps: Number, keep_limit: Number,
-    seed: Number, first_draw: Number, tensor: Number, mask_tensor: Number,
+    x: Array, y: Array, laws: Array, order: Array, starts: Array, taps: Array, rows: Array, places: Number,
+    inputs: Number, group_rows: Number, columns: Number, tap_count: Number, groups: Number, many: Number, std: Number,
+    kind: Number, keeps: Number, keep_limit: Number, seed: Number, first_draw: Number, tensor: Number,
+    mask_tensor: Number,
 ) -> None:  # fmt: skip
     shared = cuda.shared.array(0, types.float32)
     part, total = cuda.local.array(TALL_SUMS, types.float32), cuda.local.array(TALL_SUMS, types.float64)
@@ -168,7 +160,6 @@ def transposed_kernel(
     a, b = thread % WAYS, thread // WAYS
     draw = first_draw + np.uint64(d)
     channels, outer = group_rows * groups, columns * groups
-    first = (d * channels * tap_count * columns, many * d * 2 * channels)
     tiles, pieces = starts.size - 1, (columns + COLUMNS - 1) // COLUMNS
     for item in range(cuda.blockIdx.x, tiles * pieces * groups, cuda.gridDim.x):
         tile, piece = item % tiles, item // tiles
@@ -181,7 +172,7 @@ def transposed_kernel(
                 row, count = group * group_rows + r, min(ROWS, group_rows - r)
                 cuda.syncthreads()
                 stage_weights(
-                    shared, thread, entries, laws, stored, first, tap_count, columns, row, count, taps[k], c, width,
+                    shared, thread, laws, many * d * 2 * channels, tap_count, columns, row, count, taps[k], c, width,
                     std, kind, (keeps, keep_limit), seed, draw, tensor, mask_tensor,
                 )  # fmt: skip
                 stage_inputs(
@@ -209,7 +200,7 @@ def direct_kernel(
     x: Array, y: Array, entries: Array, table: Array, taps: Array, places: Number, inputs: Number, group_rows: Number,
     columns: Number, tap_count: Number, groups: Number, transpose: Number,
 ) -> None:  # fmt: skip
-    """Stored weights of small groups, one thread an entry of the result."""
+    """Stored weights, of small groups or orthogonal: one thread an entry of the result."""
     d, slots = cuda.blockIdx.y, taps.size
     inner, outer = (group_rows, columns) if transpose else (columns, group_rows)
     step, row_step = (tap_count * columns, 1) if transpose else (1, tap_count * columns)
@@ -244,10 +235,9 @@ def law_kernel(entries: Array, laws: Array, many: Number, rows: Number, length: 
 
 def multiply(
     x: Any, y: Any, weight: RandomTaps, way: Path, draws: int, *, seed: int, first_draw: int, transpose: bool,
-    entries: Any = None, laws: Any = None,
+    laws: Any = None,
 ) -> None:  # fmt: skip
-    """y = W x (W^T x) over a path for every draw; ``entries`` stored ones (draws, rows, taps columns), scaled already;
-    ``laws`` scale and shift of each row (draws, rows, 2)."""
+    """y = W x (W^T x) over a path for every draw; ``laws``: scale and shift of each row, (draws, rows, 2)."""
     nothing = sent(np.zeros(1, np.float32))
     group_rows, columns, taps, groups = weight.sizes
     for tensor in (weight.tensor, weight.mask_tensor):
@@ -256,9 +246,8 @@ def multiply(
     numbers = (way.places, way.inputs, group_rows, columns, taps, groups)
     launch(
         transposed_kernel if transpose else forward_kernel,
-        (way.tiles * channels * groups, draws), x, y, nothing if entries is None else entries,
-        nothing if laws is None else laws, way.order, way.starts, way.taps, way.rows, *numbers,
-        int(entries is not None), int(draws > 1), F(weight.std), distribution_code(weight.distribution),
+        (way.tiles * channels * groups, draws), x, y, nothing if laws is None else laws, way.order, way.starts,
+        way.taps, way.rows, *numbers, int(draws > 1), F(weight.std), distribution_code(weight.distribution),
         int(weight.keep < 1), np.uint32(limit_of(BERNOULLI, weight.keep)[1]), np.uint64(seed),
         np.uint64(first_draw), np.uint64(weight.tensor), np.uint64(weight.mask_tensor),
         shared=SHARED_TRANSPOSED if transpose else SHARED_FORWARD,

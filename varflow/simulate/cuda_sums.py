@@ -64,23 +64,54 @@ def moments_kernel(x: Array, size: Number, partial: Array) -> None:
 
 @kernel
 def finish_kernel(
-    partial: Array, shares: Number, kinds: Number, size: Number, rows: Array, columns: Number, column: Number,
+    partial: Array, shares: Number, kinds: Number, divisor: Number, rows: Array, columns: Number, column: Number,
     first: Number, draws: Number,
 ) -> None:  # fmt: skip
-    """rows[draw, column, first + k] = sum over shares of partial[draw, share, k] / size."""
+    """rows[draw, column, first + k] = sum over shares of partial[draw, share, k] / divisor."""
     start = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     for q in range(start, draws * kinds, cuda.gridDim.x * cuda.blockDim.x):
         d, k = q // kinds, q % kinds
         total = column_total(partial, d * shares * kinds + k, shares, kinds)
-        rows[(d * columns + column) * 3 + first + k] = total / size
+        rows[(d * columns + column) * 3 + first + k] = total / divisor
+
+
+@kernel
+def energy_kernel(x: Array, readers: Array, size: Number, channels: Number, positions: Number, partial: Array) -> None:
+    """Sum over a share of a draw of squares times how often their position is read."""
+    shared = cuda.shared.array(0, types.float64)
+    thread, d, shares = cuda.threadIdx.x, cuda.blockIdx.y, cuda.gridDim.x
+    total = 0.0
+    for i in range(cuda.blockIdx.x * THREADS + thread, size, shares * THREADS):
+        value = np.float64(x[d * size + i])
+        total += value * value * readers[i // channels % positions]
+    shared[thread] = total
+    cuda.syncthreads()
+    if thread == 0:
+        partial[d * shares + cuda.blockIdx.x] = column_total(shared, 0, THREADS, 1)
+
+
+def shares_of(size: int) -> int:
+    """Blocks that share the sum over one draw."""
+    return min(max(1, -(-size // SHARE)), MOST_SHARES)
+
+
+def energy(
+    x: Any, readers: Any, size: int, channels: int, positions: int, divisor: float, draws: int, rows: Any,
+    columns: int, column: int,
+) -> None:  # fmt: skip
+    """Energies of the positions, weighted by ``readers``, over ``divisor``, into rows[:, column, 1]."""
+    shares = shares_of(size)
+    partial = empty(draws * shares, np.float64)
+    launch(energy_kernel, (shares, draws), x, readers, size, channels, positions, partial, shared=8 * THREADS)
+    launch(finish_kernel, (blocks_for(draws),), partial, shares, 1, divisor, rows, columns, column, 1, draws)
 
 
 def moments(x: Any, size: int, draws: int, rows: Any, columns: int, column: int) -> None:
     """Mean, second and fourth moment of every draw into column ``column`` of rows (draws, columns, 3)."""
-    shares = min(max(1, -(-size // SHARE)), MOST_SHARES)
+    shares = shares_of(size)
     partial = empty(draws * shares * 3, np.float64)
     launch(moments_kernel, (shares, draws), x, size, partial, shared=24 * THREADS)
-    launch(finish_kernel, (blocks_for(3 * draws),), partial, shares, 3, size, rows, columns, column, 0, draws)
+    launch(finish_kernel, (blocks_for(3 * draws),), partial, shares, 3, float(size), rows, columns, column, 0, draws)
 
 
 # -- statistics of cells -----------------------------------------------------------------------------
@@ -295,5 +326,5 @@ def gradient_moment(
         gradient_kernel, (shares, draws), left, right, seen, partial, places, inputs, *sizes,
         shared=8 * max(DEPTH * (LEFT + RIGHT), THREADS),
     )  # fmt: skip
-    entries = group_rows * width * taps * groups
+    entries = float(group_rows * width * taps * groups)
     launch(finish_kernel, (blocks_for(draws),), partial, shares, 1, entries, rows, columns, column, 1, draws)

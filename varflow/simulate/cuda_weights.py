@@ -49,14 +49,12 @@ class Weights:
         if name in self.plan.revealing:
             self._collapse(step, use, taps, way, x, y)
         elif isinstance(matrix, Orthogonal):
-            self._multiply(taps, way, use.transpose, x, y, entries=self._orthogonal(name, matrix))
+            self._directly(self._orthogonal(name, matrix), taps, way, use.transpose, x, y)
         elif taps.groups > 1 and max(taps.sizes[:2]) < FEWEST:
-            self._directly(name, taps, way, use.transpose, x, y)
+            self._directly(self._narrow(name, taps), taps, way, use.transpose, x, y)
         else:
-            self._multiply(taps, way, use.transpose, x, y, laws=self._laws(name, taps))
-
-    def _multiply(self, weight: RandomTaps, way: Path, transpose: bool, x: Any, y: Any, **kept: Any) -> None:
-        multiply(x, y, weight, way, self.draws, transpose=transpose, **kept, **self.place)
+            laws = self._laws(name, taps)
+            multiply(x, y, taps, way, self.draws, transpose=use.transpose, laws=laws, **self.place)
 
     def _laws(self, name: str, weight: RandomTaps) -> Any:
         """Scale and shift of every row, worked out on the processor; None without such a law."""
@@ -73,19 +71,23 @@ class Weights:
             mask(out, self.draws, size, keep, tensor=mask_tensor, **self.place)
         return out
 
-    def _directly(self, name: str, weight: RandomTaps, way: Path, transpose: bool, x: Any, y: Any) -> None:
-        size = weight.rows * weight.row_length
+    def _narrow(self, name: str, weight: RandomTaps) -> Any:
+        """The entries of a weight in small groups, in their law."""
         if name not in self.stored:
+            size = weight.rows * weight.row_length
             out = self._entries(weight.tensor, size, weight.distribution, weight.keep, weight.mask_tensor)
             laws = self._laws(name, weight)
             laws = sent(np.zeros(1, np.float32)) if laws is None else laws
             grid = (blocks_for(size), self.draws)
             launch(law_kernel, grid, out, laws, 1, weight.rows, weight.row_length, F(weight.std))
             self.stored[name] = out
+        return self.stored[name]
+
+    def _directly(self, entries: Any, weight: RandomTaps, way: Path, transpose: bool, x: Any, y: Any) -> None:
         group_rows, columns, taps, groups = weight.sizes
         outer = (columns if transpose else group_rows) * groups
         launch(
-            direct_kernel, (blocks_for(way.places * outer), self.draws), x, y, self.stored[name], way.table, way.slots,
+            direct_kernel, (blocks_for(way.places * outer), self.draws), x, y, entries, way.table, way.slots,
             way.places, way.inputs, group_rows, columns, taps, groups, int(transpose),
         )  # fmt: skip
 
