@@ -18,6 +18,7 @@ ZERO_TOLERANCE = 1e-6
 FLOAT32_RANGE = (1e-72, 1e72)
 """Second moments outside it come from entries that float32 cannot hold."""
 LEAST_DRAWS = 8
+LOG_SCALE = "heavy tails between draws: taken on a log scale, as of a nearly log-normal law"
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Judge:
         wrong = [decide(ci, p * (1 + k * tolerance), tolerance) for k in (-2, 2)]
         check = replace(
             blank, estimate=whole.value, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
-            power=_power(tolerance * abs(p), tolerance, whole.error, width),
+            power=_power(tolerance * abs(p), tolerance, whole.error, width), note=LOG_SCALE * whole.log_scale,
         )  # fmt: skip
         if check.verdict == INCONCLUSIVE:
             sampling = math.sqrt(max(whole.error**2 - prediction.error**2, 0.0))

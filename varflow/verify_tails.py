@@ -20,22 +20,25 @@ SEEN = 10
 @dataclass(frozen=True)
 class Estimate:
     """Of a mean: ``error`` its standard error, ``third`` what makes its studentized value skewed (the third central
-    moment of the mean, for a mean of draws), ``bias`` a bound of its systematic error."""
+    moment of the mean, for a mean of draws), ``bias`` a bound of its systematic error, ``log_scale`` whether it comes
+    from logarithms."""
 
     value: float
     error: float
     third: float = 0.0
     bias: float = 0.0
+    log_scale: bool = False
 
     def times(self, factor: float) -> Estimate:
         """The estimate of a multiple."""
         size = abs(factor)
-        return Estimate(factor * self.value, size * self.error, factor**3 * self.third, size * self.bias)
+        return Estimate(factor * self.value, size * self.error, factor**3 * self.third, size * self.bias,
+                        self.log_scale)
 
     def plus(self, other: Estimate) -> Estimate:
         """The estimate of a sum, from independent draws."""
         return Estimate(self.value + other.value, math.hypot(self.error, other.error), self.third + other.third,
-                        self.bias + other.bias)
+                        self.bias + other.bias, self.log_scale or other.log_scale)
 
     def interval(self, t: float) -> tuple[float, float]:
         """Between the quantiles -t and t of the studentized value, made symmetric by Hall's transformation
@@ -86,7 +89,7 @@ def logarithmic(s: Summary) -> Estimate | None:
     error = math.sqrt((v + v**2 / 2 + v**3 / 6) / n)
     third = (3 * v**2 + 2 * v**3) / (2 * n**2) + 1.5 * error**4
     bias = (abs(s.log_fourth) + 2 * math.sqrt(24 * v**4 / n)) / 24
-    return Estimate(value, value * error, value**3 * third, value * bias)
+    return Estimate(value, value * error, value**3 * third, value * bias, log_scale=True)
 
 
 def _looks_normal(s: Summary, v: float) -> bool:
