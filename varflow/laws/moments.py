@@ -151,11 +151,22 @@ def part(i: int) -> sp.Symbol:
 
 
 @lru_cache(maxsize=65536)
+def is_polynomial(expr: sp.Expr, symbols: frozenset[sp.Symbol]) -> bool:
+    """Whether an expression is a polynomial in symbols as it stands; sympy would search integrals to their ends."""
+    if expr in symbols or not symbols_in(expr) & symbols:
+        return True
+    if isinstance(expr, sp.Add | sp.Mul):
+        return all(is_polynomial(a, symbols) for a in expr.args)
+    whole = isinstance(expr, sp.Pow) and expr.exp.is_Integer and expr.exp >= 0
+    return bool(whole) and is_polynomial(expr.base, symbols)
+
+
+@lru_cache(maxsize=65536)
 def _combined(shape: sp.Expr, templates: tuple[sp.Expr, ...], maps: tuple[tuple[tuple[sp.Symbol, sp.Symbol], ...], ...]
               ) -> sp.Expr:
     table = {part(i): t.xreplace(dict(m)) for i, (t, m) in enumerate(zip(templates, maps, strict=True))}
     result = shape.xreplace(table)
-    return sp.expand(result) if result.is_polynomial() and len(table) < 12 else result
+    return sp.expand(result) if len(table) < 12 and is_polynomial(result, symbols_in(result)) else result
 
 
 def combine(shape: sp.Expr, formulas: Sequence[Formula]) -> Formula:
@@ -207,7 +218,7 @@ def degree_in(template: sp.Expr, unknowns: tuple[sp.Symbol, ...]) -> int:
     if not present:
         return 0
     distinct = tuple(dict.fromkeys(present))
-    if len(present) > len(distinct) or not template.is_polynomial(*distinct):
+    if len(present) > len(distinct) or not is_polynomial(template, frozenset(distinct)):
         return 2
     return min(int(sp.Poly(template, *distinct).total_degree()), 2)
 
