@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sympy as sp
 
 import varflow as vf
 from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, profile, torch
@@ -116,11 +117,34 @@ def test_upsampled_and_pooled() -> None:
     assert numbers["x"]["grad_second_moment"] == pytest.approx(1)
 
 
-@pytest.mark.xfail(strict=True, reason="formulas know one covariance between places: 1/4, called wide in the width")
 def test_formula_of_upsampled_and_pooled() -> None:
     net, x = image("n", "s", "s")
     net.avg_pool(net.upsample(x, 2), 2, name="y")
-    assert vf.derive(net)["y"].second_moment == 1
+    law = vf.derive(net)["y"]
+    assert law.second_moment == 1 and law.exactness == "exact"
+    assert vf.derive(net)["x"].grad_second_moment == 1
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("kernel", [2, 4])
+def test_formulas_of_mixtures_of_mixtures(mode: str, kernel: int) -> None:
+    """Far from borders a mixture of a mixture is one mixture: the sum of its squared coefficients, by their matrices on
+    a large ring of places, forward and backward."""
+    net, x = image("n", "s")
+    net.avg_pool(net.upsample(x, 2, mode), kernel, 2, kernel // 2 - 1, name="y")
+    up = F.interpolate(torch.eye(160)[None], scale_factor=2, mode="linear" if mode == "bilinear" else mode)
+    matrix = F.avg_pool1d(up, kernel, 2, kernel // 2 - 1)[0].T
+    d = vf.derive(net)
+    second, gradient = d["y"].second_moment, d["x"].grad_second_moment
+    assert second is not None and float(second) == pytest.approx(float((matrix[80] ** 2).sum()))
+    assert gradient is not None and float(gradient) == pytest.approx(float((matrix[:, 80] ** 2).sum()))
+
+
+def test_formula_of_overlapping_means() -> None:
+    """Windows of three at stride two, two by two: (1 1 2 1 1)/6."""
+    net, x = image("n", "s")
+    net.avg_pool(net.avg_pool(x, 3, 2), 2, name="y")
+    assert vf.derive(net)["y"].second_moment == sp.Rational(8, 36)
 
 
 def test_upsampled_convolution_pooled() -> None:
@@ -161,7 +185,8 @@ def test_formula_of_two_averages() -> None:
     h = net.avg_pool(net.relu(net.conv(x, "n", 3, **RING, **HE)), 2, name="a")
     net.mean_pool(h, name="g")
     d = vf.derive(net)
-    symbol, q, c = d.network.symbols["s"], 1, 2 * float(np.sqrt(1 - 1 / 16) + (np.pi - np.arccos(1 / 4)) / 4) / (2 * np.pi)
+    symbol, q = d.network.symbols["s"], 1
+    c = float(np.sqrt(1 - 1 / 16) + (np.pi - np.arccos(1 / 4)) / 4) / np.pi
     averaged, mean = d["a"].second_moment, d["g"].second_moment
     assert averaged is not None and float(averaged) == pytest.approx((q + 3 * c) / 4)
     assert mean is not None and float(mean.subs(symbol, 8)) == pytest.approx(((q + 3 * c) / 4 + 15 * c) / 16)

@@ -216,6 +216,11 @@ def _phases(mix: Mix | None, beside: Mix | None) -> list[Taps]:
     return [_scaled(_phase(mix, phase), mix.normalized) for phase in product(*(range(s) for s in w.stride))]
 
 
+def phases(mix: Mix) -> list[Taps]:
+    """For every phase of the positions of a mixture's value, its operand's offsets and their coefficients."""
+    return _phases(mix, None)
+
+
 def _phase_count(mix: Mix | None) -> int:
     return mix.window.spacing if mix is not None and mix.transpose else 1
 

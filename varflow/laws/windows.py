@@ -7,6 +7,7 @@ import sympy as sp
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient, refine
+from varflow.laws.composed import composed, is_identity
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, increasing, shifted
 from varflow.laws.moments import Quantity
@@ -47,7 +48,13 @@ class Windows(Reading):
         w = mix.window
         if w.taps == 1 and mix.coefficients == (1,) and not mix.transpose and not self.laws.profiles and w.uniform:
             return x
-        if not self.laws.varies(x.variable, False):
+        v = x.variable
+        if isinstance(v, Mixed) and v.mix and v.of and not self.laws.profiles:
+            one = composed(v.mix, mix)
+            if one is not None:
+                inner = carried(v.of, x)
+                return inner if is_identity(one) else self._resampling(one, inner, whole)
+        if not self.laws.varies(v, False):
             same = self.laws.quantity(spread(self.laws, mix, mo.ONE), "k", self.step.node)
             found = self._combination([(same, x)], whole=whole)
             assert found is not None
