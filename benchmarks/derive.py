@@ -1,13 +1,20 @@
 """How long deriving a network takes, building and lowering apart: ``python benchmarks/derive.py``.
 
-Chains of 1,000 and 10,000 relu layers, a residual chain of 1,000 and a graph of 1,000 layers of random kinds.
+Chains of 1,000 and 10,000 relu layers, a residual chain of 1,000 and a graph of 1,000 layers of random kinds; with
+``--graphs [NAME ...]`` the command ``varflow derive`` on the shipped graphs (all, or those named) instead, each in a
+process of its own, in processor time.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import varflow as vf
 from varflow.network import Handle
@@ -73,8 +80,26 @@ def report(name: str, build: Callable[[], vf.Network]) -> float:
     return each
 
 
+def commands(names: Sequence[str]) -> None:
+    """Print the processor time of ``varflow derive`` on every shipped graph, the interpreter's start included."""
+    folder = Path(__file__).parent.parent / "graphs"
+    for name in names or sorted(file.stem for file in folder.glob("*.yaml")):
+        before = os.times()
+        run = [sys.executable, "-m", "varflow.cli", "derive", str(folder / f"{name}.yaml")]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        after = os.times()
+        spent = after.children_user - before.children_user + after.children_system - before.children_system
+        print(f"{name:28s} {spent:6.2f} s", flush=True)
+
+
 def main() -> None:
     """Every network once; how the cost per layer grows from 1,000 to 10,000."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--graphs", nargs="*", metavar="NAME")
+    options = parser.parse_args()
+    if options.graphs is not None:
+        commands(options.graphs)
+        return
     vf.derive(chain(10))
     short = report("chain of 1,000", lambda: chain(1000))
     long = report("chain of 10,000", lambda: chain(10_000))
