@@ -1,7 +1,8 @@
 """Run in a process of its own: the same draws on the processor and in numba's CUDA simulator, compared.
 
-``python -m tests.simulate.cuda_same NAME ...`` prints one line of JSON for each network: the largest deviation of a
-mean, second or fourth moment of a draw, in units of the root mean square (its powers).
+``python -m tests.simulate.cuda_same [--full] NAME ...`` prints one line of JSON for each network: the largest
+deviation of a mean, second or fourth moment of a draw, in units of the root mean square (its powers). With --full the
+blocks have the threads and tiles that they have on a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
+
+from varflow.simulate import cuda_device
+
+if "--full" in sys.argv:
+    cuda_device.SIMULATED, cuda_device.THREADS, cuda_device.MOST_BLOCKS = False, 128, 4096
 
 from tests.simulate.cuda_networks import CASES
 from varflow.lowering import lower
@@ -49,7 +55,7 @@ def deviation(name: str) -> dict[str, Any]:
 def main() -> None:
     """Every network named, or all."""
     sys.setswitchinterval(5e-4)
-    for name in sys.argv[1:] or CASES:
+    for name in [a for a in sys.argv[1:] if a != "--full"] or CASES:
         print(json.dumps(deviation(name)), flush=True)
 
 

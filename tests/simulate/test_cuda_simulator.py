@@ -54,3 +54,10 @@ def test_every_primitive_and_every_weight() -> None:
     found = answers("cuda_same", rest)
     assert [case["name"] for case in found] == rest
     check(found)
+
+
+@pytest.mark.slow
+def test_blocks_and_tiles_of_a_gpu() -> None:
+    found = answers("cuda_same", ["--full", *CASES])
+    assert [case["name"] for case in found] == list(CASES)
+    check(found)

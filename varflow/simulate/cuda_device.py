@@ -33,6 +33,8 @@ from varflow.simulate.rng import (
 cuda: Any = import_module("numba.cuda")
 numba: Any = import_module("numba")
 
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # sums over small networks have few blocks, and no user can help it
+
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 """Whether kernels run in numba's simulator."""
 THREADS = 4 if SIMULATED else 128

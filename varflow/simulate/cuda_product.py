@@ -32,7 +32,7 @@ types: Any = import_module("numba.cuda.types")
 
 F = np.float32
 
-WAYS, HIGH, WIDE = (2, 2, 4) if SIMULATED else (16, 2, 4)
+WAYS, HIGH, WIDE = (2, 2, 4) if SIMULATED else (16, 4, 4)
 """Threads along the channels of a tile; channels and places that one thread sums."""
 SIDES = THREADS // WAYS
 ROWS, COLUMNS, PLACES = WAYS * HIGH, TILE, SIDES * WIDE
