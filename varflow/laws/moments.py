@@ -342,7 +342,18 @@ class Evaluation:
         if m.operator is not None:
             return self._operated(m.operator, numbers)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
-        return _evaluate(m.template, places, numbers, self.values)
+        found = _evaluate(m.template, places, numbers, self.values)
+        return _off_diagonal(found) if self.profiles else found
+
+
+def _off_diagonal(found: Any) -> Any:
+    """Moments between two positions; the diagonal, where both are one and formulas may end in 0/0, is not used."""
+    square = np.ndim(found) == 2 and found.shape[0] == found.shape[1] > 1
+    if not square or np.isfinite(np.diagonal(found)).all():
+        return found
+    found = np.array(found)
+    np.fill_diagonal(found, np.nan_to_num(np.diagonal(found), nan=0.0, posinf=0.0, neginf=0.0))
+    return found
 
 
 @lru_cache(maxsize=16384)
