@@ -26,6 +26,9 @@ if not import_module("numba.cuda").is_available() or import_module("numba").conf
     pytest.skip("no GPU test: CUDA sees no GPU, so nothing of the backend runs on hardware", allow_module_level=True)
 
 from varflow.simulate.cuda import CudaSimulator
+from varflow.simulate.cuda_device import empty
+from varflow.simulate.cuda_sources import fill
+from varflow.simulate.rng import sample
 
 DRAWS, FIRST, SEED = 8, 2**33 + 5, 7
 
@@ -41,6 +44,14 @@ def test_same_draws_as_the_processor(name: str) -> None:
     for k, power in ((0, 1), (1, 2)):
         off = np.abs(found[:, :, k] - expected[:, :, k]) / size**power
         assert off.max() < 1e-5
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "rademacher", "bernoulli"])
+def test_the_words_of_the_generator(distribution: str) -> None:
+    options: dict[str, Any] = {"seed": 2**63 + SEED, "first_draw": FIRST, "tensor": 2**32 - 3, "parameter": 0.3}
+    out = empty(3 * 1000)
+    fill(out, 3, 1000, distribution=distribution, **options)
+    assert np.array_equal(out.copy_to_host().reshape(3, 1000), sample(distribution, (3, 1000), **options))
 
 
 def test_same_bits_however_draws_are_cut() -> None:

