@@ -34,6 +34,7 @@ from varflow.program import (
     WindowMaxBackward,
 )
 from varflow.simulate import kernels, patches, windows
+from varflow.simulate.correlations import eigenvalue_roots
 from varflow.simulate.jit import get_threads, set_threads
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
@@ -239,29 +240,16 @@ class Chunk:
 
 
 def _correlated(z: Value, law: Input, samples: int, positions: int) -> Value:
-    """Independent entries made correlated between positions and between samples: the covariance's three
-    eigenspaces (differences of positions, of samples, and the mean) are scaled by the roots of its eigenvalues.
+    """Independent entries made correlated between positions and between samples.
 
     Raises InputError for correlations that are no covariance.
     """
-    within = number(law.position_correlation, "position_correlation") if positions > 1 else 1.0
-    across = number(law.sample_correlation, "sample_correlation") if samples > 1 else within
-    if (positions == 1 or within == 0.0) and (samples == 1 or across == 0.0):
+    roots = eigenvalue_roots(law, samples, positions)
+    if roots is None:
         return z
-    apart = 1 - within
-    between = apart + positions * (within - across)
-    together = apart + positions * within + positions * (samples - 1) * across
-    if samples == 1:
-        between, together = 0.0, apart + positions * within
-    if min(apart, between, together) < -1e-12:
-        raise InputError(
-            f"input {law.name!r}: correlations {law.position_correlation} between positions and "
-            f"{law.sample_correlation} between samples are no covariance", instead="larger correlations",
-        )  # fmt: skip
     parts = z.reshape(z.shape[0], samples, positions, -1).astype(np.float64)
     by_sample = parts.mean(axis=2, keepdims=True)
     overall = by_sample.mean(axis=1, keepdims=True)
-    roots = [math.sqrt(max(e, 0.0)) for e in (apart, between, together)]
     mixed = roots[0] * (parts - by_sample) + roots[1] * (by_sample - overall) + roots[2] * overall
     return np.ascontiguousarray(mixed.reshape(z.shape), np.float32)
 

@@ -38,6 +38,7 @@ from varflow.program import (
     WindowMaxBackward,
 )
 from varflow.simulate import cuda_moves, cuda_paths, cuda_pointwise, cuda_sources, cuda_sums
+from varflow.simulate.correlations import eigenvalue_roots
 from varflow.simulate.cuda_device import blocks_for, empty, launch, refuse_without_device, sent
 from varflow.simulate.cuda_weights import Weights
 from varflow.simulate.kernels_window import RandomTaps
@@ -370,29 +371,6 @@ class CudaChunk:
             cuda_moves.copy(x.data, y.data, sizes, (0, x.size, 0, x.channels, 1), (at, y.size, 0, x.channels, 1))
             at += x.size
         return y
-
-
-def eigenvalue_roots(law: Input, samples: int, positions: int) -> tuple[float, float, float] | None:
-    """What differences of positions, differences of samples and the mean of independent entries are multiplied by to
-    correlate them; None where they stay independent.
-
-    Raises InputError for correlations that are no covariance.
-    """
-    within = number(law.position_correlation, "position_correlation") if positions > 1 else 1.0
-    across = number(law.sample_correlation, "sample_correlation") if samples > 1 else within
-    if (positions == 1 or within == 0.0) and (samples == 1 or across == 0.0):
-        return None
-    apart = 1 - within
-    between = apart + positions * (within - across)
-    together = apart + positions * within + positions * (samples - 1) * across
-    if samples == 1:
-        between, together = 0.0, apart + positions * within
-    if min(apart, between, together) < -1e-12:
-        raise InputError(
-            f"input {law.name!r}: correlations {law.position_correlation} between positions and "
-            f"{law.sample_correlation} between samples are no covariance", instead="larger correlations",
-        )  # fmt: skip
-    return math.sqrt(max(apart, 0.0)), math.sqrt(max(between, 0.0)), math.sqrt(max(together, 0.0))
 
 
 def _draw_orthogonal(plan: Plan, method: str) -> None:
