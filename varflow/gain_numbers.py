@@ -17,7 +17,7 @@ import sympy as sp
 from varflow.laws.expectation import derivative, has_jump
 from varflow.laws.grids import gaussian_kernel, gaussian_moment
 from varflow.laws.integrand import Integrand, integrand
-from varflow.laws.numeric import tail_of, vectorized
+from varflow.laws.numeric import logistic, vectorized
 from varflow.symbols import X
 
 Function: TypeAlias = sp.Expr | Callable[[Any], Any]
@@ -25,34 +25,10 @@ STEP = 1e-5
 """Of the differences that stand for the derivative of a function without a formula, in units of its argument."""
 
 
-def steady(expr: sp.Expr) -> sp.Expr:
-    """The expression with k + k erf(u) and k + k tanh(u) as tails, which lose no digits where they are small."""
-    return _tails(_logistic(expr), sp.erf, lambda u: tail_of(-u))
-
-
-def _logistic(expr: sp.Expr) -> sp.Expr:
-    return _tails(expr, sp.tanh, lambda u: 2 / (1 + sp.exp(-2 * u)))
-
-
-def _tails(expr: sp.Expr, kind: type[sp.Function], tail: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
-    """``k + k kind(u)`` as ``k tail(u)``."""
-
-    def written(total: sp.Add) -> sp.Expr:
-        constant, _ = total.as_coeff_Add()
-        for term in total.args:
-            number, function = term.as_coeff_Mul()
-            if constant != 0 and abs(number) == abs(constant) and isinstance(function, kind):
-                u = function.args[0] if number == constant else -function.args[0]
-                return constant * tail(u) + (total - constant - term)
-        return total
-
-    return expr.replace(lambda e: isinstance(e, sp.Add), written)
-
-
 def slope_of(f: Function) -> Function:
     """f' almost everywhere; central differences of a function without a formula (1e-9 of its scale)."""
     if isinstance(f, sp.Expr):
-        return derivative(_logistic(f), X)
+        return derivative(logistic(f), X)
     function = f
     return lambda x: (function(x + STEP) - function(x - STEP)) / (2 * STEP)
 
@@ -76,7 +52,7 @@ def as_callable(f: Function) -> Callable[[Any], Any]:
 
 
 def _ready(f: Function) -> Integrand:
-    return integrand(steady(f) if isinstance(f, sp.Expr) else f)
+    return integrand(logistic(f) if isinstance(f, sp.Expr) else f)
 
 
 @dataclass(frozen=True)

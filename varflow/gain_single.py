@@ -80,7 +80,7 @@ class ActivationGain(GainFields):
     def second_derivative_second_moment(self) -> sp.Expr | None:
         try:
             return self.slope_average(derivative(derivative(self.activation, X), X))
-        except NoFormula:
+        except (NoFormula, RecursionError):
             return None
 
     @cached_property

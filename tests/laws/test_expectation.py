@@ -168,3 +168,17 @@ def test_spelling_does_not_matter() -> None:
     spellings += [sp.Piecewise((0, x < 0), (x, True)), x * (1 + sp.sign(x)) / 2]
     assert len({one(f) for f in spellings}) == 1
     assert len({one(sp.tanh(f)) for f in spellings}) == 1
+
+
+def test_signs_of_what_is_zero_on_an_interval() -> None:
+    """softshrink is zero on [-1/2, 1/2]: its sign is 0 there, its step 1/2, and it is neither > 0 nor < 0."""
+    half = sp.Rational(1, 2)
+    f = sp.Piecewise((x - half, x > half), (x + half, x < -half), (0, True))
+    inside = sp.erf(sp.sqrt(2) / (4 * sp.sqrt(q)))
+    cases = {
+        sp.Heaviside(f): half, sp.sign(f): 0, sp.sign(f) ** 2: 1 - inside,
+        sp.Piecewise((1, f >= 0), (0, True)): (1 + inside) / 2, sp.Piecewise((1, f > 0), (0, True)): (1 - inside) / 2,
+        sp.Piecewise((1, f <= 0), (0, True)): (1 + inside) / 2,
+    }
+    for body, want in cases.items():
+        assert abs(sp.N((one(body) - want).subs(q, 2))) < 1e-14, body

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import mpmath as mp
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import sympy as sp
 from varflow.errors import VarflowError
 from varflow.laws import quadrature
 from varflow.laws.integral import GaussianExpectation
+from varflow.laws.numeric import vectorized
 from varflow.laws.quadrature import compile_formula, evaluate, prepare
 
 z, w = sp.symbols("z w", real=True)
@@ -153,3 +157,30 @@ def test_what_has_no_number_is_refused(f: sp.Expr, law: tuple[object, ...], why:
 
 def test_impossible_covariance_has_no_number() -> None:
     assert np.isnan(number(sp.tanh(z) * sp.tanh(w), 1, 2, 1))
+
+
+def test_nothing_of_a_name_is_run(tmp_path: Path) -> None:
+    """Symbols and functions named like code are values and errors, not code."""
+    mark = tmp_path / "made"
+    evil = sp.Symbol(f'__import__("pathlib").Path("{mark}").touch()', real=True)
+    assert vectorized(evil + sp.sin(evil) ** 2, (evil,))(0.0) == 0.0
+    assert compile_formula(evil**2, [evil])(3.0) == 9.0
+    for name in ("exit", "breakpoint", "__import__", str(evil)):
+        with pytest.raises(VarflowError, match="no numbers for"):
+            vectorized(sp.Function(name)(z) + z, (z,))
+    assert not mark.exists()
+
+
+def test_points_that_need_more_digits_cost_what_they_cost() -> None:
+    """Two thousand different cells by mpmath, each once."""
+    mean = sp.Symbol("m", real=True)
+    tail = sp.sqrt(q / (2 * sp.pi)) * sp.exp(-(mean**2) / (2 * q)) + mean * (1 + sp.erf(mean / sp.sqrt(2 * q))) / 2
+    places = np.linspace(-3.0, 3.0, 4001)
+    start = time.process_time()
+    got = compile_formula(tail, [q, mean])(0.05, places)
+    assert time.process_time() - start < 20
+    with mp.workdps(60):
+        for k in (0, 700, 1500):
+            m, s = mp.mpf(places[k]), mp.sqrt(mp.mpf(0.05))
+            want = s * mp.npdf(m / s) + m * mp.erfc(-m / s / mp.sqrt(2)) / 2
+            assert float(got[k]) == pytest.approx(float(want), rel=1e-10)

@@ -7,7 +7,8 @@ borders, a null set, are dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+import operator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import pairwise, product
@@ -153,6 +154,8 @@ def _split_sign(expr: sp.Expr, variables: Variables) -> list[Cell]:
 def _value(expr: sp.Expr, s: int, inside: sp.Expr) -> sp.Expr:
     if isinstance(expr, sp.Abs):
         return s * inside
+    if isinstance(expr, sp.Heaviside) and s == 0:
+        return expr.args[1]
     return sp.Integer(s if isinstance(expr, sp.sign) else s > 0)
 
 
@@ -163,6 +166,12 @@ _SPLITTERS = {
     sp.Abs: _split_sign,
     sp.sign: _split_sign,
     sp.Heaviside: _split_sign,
+}
+
+
+_HOLDS: dict[type, Callable[[int, int], bool]] = {
+    sp.Eq: operator.eq, sp.Ne: operator.ne, sp.Gt: operator.gt,
+    sp.Ge: operator.ge, sp.Lt: operator.lt, sp.Le: operator.le,
 }
 
 
@@ -180,13 +189,12 @@ def truth(condition: Boolean, variables: Variables) -> list[tuple[Bounds, bool]]
     if isinstance(condition, ITE):
         when, yes, no = condition.args
         return truth(Or(And(when, yes), And(Not(when), no)), variables)
-    if isinstance(condition, (sp.Eq, sp.Ne)):
-        return [((), isinstance(condition, sp.Ne))]
-    if not isinstance(condition, (sp.Gt, sp.Ge, sp.Lt, sp.Le)):
+    if not isinstance(condition, (sp.Eq, sp.Ne, sp.Gt, sp.Ge, sp.Lt, sp.Le)):
         raise NotFlat
-    want = 1 if isinstance(condition, (sp.Gt, sp.Ge)) else -1
     difference = condition.lhs - condition.rhs
-    return [(b, s == want) for b, s in signs(difference, variables)]
+    if isinstance(condition, (sp.Eq, sp.Ne)) and difference != 0 and not kinked(difference, variables):
+        return [((), isinstance(condition, sp.Ne))]
+    return [(b, _HOLDS[type(condition)](s, 0)) for b, s in signs(difference, variables)]
 
 
 def _meet_truth(
@@ -207,7 +215,9 @@ def signs(expr: sp.Expr, variables: Variables) -> list[tuple[Bounds, int]]:
 
 
 def smooth_signs(expr: sp.Expr, variables: Variables) -> list[tuple[Bounds, int]]:
-    """Where a smooth expression is positive and negative; an identical zero counts as negative."""
+    """Where a smooth expression is positive and negative; 0 where it is zero everywhere."""
+    if expr.is_zero:
+        return [((), 0)]
     if expr.is_positive:
         return [((), 1)]
     if expr.is_nonpositive:

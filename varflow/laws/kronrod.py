@@ -17,8 +17,8 @@ TOLERANCE = 2e-12
 LEVELS = 110
 MAX_PANELS = 60_000
 BATCH = 20_000
-JUMPS, BISECTIONS = (3, 9, 12, 15), 52
-"""Levels at which rough panels are searched for a jump."""
+JUMPS, BISECTIONS = (3, 9, 12, 15), (8, 44)
+"""Levels at which rough panels are searched for a jump, and halvings: few show that there is none."""
 REFUSED = 1e-6
 _HALF_NODES = np.array(
     [
@@ -121,19 +121,27 @@ def _cut_at_jumps(f: Rows, row: Any, a: Array, b: Array) -> tuple[Any, Array, Ar
     place = np.argmax(steps, axis=1)
     height = steps.max(axis=1, initial=0.0)
     one = np.flatnonzero(2 * height > steps.sum(axis=1))
-    left, right = (a + (b - a) * (1 + NODES[place + k]) / 2 for k in (0, 1))
-    low, high = left[one], right[one]
-    under = values[one, place[one]]
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        here = f(row[one], middle[:, None])[0][:, 0]
-        near = np.abs(here - under) < height[one] / 2
-        low, high = np.where(near, middle, low), np.where(near, high, middle)
-    below, above = (f(row[one], x[:, None])[0][:, 0] for x in (low, high))
-    jump = np.abs(above - below) > height[one] / 2
+    low, high = (a[one] + (b - a)[one] * (1 + NODES[place[one] + k]) / 2 for k in (0, 1))
+    for most in BISECTIONS:
+        low, high, still = _bisected(f, row[one], (low, high), height[one], most)
+        one, low, high = one[still], low[still], high[still]
     left, right = (a + b) / 2, (a + b) / 2
-    left[one[jump]], right[one[jump]] = low[jump], high[jump]
+    left[one], right[one] = low, high
     return np.tile(row, 2), np.concatenate([a, right]), np.concatenate([left, b])
+
+
+def _bisected(
+    f: Rows, row: Any, ends: tuple[Array, Array], height: Array, most: int
+) -> tuple[Array, Array, Any]:
+    """Intervals halved ``most`` times towards a step of ``height``, and whether the step is still there."""
+    low, high = ends
+    under = f(row, low[:, None])[0][:, 0]
+    for _ in range(most):
+        middle = (low + high) / 2
+        near = np.abs(f(row, middle[:, None])[0][:, 0] - under) < height / 2
+        low, high = np.where(near, middle, low), np.where(near, high, middle)
+    below, above = (f(row, x[:, None])[0][:, 0] for x in (low, high))
+    return low, high, np.abs(above - below) > height / 2
 
 
 def _refuse() -> None:

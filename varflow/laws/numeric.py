@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sympy as sp
+from sympy.core.function import AppliedUndef
 
 from varflow.binormal import by_numpy
+from varflow.errors import UnsupportedError
 from varflow.laws.algebra import ordered
 from varflow.laws.precise import function_of, guarded
 from varflow.laws.straight import NoProgram, bottom_up
@@ -72,14 +74,33 @@ def _plus_exp(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
 
 
 def _complement(expr: sp.Add) -> sp.Expr:
-    """k + k erf(x) as k erfc(-x), k + k tanh(x) as 2 k expit(2 x): no digits lost where it is small."""
-    constant, rest = expr.as_coeff_Add()
-    number, tail = rest.as_coeff_Mul()
-    if constant == 0 or abs(number) != abs(constant) or not isinstance(tail, (sp.erf, sp.tanh)):
-        return expr
-    if isinstance(tail, sp.tanh):
-        return 2 * constant * expit(2 * tail.args[0] * number / constant)
-    return constant * tail_of(-tail.args[0] if number == constant else tail.args[0])
+    """k + k erf(x) + ... as k erfc(-x) + ..., k + k tanh(x) + ... as 2 k expit(2 x) + ...: no digits lost
+    where it is small."""
+    constant, _ = expr.as_coeff_Add()
+    for term in expr.args if constant != 0 else ():
+        number, tail = term.as_coeff_Mul()
+        if abs(number) != abs(constant) or not isinstance(tail, (sp.erf, sp.tanh)):
+            continue
+        x = tail.args[0] if number == constant else -tail.args[0]
+        small = tail_of(-x) if isinstance(tail, sp.erf) else 2 * expit(2 * x)
+        return constant * small + (expr - constant - term)
+    return expr
+
+
+def logistic(expr: sp.Expr) -> sp.Expr:
+    """The expression with k + k tanh(u) as 2 k / (1 + exp(-2 u)), whose derivative loses no digits either."""
+    made: sp.Expr = bottom_up(expr, (_as_logistic,))
+    return made
+
+
+def _as_logistic(expr: sp.Expr) -> sp.Expr:
+    constant = expr.as_coeff_Add()[0] if isinstance(expr, sp.Add) else sp.S.Zero
+    for term in expr.args if constant != 0 else ():
+        number, tail = term.as_coeff_Mul()
+        if abs(number) == abs(constant) and isinstance(tail, sp.tanh):
+            u = tail.args[0] if number == constant else -tail.args[0]
+            return constant * 2 / (1 + sp.exp(-2 * u)) + (expr - constant - term)
+    return expr
 
 
 def _softplus(expr: sp.Expr) -> sp.Expr:
@@ -98,11 +119,13 @@ def _logistic(expr: sp.Pow) -> sp.Expr:
 def _multiple(growth: sp.Expr, h: sp.Expr) -> tuple[int, sp.Expr]:
     """m and the number c of growth = c - m h; m = 0 where it is of another form."""
     place = next((s for s in ordered(h.free_symbols)), None)
-    if place is None:
+    if place is None or not growth.has(place):
         return 0, growth
-    m = -sp.cancel(growth.diff(place) / h.diff(place)) if growth.has(place) else sp.S.Zero
-    left = sp.expand(growth + m * h)
-    return (int(m), left) if m.is_Integer and left.is_number else (0, growth)
+    sample = {s: sp.Float(0.37 + k / 7) for k, s in enumerate(ordered((growth + h).free_symbols))}
+    ratio = -(growth.diff(place) / h.diff(place)).xreplace(sample)
+    m = round(float(ratio)) if ratio.is_Number and ratio.is_finite and abs(ratio) < 100 else 0
+    left = sp.expand(growth + m * h) if m and abs(float(ratio) - m) < 1e-6 else growth
+    return (m, left) if left.is_number else (0, growth)
 
 
 def _balanced(expr: sp.Mul) -> sp.Expr:
@@ -218,6 +241,15 @@ def vectorized(
     try:
         return function_of(shaped, symbols, table)
     except NoProgram:
+        if shaped.has(sp.zoo, sp.nan):
+            raise UnsupportedError(
+                "a formula is infinite", why="it divides by zero on part of the line"
+            ) from None
+        unknown = sorted(str(f.func) for f in shaped.atoms(AppliedUndef))
+        if unknown:
+            raise UnsupportedError(
+                f"no numbers for the function {unknown[0]}", instead="a function that sympy defines"
+            ) from None
         made: Callable[..., Any] = sp.lambdify(list(symbols), shaped, modules=[table, "numpy"])
         return made
 

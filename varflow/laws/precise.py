@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import sympy as sp
+from sympy.core.function import UndefinedFunction
 
 from varflow.binormal import by_mpmath
 from varflow.laws.straight import NoProgram, Program, bind, program, text_of
@@ -108,7 +109,7 @@ def _double(number: sp.Expr) -> Any:
 @lru_cache(maxsize=64)
 def _single(kind: Any) -> Callable[..., Any]:
     """A function that no table has, by sympy's own translation."""
-    takes = getattr(kind, "nargs", None)
+    takes = None if isinstance(kind, UndefinedFunction) else getattr(kind, "nargs", None)
     if not takes:
         raise NoProgram(str(kind))
     arguments = sp.symbols(f"a:{min(takes)}", real=True)
@@ -168,6 +169,7 @@ class _Slow:
         self.expr, self.symbols = expr, symbols
         self.made: Program | None = None
         self.text = ""
+        self.runs: dict[int, Callable[..., Any]] = {}
 
     def repair(self, value: Any, bad: Any, arguments: Sequence[Any]) -> Any:
         """The values with those marked computed again; one that stays out of reach is left."""
@@ -176,12 +178,9 @@ class _Slow:
         where = np.broadcast_to(bad, shape)
         columns = [np.broadcast_to(np.asarray(a, dtype=float), shape)[where] for a in arguments]
         rows = np.stack(columns, axis=1) if columns else np.zeros((int(where.sum()), 0))
-        different, back = np.unique(rows, axis=0, return_inverse=True)
+        different, first, back = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         old = result[where]
-        new = [
-            self.at(row, float(old[np.argmax(np.ravel(back) == k)]))
-            for k, row in enumerate(different)
-        ]
+        new = [self.at(row, float(old[k])) for row, k in zip(different, first, strict=True)]
         result[where] = np.array(new)[np.ravel(back)]
         return result
 
@@ -205,8 +204,9 @@ class _Slow:
 
         with mpmath.workdps(digits):
             try:
-                run = bind(self.program(), self.text, _mp_names(self.program(), digits))
-                value, bound = run([mpmath.mpf(float(x)) for x in row])
+                if digits not in self.runs:
+                    self.runs[digits] = bind(self.program(), self.text, _mp_names(self.program(), digits))
+                value, bound = self.runs[digits]([mpmath.mpf(float(x)) for x in row])
                 real = not isinstance(value, mpmath.mpc) and mpmath.isfinite(value)
                 return (value, bound) if real and mpmath.isfinite(bound) else None
             except (*_LOST, NoProgram):

@@ -17,10 +17,10 @@ import numpy as np
 import sympy as sp
 
 from varflow.errors import VarflowError
-from varflow.laws.algebra import affine, affine_parts, ordered
+from varflow.laws.algebra import affine, affine_parts, ordered, size
 from varflow.laws.domain import Divergent, NotReal, tilt, too_steep
 from varflow.laws.integral import GaussianExpectation
-from varflow.laws.kronrod import integrate_rows
+from varflow.laws.kronrod import MAX_PANELS, integrate_rows
 from varflow.laws.meshes import Overflow, reaches
 from varflow.laws.numeric import (
     Array,
@@ -35,6 +35,7 @@ TINY = 1e-100
 OUTER_PANELS = 4000
 DIRECTIONS = 8
 KEPT = 4096
+LEAST_PANELS, WORK = 2000, 4_000_000
 Values = Callable[[Any, Array], Array]
 """f(row of each line [n], points [n, m]) -> values [n, m]."""
 
@@ -49,6 +50,8 @@ class Integral:
     arguments: tuple[tuple[Callable[..., Any], ...], ...]
     too_steep: Callable[[float], None] | None = None
     sides: Sides | None = None
+    most: int = MAX_PANELS
+    """Panels of one integral: fewer for a long integrand, so that all take about the same time."""
     calm: tuple[float, Callable[..., Any]] | None = None
     """a and g, for an integrand exp(a z^2) g: E of it is E g at variance q / (1 - 2 a q), over sqrt(1 - 2 a q)."""
     known: dict[tuple[float, ...], float | VarflowError] = field(default_factory=dict, compare=False)
@@ -139,6 +142,7 @@ def prepare(expectation: GaussianExpectation) -> Integral:
         tuple(arguments),
         too_steep(expectation.integrand, zs[0]) if len(zs) == 1 else None,
         sides(expectation.integrand, zs),
+        max(LEAST_PANELS, min(MAX_PANELS, WORK // size(expectation.integrand))),
         _calm(expectation.integrand, zs, parameters),
     )
 
@@ -218,10 +222,12 @@ def _one(self: Integral, points: list[Array], law: list[Array]) -> Array:
     for slope, constant in self.arguments:
         a = _column(slope(*points), points, len(q))
         centres.append((-_column(constant(*points), points, len(q)) / a, 1 / np.abs(a)))
-    return _along(lambda row, z: _evaluated(self, points, z, row=row), sigma, centres)
+    return _along(lambda row, z: _evaluated(self, points, z, row=row), sigma, centres, self.most)
 
 
-def _along(values: Values, sigma: Array, centres: list[tuple[Array, Array]]) -> Array:
+def _along(
+    values: Values, sigma: Array, centres: list[tuple[Array, Array]], most: int
+) -> Array:
     """E values(row, z) with z ~ N(0, sigma^2), for every row."""
     overflow = Overflow(len(sigma))
     reach = reaches(lambda row, t: values(row, sigma[row][:, None] * t), 2, overflow)
@@ -233,7 +239,7 @@ def _along(values: Values, sigma: Array, centres: list[tuple[Array, Array]]) -> 
         return _with_size(overflow.cleared(row, heights))
 
     return overflow.applied(
-        integrate_rows(f, _mesh(np.zeros_like(sigma), sigma, centres, reach))[0]
+        integrate_rows(f, _mesh(np.zeros_like(sigma), sigma, centres, reach), most=most)[0]
     )
 
 
@@ -289,7 +295,7 @@ def _on_line(self: Integral, points: list[Array], q1: Array, slope: Array, left:
     def values(row: Any, z: Array) -> Array:
         return _evaluated(self, points, z, slope[row][:, None] * z, row=row)
 
-    return _along(values, sigma, centres)
+    return _along(values, sigma, centres, self.most)
 
 
 def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: Array) -> Array:
