@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.laws.highprecision import FUNCTIONS, ONE, PAIRS, USES, closed_one, two
 from tests.laws.random_activations import outcome, sample
 from varflow.activations import ACTIVATIONS
+from varflow.binormal import by_mpmath
 from varflow.gain import gain
 from varflow.laws.expectation import (
     Divergent,
@@ -37,7 +38,7 @@ VARIANCES = (1e-6, 1e-2, 1.0, 1e6)
 def exactly(formula: sp.Expr, values: dict[sp.Symbol, float]) -> float:
     """sympy's own translation of the formula, in 150 digits."""
     with mp.workdps(150):
-        number = sp.lambdify(list(values), formula, "mpmath")
+        number = sp.lambdify(list(values), formula, [{"Phi2": by_mpmath}, "mpmath"])
         return float(number(*map(mp.mpf, values.values())))
 
 

@@ -342,17 +342,19 @@ class Evaluation:
         if m.operator is not None:
             return self._operated(m.operator, numbers)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
-        found = _evaluate(m.template, places, numbers, self.values)
-        return _off_diagonal(found) if self.profiles else found
+        if self.profiles:
+            numbers = tuple(_off_diagonal(x) for x in numbers)
+        return _evaluate(m.template, places, numbers, self.values)
 
 
-def _off_diagonal(found: Any) -> Any:
-    """Moments between two positions; the diagonal, where both are one and formulas may end in 0/0, is not used."""
-    square = np.ndim(found) == 2 and found.shape[0] == found.shape[1] > 1
-    if not square or np.isfinite(np.diagonal(found)).all():
-        return found
-    found = np.array(found)
-    np.fill_diagonal(found, np.nan_to_num(np.diagonal(found), nan=0.0, posinf=0.0, neginf=0.0))
+def _off_diagonal(given: Any) -> Any:
+    """Moments between two positions with their diagonal, which is not used and where formulas end in 0/0, set to what
+    is likely to be within their bounds: half the smallest of its row."""
+    if np.ndim(given) != 2 or not given.shape[0] == given.shape[1] > 1:
+        return given
+    found = np.array(given, dtype=np.float64)
+    np.fill_diagonal(found, np.inf)
+    np.fill_diagonal(found, found[np.arange(len(found)), np.abs(found).argmin(axis=1)] / 2)
     return found
 
 

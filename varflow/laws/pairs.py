@@ -16,7 +16,7 @@ import sympy as sp
 
 from varflow.binormal import Phi2
 
-MAX_DEGREE, MAX_NAMED = 24, 6
+MAX_DEGREE, MAX_NAMED = 24, 4
 
 
 class NotClosed(Exception):
