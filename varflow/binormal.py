@@ -128,13 +128,15 @@ def _positive(h: Any, k: Any, r: Any) -> Any:
     import mpmath as mp
 
     def density(angle: Any) -> Any:
-        cosine = mp.cos(angle)
-        return mp.exp(-(h * h + k * k - 2 * h * k * mp.sin(angle)) / (2 * cosine * cosine)) if cosine else mp.zero
+        """exp(-(h^2 + k^2 - 2 h k cos a) / (2 sin^2 a)), r = cos a, without a difference of equal numbers."""
+        apart = (h - k) ** 2 / (2 * mp.sin(angle) ** 2) if h != k and angle else mp.mpf(0)
+        return mp.exp(-apart - h * k / (2 * mp.cos(angle / 2) ** 2)) if angle or h == k else mp.mpf(0)
 
     if r >= 1:
         return mp.ncdf(min(h, k))
-    end, right = mp.asin(r), mp.pi / 2
+    angle, right = mp.acos(r), mp.pi / 2
     if r < 0.8:
-        return mp.ncdf(h) * mp.ncdf(k) + mp.quad(density, [0, end / 2, end]) / (2 * mp.pi)
-    steps = [right - (right - end) / 4**n for n in range(7)]
-    return mp.ncdf(min(h, k)) - mp.quad(density, [*steps, right]) / (2 * mp.pi)
+        steps = [angle, (angle + right) / 2, right]
+        return mp.ncdf(h) * mp.ncdf(k) + mp.quad(density, steps) / (2 * mp.pi)
+    steps = [mp.mpf(0), *(angle / 4**n for n in reversed(range(7)))]
+    return mp.ncdf(min(h, k)) - mp.quad(density, steps) / (2 * mp.pi)
