@@ -122,7 +122,10 @@ def _multiple(growth: sp.Expr, h: sp.Expr) -> tuple[int, sp.Expr]:
     if place is None or not growth.has(place):
         return 0, growth
     sample = {s: sp.Float(0.37 + k / 7) for k, s in enumerate(ordered((growth + h).free_symbols))}
-    ratio = -(growth.diff(place) / h.diff(place)).xreplace(sample)
+    slopes = growth.diff(place) / h.diff(place)
+    if slopes.has(sp.Derivative, sp.Subs):
+        return 0, growth
+    ratio = -slopes.xreplace(sample)
     m = round(float(ratio)) if ratio.is_Number and ratio.is_finite and abs(ratio) < 100 else 0
     left = sp.expand(growth + m * h) if m and abs(float(ratio) - m) < 1e-6 else growth
     return (m, left) if left.is_number else (0, growth)

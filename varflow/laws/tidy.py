@@ -131,7 +131,7 @@ def joined(expr: sp.Expr) -> sp.Expr:
     do; anything else as it is."""
     fractions = expr.is_Add and any(isinstance(p.base, sp.Add) and p.exp.is_negative for p in expr.atoms(sp.Pow))
     length = size(expr, JOINED) if fractions else 0
-    if not 0 < length <= JOINED or not expr.is_rational_function():
+    if not 0 < length <= JOINED or expr.has(sp.Function) or not expr.is_rational_function():
         return expr
     found = sp.cancel(expr)
     return found if 2 * size(found, JOINED) <= length else expr
