@@ -262,7 +262,8 @@ def test_variances_are_checked() -> None:
 
 
 def two_inputs(
-    f: Callable[[Any], Any], sw: float, sb: float, depth: int, width: int, drop: float = 0.0, draws: int = 6, seed: int = 3
+    f: Callable[[Any], Any], sw: float, sb: float, depth: int, width: int, drop: float = 0.0, draws: int = 6,
+    seed: int = 3,
 ) -> tuple[Any, Any]:
     """(variance, correlation) of pre-activations at every layer of tanh-like nets, averaged over draws."""
     rng = np.random.default_rng(seed)
@@ -291,6 +292,7 @@ def test_wide_networks_settle_at_the_fixed_points() -> None:
 def test_wide_networks_lose_correlation_at_the_depth_scale() -> None:
     """In the ordered phase 1 - c falls as exp(-l/xi_c): the slope of log(1 - c), and its standard error."""
     xi = vf.criticality("tanh").depth_scales(1.2, 0.2)["xi_c"]
+    assert xi is not None
     slopes = []
     for seed in range(12):
         _, c = two_inputs(np.tanh, 1.2, 0.2, 14, 500, seed=seed)

@@ -162,7 +162,8 @@ def test_solved_by_numbers() -> None:
     """Behind the third maximum of an elu no second moment has a formula: its numbers give the scale."""
     net, h = image(64, 16, 16)
     for k in range(4):
-        h = net.elu(net.conv(h, 64, 3, name=f"c{k}", padding=1, padding_mode="circular"), name="y" if k == 3 else f"f{k}")
+        h = net.conv(h, 64, 3, name=f"c{k}", padding=1, padding_mode="circular")
+        h = net.elu(h, name="y" if k == 3 else f"f{k}")
         h = net.max_pool(h, 2, name=f"p{k}") if k < 3 else h
     solution = vf.solve(net)
     last = solution.answers[-1]

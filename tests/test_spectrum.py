@@ -33,7 +33,7 @@ def drawn(slope: Callable[[Any], Any], depth: int, sw: float, orthogonal: bool, 
     return np.array(rows)
 
 
-def wide(small: Any, large: Any, ratio: float) -> tuple[Any, Any]:
+def wide(small: Any, large: Any, ratio: float = 4) -> tuple[Any, Any]:
     """The limit of a + b / n from two widths of that ratio (b / n^(2/3) for the largest), and its standard error."""
     weight = ratio ** np.array([1, 1, 1, 2 / 3])
     means = [rows.mean(axis=0) for rows in (small, large)]
@@ -84,7 +84,7 @@ def test_drawn_matrices(name: str, slope: Callable[[Any], Any], weights: str) ->
     """Two sizes of drawn matrices, taken to the limit, within four standard errors of at most 4 %."""
     found = vf.jacobian_spectrum(name, 3, weights)
     rows = [drawn(slope, 3, float(found.sw), weights == "orthogonal", *size) for size in ((50, 400), (200, 40))]
-    limit, error = wide(*rows, ratio=4)
+    limit, error = wide(rows[0], rows[1])
     wanted = np.array([1, 1 + float(found.variance), float(found.moment(3).evalf()), float(found.largest)])
     assert np.all(error < 0.04 * wanted)
     assert np.all(np.abs(limit - wanted) < 4 * error)

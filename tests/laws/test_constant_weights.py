@@ -225,5 +225,5 @@ def test_symmetry_is_broken_by_noise() -> None:
 
 def test_verified() -> None:
     _, layers = CHAINS["a scale mixture"]
-    result = verify(chain(0.0, layers), draws=1000, max_draws=8000, delta=0.05)
+    result = verify(chain(0.0, layers), draws=1000, max_draws=24000, delta=0.05)
     assert result.verdict == "pass", result.summary()

@@ -99,7 +99,7 @@ def _closed(
 def _work(piece: Piece) -> int:
     """What a piece costs, in simple ones: truncated moments of high degree are long, those of two erf longer."""
     degree = sum(k for _, k in piece.powers)
-    long = (1 + degree) * (1 + degree // 2) if len(piece.errors) > 1 else 1 + degree // 4 if piece.halves else 1
+    long = (1 + degree // 2) * (1 + degree // 4) if len(piece.errors) > 1 else 1 + degree // 4 if piece.halves else 1
     work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * long
     return work
 

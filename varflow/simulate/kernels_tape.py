@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 
 from varflow.simulate.handlers import (
     handler,
@@ -13,7 +14,7 @@ from varflow.simulate.handlers import (
 )
 from varflow.simulate.jit import Number, device
 from varflow.simulate.kernels_product import dots_precise, fill_normals
-from varflow.simulate.rng import fill
+from varflow.simulate.rng import CHUNK, fill
 from varflow.simulate.steps import BASE, DRAW, ROW, SEED, SPARE, TARGET, TOTAL, WORDS
 
 F = np.float32
@@ -43,8 +44,9 @@ def other_source(words: Number, reals: Number, context: Number) -> None:
     """Random entries: words (tensor, distribution), reals (scale, mean, parameter)."""
     w, x, c = pointer_to_integers(words), pointer_to_doubles(reals), pointer_to_integers(context)
     fill(
-        pointer(c[TARGET]), c[TOTAL], w[1], x[2], np.uint64(c[SEED]), np.uint64(c[DRAW]), np.uint64(w[0]), np.int64(0),
-        pointer_to_words(c[WORDS]), pointer(c[SPARE]),
+        carray(pointer(c[TARGET]), c[TOTAL]), c[TOTAL], w[1], x[2], np.uint64(c[SEED]), np.uint64(c[DRAW]),
+        np.uint64(w[0]), np.int64(0),
+        carray(pointer_to_words(c[WORDS]), CHUNK), carray(pointer(c[SPARE]), CHUNK),
     )  # fmt: skip
     stretch(c[TARGET], c[TOTAL], x[0], x[1])
 
