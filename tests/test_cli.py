@@ -70,6 +70,11 @@ def block(tmp_path: Path) -> str:
     return str(path)
 
 
+def interruptible() -> None:
+    """In a child: SIGINT ends it, also where the tests themselves run in the background and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "varflow.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -264,7 +269,9 @@ def test_verify_to_a_precision(run: Run, block: str) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(block: str, number: int, status: int) -> None:
     command = [sys.executable, "-m", "varflow.cli", "verify", block, "--set", "n=256", "--draws", "1000000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "draws, widest interval" in line:

@@ -329,12 +329,19 @@ def test_flips_and_truncations_of_the_log(whole: tuple[Run, Settings, str, Path]
 
 # -- processes ---------------------------------------------------------------------------------------
 
-LONG = ("residual_block", "--set", "n=256", "--draws", "60000", "--json")
+LONG = ("residual_block", "--set", "n=256", "--draws", "120000", "--json")
+
+
+def interruptible() -> None:
+    """In a child: SIGINT ends it, also where the tests themselves run in the background and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def started(path: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "varflow.cli", "verify", *LONG, "--store", str(path), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
 
 
 def rows(path: Path) -> int:

@@ -9,4 +9,6 @@ from __future__ import annotations
 
 DEVIATIONS: dict[tuple[str, str, str], str] = {}
 
-DEFECTS: dict[str, str] = {}
+DEFECTS: dict[str, str] = {
+    "conv13009": "gradient behind an instance norm of few places: 4 % high, cause not found",
+}
