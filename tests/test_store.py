@@ -329,7 +329,7 @@ def test_flips_and_truncations_of_the_log(whole: tuple[Run, Settings, str, Path]
 
 # -- processes ---------------------------------------------------------------------------------------
 
-LONG = ("residual_block", "--set", "n=256", "--draws", "120000", "--json")
+LONG = ("residual_block", "--set", "n=256", "--draws", "400000", "--json")
 
 
 def interruptible() -> None:
