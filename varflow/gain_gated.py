@@ -22,8 +22,6 @@ from varflow.laws.expectation import (
 )
 from varflow.symbols import X, arg
 
-_PHI = (1 + sp.erf(X / sp.sqrt(2))) / 2
-
 
 def _slope_square(variable: sp.Symbol, f: sp.Expr) -> sp.Expr:
     return derivative(f, variable) ** 2
@@ -175,5 +173,5 @@ class GatedGain(GainFields):
 
     def _unit_moment(self, power: int) -> sp.Expr:
         count = self.function.inputs
-        body = count * X**power * _PHI ** (count - 1)
+        body = count * X**power * normal_cdf(X) ** (count - 1)
         return expect(body, {X: Normal()}, lambda u, v: sp.S.One)

@@ -13,7 +13,7 @@ from sympy.core.relational import Relational
 from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.logic.boolalg import BooleanAtom
 
-from varflow.binormal import Phi2
+from varflow.binormal import Phi2, normal_cdf
 from varflow.errors import ExpressionError
 
 if TYPE_CHECKING:
@@ -59,10 +59,6 @@ CONSTANTS: Mapping[str, sp.Basic] = MappingProxyType(
 )
 
 
-def _normal_cdf(z: sp.Expr) -> sp.Expr:
-    return (1 + sp.erf(z / sp.sqrt(2))) / 2
-
-
 class Function(NamedTuple):
     """A sympy function of the grammar and its least and greatest number of arguments."""
 
@@ -80,7 +76,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     {c.__name__: Function(c) for c in _CLASSES}
     | {n: Function(sp.Max, 1, MAX_RELATIONS) for n in ("max", "Max")}
     | {n: Function(sp.Min, 1, MAX_RELATIONS) for n in ("min", "Min")}
-    | {"abs": Function(sp.Abs), "sqrt": Function(sp.sqrt), "Phi": Function(_normal_cdf)}
+    | {"abs": Function(sp.Abs), "sqrt": Function(sp.sqrt), "Phi": Function(normal_cdf)}
     | {"Heaviside": Function(sp.Heaviside, 1, 2), "floor": Function(sp.floor)}
     | {"Phi2": Function(Phi2, 3, 3), "besselk": Function(sp.besselk, 2, 2)}
 )

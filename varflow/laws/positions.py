@@ -147,12 +147,6 @@ def window_matrices(w: Window, transpose: bool) -> tuple[Any, ...]:
     return _matrices(w, transpose)
 
 
-def taps_inside(w: Window, transpose: bool) -> Array:
-    """Number of taps inside the grid for every output position (windows it is in, for every input position)."""
-    total: Any = sum(_matrices(w, transpose))
-    return np.asarray(total.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-
-
 def shared_entries(w: Window) -> tuple[npt.NDArray[np.int64], int]:
     """Entries that the windows of every two output positions have in common, and the number of input positions."""
     total: Any = sum(_matrices(w, False))

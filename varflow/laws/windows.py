@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sympy as sp
 
+from varflow.binormal import normal_cdf
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient, refine
@@ -111,15 +112,11 @@ class Windows(Reading):
         laws = self.laws
         q, other = laws.second(g), laws.pair(g, _there(g), POSITION)
         if other.is_zero:
-            return _below(arg(0) / sp.sqrt(coefficient(0))), (), [laws.quantity(q, "q", self.step.node)]
+            return normal_cdf(arg(0) / sp.sqrt(coefficient(0))), (), [laws.quantity(q, "q", self.step.node)]
         apart = laws.quantity(mo.combine(mo.part(0) - mo.part(1), [q, other]), "q", self.step.node)
         label = {**self._label(False), "backward": False}
         common = Instance(PositionAverage(**label, of=g, count=sp.oo))  # type: ignore[arg-type]
-        return _below((arg(0) - arg(1)) / sp.sqrt(coefficient(0))), (common,), [apart]
-
-
-def _below(x: sp.Expr) -> sp.Expr:
-    return (1 + sp.erf(x / sp.sqrt(2))) / 2
+        return normal_cdf((arg(0) - arg(1)) / sp.sqrt(coefficient(0))), (common,), [apart]
 
 
 def _there(x: Instance) -> Instance:
