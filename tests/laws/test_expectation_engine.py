@@ -303,6 +303,25 @@ def test_derivative_and_jumps() -> None:
     assert not has_jump(sp.Piecewise((x, x > 0), (sp.exp(x) - 1, True)), x)
 
 
+def test_jumps_at_borders_without_a_formula() -> None:
+    crossing = sp.tanh(x) - x / 2 + sp.Rational(1, 10)
+    assert not has_jump(sp.Max(sp.tanh(x), x / 2), x) and not has_jump(sp.Abs(crossing), x)
+    assert not has_jump(sp.sign(crossing) * crossing, x) and has_jump(sp.sign(crossing), x)
+    assert not has_jump(sp.sign(crossing) * sp.cbrt(sp.Abs(crossing)), x)
+    meeting, apart = (sp.Piecewise((sp.exp(x), sp.exp(x) > 2 + x), (k + x, True)) for k in (2, 3))
+    assert not has_jump(meeting, x) and has_jump(apart, x)
+    assert not has_jump(sp.Max(sp.tanh(x * u), x), x) and has_jump(sp.sign(sp.tanh(x) - u * x / 2), x)
+
+
+def test_slopes_of_the_largest_of_several() -> None:
+    parts = (sp.tanh(x), x / 2, sp.sin(3 * x) / 4, sp.exp(x) - 1)
+    for extreme, best in ((sp.Max, max), (sp.Min, min)):
+        slope = derivative(extreme(*parts), x)
+        for place in (-2.3, -0.9, -0.2, 0.4, 1.1, 2.7):
+            winner = best(parts, key=lambda f: float(f.subs(x, place)))
+            assert float(slope.subs(x, place)) == pytest.approx(float(winner.diff(x).subs(x, place)))
+
+
 PIECE = st.tuples(st.integers(-3, 3), st.integers(-2, 2))
 
 

@@ -172,7 +172,7 @@ class _Function:
     def poles(self, q: float | None) -> list[Any]:
         """Where a denominator of f is zero."""
         parts = sorted(set(_denominators(self.f, self.z)), key=sp.default_sort_key)[:MOST_POLES]
-        return [root for part in parts for root in _zeros(part, self.z, q)]
+        return [root for part in parts for root in zeros(part, self.z, q)]
 
     def integrable(self, place: Any) -> None:
         """Refuse |f| ~ |z - place|^-p with p >= 1."""
@@ -290,7 +290,7 @@ def _brackets(points: Array, values: Array) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=1024)
-def _zeros(below: sp.Expr, z: sp.Symbol, q: float | None) -> tuple[Any, ...]:
+def zeros(below: sp.Expr, z: sp.Symbol, q: float | None) -> tuple[Any, ...]:
     """The zeros of a function that are nearest to the origin."""
     points = np.sort(np.concatenate([_samples(q), _samples(q) * 0.0173]))
     with np.errstate(all="ignore"):

@@ -8,9 +8,9 @@ Each answer is computed once for a pattern of zeros, in dummies, and then filled
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, combinations_with_replacement, product
 
 import sympy as sp
 
@@ -133,8 +133,18 @@ def _GRAM(i: int, j: int) -> sp.Dummy:
 @lru_cache(maxsize=4096)
 def _template(pattern: Pattern) -> sp.Expr | None:
     """The moment in dummies; None if there is no closed form."""
-    n = len(pattern.exponents)
-    mean = tuple(sp.S.Zero if pattern.zero_mean[i] else _MEAN(i) for i in range(n))
+    mean = tuple(sp.S.Zero if zero else _MEAN(i) for i, zero in enumerate(pattern.zero_mean))
+    try:
+        found = _uncentred(pattern.exponents, mean, _state(replace(pattern, exponents=())))
+    except NotClosed:
+        return None
+    return _joined(found, pattern.mirror) if found.has(Phi2, _ABOVE) else _split(found)
+
+
+@lru_cache(maxsize=256)
+def _state(pattern: Pattern) -> _State:
+    """The centred law of a pattern, whose moments share what they are made of."""
+    n = len(pattern.zero_mean)
     gram = tuple(
         tuple(
             _GRAM(min(i, j), max(i, j))
@@ -149,12 +159,7 @@ def _template(pattern: Pattern) -> sp.Expr | None:
     if pattern.mirror:
         shift[1] = pattern.mirror * shift[0]
         gram = ((gram[0][0], gram[0][1]), (gram[0][1], gram[0][0]))
-    state = _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted, pattern.mirror)
-    try:
-        found = _expand(_uncentred(pattern.exponents, mean, state))
-        return _joined(found, pattern.mirror) if found.has(Phi2, _ABOVE) else sp.expand(found)
-    except NotClosed:
-        return None
+    return _State(n, gram, (sp.S.Zero,) * n, shift, pattern.tilted, pattern.mirror)
 
 
 def _expand(expr: sp.Expr) -> sp.Expr:
@@ -162,18 +167,46 @@ def _expand(expr: sp.Expr) -> sp.Expr:
     return sp.expand(expr, power_exp=False)
 
 
+def _distributed(*factors: sp.Expr) -> sp.Expr:
+    """The product of sums whose terms are multiplied out already."""
+    choices = product(*[sp.Add.make_args(f) for f in factors])
+    return sp.Add(*[sp.Mul(*terms) for terms in choices])
+
+
+@lru_cache(maxsize=4096)
+def _terms(expr: sp.Expr) -> sp.Expr:
+    """A drift, a covariance or a power of them, multiplied out."""
+    return _expand(expr)
+
+
+def _split(expr: sp.Expr) -> sp.Expr:
+    """A sum of products with its functions multiplied out inside, exponentials as products."""
+    return expr.xreplace({f: sp.expand(f) for f in expr.atoms(sp.exp, sp.Function)})
+
+
 def _joined(expr: sp.Expr, mirror: int) -> sp.Expr:
     """One exponential a term, its exponent one ratio."""
     one = {_BELOW: 2 - _ABOVE} if mirror == 1 else {_ABOVE: 2 - _BELOW}
-    terms = []
+    parts: dict[tuple[sp.Expr, ...], list[sp.Expr]] = {}
     for term in sp.Add.make_args(expr):
-        growths = [f.args[0].xreplace(one) for f in sp.Mul.make_args(term) if isinstance(f, sp.exp)]
+        growths = tuple(f.args[0] for f in sp.Mul.make_args(term) if isinstance(f, sp.exp))
         rest = sp.Mul(*[f for f in sp.Mul.make_args(term) if not isinstance(f, sp.exp)])
-        below, above = (rest.as_powers_dict()[s] for s in (_BELOW, _ABOVE))
-        if sp.S.Half in (below, above):
-            rest *= sp.sqrt(_BOTH) / (sp.sqrt(_BELOW) * sp.sqrt(_ABOVE))
-        terms.append(rest * sp.exp(sp.cancel(sp.Add(*growths))))
-    return sp.Add(*terms)
+        parts.setdefault(growths, []).append(_with_both(rest) if mirror else rest)
+    return sp.Add(
+        *[
+            term * sp.exp(sp.cancel(sp.Add(*growths).xreplace(one)))
+            for growths, terms in parts.items()
+            for term in terms
+        ]
+    )
+
+
+def _with_both(term: sp.Expr) -> sp.Expr:
+    """sqrt(1 - r^2) in one piece."""
+    powers = term.as_powers_dict()
+    if sp.S.Half not in (powers[_BELOW], powers[_ABOVE]):
+        return term
+    return term * sp.sqrt(_BOTH) / (sp.sqrt(_BELOW) * sp.sqrt(_ABOVE))
 
 
 def _uncentred(exponents: tuple[int, ...], mean: Vector, state: _State) -> sp.Expr:
@@ -184,7 +217,7 @@ def _uncentred(exponents: tuple[int, ...], mean: Vector, state: _State) -> sp.Ex
         total = [
             (c * sp.binomial(e, k) * m ** (e - k), (*done, k)) for c, done in total for k in options
         ]
-    return sp.Add(*[c * state.moment(done) for c, done in total])
+    return sp.Add(*[_distributed(c, state.moment(done)) for c, done in total])
 
 
 @dataclass(frozen=True)
@@ -198,44 +231,45 @@ class _State:
     tilted: bool
     mirror: int = 0
     known: dict[int, _State] = field(default_factory=dict, compare=False)
+    edges: dict[tuple[int, int], sp.Expr] = field(default_factory=dict, compare=False)
     seen: dict[tuple[int, ...], sp.Expr] = field(default_factory=dict, compare=False)
 
     def moment(self, e: tuple[int, ...]) -> sp.Expr:
-        return self._moment(e, self.seen)
+        """E[y^e, y_i > shift[i]], multiplied out."""
+        if e not in self.seen:
+            self.seen[e] = self._reduce(e) if any(e) else _terms(self.probability())
+        return self.seen[e]
 
-    def _moment(self, e: tuple[int, ...], seen: dict[tuple[int, ...], sp.Expr]) -> sp.Expr:
-        if e not in seen:
-            seen[e] = self._reduce(e, seen) if any(e) else self.probability()
-        return seen[e]
-
-    def _reduce(self, e: tuple[int, ...], seen: dict[tuple[int, ...], sp.Expr]) -> sp.Expr:
+    def _reduce(self, e: tuple[int, ...]) -> sp.Expr:
         a = max(range(self.size), key=lambda i: (e[i] > 0, i not in self.shift, e[i]))
         rest = _less(e, a)
         total = []
         if self.drift[a] != 0:
-            total.append(self.drift[a] * self._moment(rest, seen))
+            total.append(_distributed(_terms(self.drift[a]), self.moment(rest)))
         for b in range(self.size):
             if rest[b] and self.gram[a][b] != 0:
-                total.append(self.gram[a][b] * rest[b] * self._moment(_less(rest, b), seen))
+                total.append(_distributed(rest[b] * _terms(self.gram[a][b]), self.moment(_less(rest, b))))
         for i in self.shift:
             if self.gram[a][i] != 0:
-                total.append(
-                    self.gram[a][i] * self.density(i) * self.given(i).border(rest, i, self)
-                )
-        return _expand(sp.Add(*total))
+                on_border = self.given(i).border(rest, i, self)
+                total.append(_distributed(self.edge(a, i), on_border))
+        return sp.Add(*total)
 
     def border(self, e: tuple[int, ...], i: int, before: _State) -> sp.Expr:
         """The moment on y_i = its threshold (self is already conditional on that)."""
-        value = before.shift[i] ** e[i]
+        value = _terms(before.shift[i] ** e[i])
         if value == 0:
             return sp.S.Zero
-        return value * self.moment((*e[:i], 0, *e[i + 1 :]))
+        return _distributed(value, self.moment((*e[:i], 0, *e[i + 1 :])))
 
-    def density(self, i: int) -> sp.Expr:
-        """The density of y_i at its threshold."""
-        v = self.gram[i][i]
-        gap = self.shift[i] - self.drift[i]
-        return sp.exp(-(gap**2) / (2 * v)) / (sp.sqrt(2 * sp.pi) * root(v))
+    def edge(self, a: int, i: int) -> sp.Expr:
+        """Cov(y_a, y_i) times the density of y_i at its threshold."""
+        if (a, i) not in self.edges:
+            v = self.gram[i][i]
+            gap = self.shift[i] - self.drift[i]
+            height = _terms(self.gram[a][i] / (sp.sqrt(2 * sp.pi) * root(v)))
+            self.edges[a, i] = _distributed(height, sp.exp(-(gap**2) / (2 * v)))
+        return self.edges[a, i]
 
     def given(self, i: int) -> _State:
         """The law given y_i = its threshold."""
