@@ -364,6 +364,8 @@ class Covariances(ABC):
         if self.profiles and not self.varies(older.variable, False):
             return self.operated(Overall(), (here,), here)
         other = at(View(True, view.sample))
+        if here.is_zero and other.is_zero:
+            return mo.ZERO
         if count is sp.oo:
             return self.operated(Overall(), (other,), other)
         if not self.profiles and (here.template, here.args) == (other.template, other.args):

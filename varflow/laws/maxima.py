@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any, TypeVar
 
@@ -197,12 +197,39 @@ class TwoMaxima:
         if field.alike:
             return np.full((1, 1), self._pair(field, *field.windows))
         count = len(field.windows)
+        own, common = common_part(field.matrix) if other.size == 1 else (None, 0.0)
+        if own is not None:
+            return self._alike_apart(field, own, common)
         if count > MOST_PLACES or self._cases(field) > MOST_CASES:
             return self._drawn(field, second, other)
         known: dict[Hashable, float] = {}
         rows = [[once(known, together(field, a, b)[1], lambda a=a, b=b: self._pair(field, a, b))  # type: ignore[misc]
                  for b in field.windows] for a in field.windows]
         return np.array(rows)
+
+    def _alike_apart(self, field: Field, own: Array, common: float) -> Array:
+        """Entries of independent parts and a common one: windows without a common entry are independent given it."""
+        level, share = _levels(common)
+        one, two = (self._given_level(field, compiled(h, 1, 0), own, level) for h in (self.f, self.g))
+        found = (one * share) @ two.T
+        known: dict[Hashable, float] = {}
+        near = neighbours(field)
+        digits = FEW if len(near) > MOST_CASES else DIGITS
+        for a, b in [*near, *((b, a) for a, b in near)]:
+            pair = partial(self._pair, field, field.windows[a], field.windows[b])
+            found[a, b] = once(known, together(field, field.windows[a], field.windows[b], digits)[1], pair)
+        return np.asarray(found)
+
+    @staticmethod
+    def _given_level(field: Field, h: Callable[..., Any], own: Array, level: Array) -> Array:
+        """E h(largest entry) of every window at every level of the common component."""
+        known: dict[Hashable, Array] = {}
+
+        def found(entries: Index) -> Array:
+            law = integrated_winner(own[entries], 0.0)
+            return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x := law.points[:, None] + level), x.shape))
+
+        return np.array([once(known, field.block(w)[1], partial(found, w)) for w in field.windows])
 
     @staticmethod
     def _cases(field: Field) -> int:

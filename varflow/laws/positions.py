@@ -21,7 +21,9 @@ from varflow.window import Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_PLACES = 2048
-"""Positions beyond which moments are averages over positions, with exact averages of the borders."""
+"""Positions beyond which moments between two positions are averages, with exact averages of the borders."""
+MAX_SINGLE = 1 << 14
+"""Positions beyond which moments at one position are."""
 Taps: TypeAlias = list[tuple[tuple[int, ...], sp.Rational]]
 
 
@@ -52,10 +54,11 @@ class Kernel:
         needed where one tap reads a position twice."""
         w = self.window
         even = w.uniform and (not self.transpose or (w.covers_evenly and not (self.between and w.spacing > 1)))
-        if (moment.size == 1 and even) or too_many(w):
+        single = not self.between and beside is None
+        if (moment.size == 1 and even) or too_many(w, MAX_SINGLE if single else MAX_PLACES):
             return np.full((1, 1), float(moment.mean()) * _mean_count(w, self.transpose))
         matrices = _matrices(w, self.transpose)
-        if not self.between and beside is None:
+        if single:
             return np.asarray(sum(m @ np.broadcast_to(moment, (m.shape[1], 1)) for m in matrices))
         other, same = (moment, beside) if self.between else (beside, moment)
         assert other is not None
@@ -153,9 +156,9 @@ def shared_entries(w: Window) -> tuple[npt.NDArray[np.int64], int]:
     return np.rint((total @ total.T).toarray()).astype(np.int64), total.shape[1]
 
 
-def too_many(w: Window) -> bool:
+def too_many(w: Window, most: int = MAX_PLACES) -> bool:
     """Whether a grid has too many positions to tell apart."""
-    return int(np.prod([int(n) for n in w.inputs])) > MAX_PLACES
+    return int(np.prod([int(n) for n in w.inputs])) > most
 
 
 @lru_cache(maxsize=256)
