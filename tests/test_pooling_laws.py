@@ -273,3 +273,24 @@ def test_profile_of_maxima() -> None:
     check(net, forward, backward=False, draws=300, samples=8, bias=0.015)
     found = profile(net, "p").reshape(4, 4)
     assert found[1, 1] > 1.3 * found[0, 1] > 1.3 * 1.3 * found[0, 0] * 0.98
+
+
+def test_maxima_behind_the_borders_of_a_stem() -> None:
+    """ResNet's first layers on 64 x 64: what zero padding takes off at the border decides which places are largest
+    (0.9 % of the mean), and batch norm behind them leaves exactly one."""
+    net = vf.Network("stem")
+    x = net.input("x", 3, positions=(64, 64))
+    h = net.relu(net.batch_norm(net.conv(x, N, kernel=7, stride=2, padding=3, **HE)))
+    h = net.max_pool(h, kernel=3, stride=2, padding=1, name="pool")
+    net.batch_norm(net.pointwise_conv(h, N, **HE), name="norm")
+    numbers = vf.derive(net).numbers({"n": 64})
+    rows = np.array([sum(0 <= 2 * i - 3 + k < 64 for k in range(7)) for i in range(32)])
+    sizes = np.sqrt(np.outer(rows, rows) / np.outer(rows, rows).mean())
+    rng, found = np.random.default_rng(6), []
+    for _ in range(4000):
+        padded = np.pad(np.maximum(rng.standard_normal((32, 32)) * sizes, 0), 1)
+        largest = np.max([padded[i : i + 32 : 2, j : j + 32 : 2] for i in range(3) for j in range(3)], axis=0)
+        found.append((largest**2).mean())
+    assert numbers.second("pool") == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(len(found)))
+    assert numbers.second("pool") > 1.007 * (2.5626 * 15**2 + 2.0208 * 30 + 1.5438) / 256
+    assert numbers.second("norm") == pytest.approx(1, abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 
 import varflow as vf
 from tests.simulate.test_cpu import one_layer
+from varflow.derive import derive
 from varflow.errors import InputError, MissingExtraError, VarflowError
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.ops import OPS
 from varflow.simulate.statistics import Statistics, Summary
 from varflow.solve import solve
-from varflow.verify import samples_for, verify
+from varflow.verify import predictions, samples_for, verify
 from varflow.verify_check import (
     Check,
     Judge,
@@ -477,6 +479,23 @@ def test_rounded_outputs_are_predicted_at_each_width() -> None:
     assert result.widths == (30, 60, 120)
     assert "fail" not in {c.verdict for c in result.checks.values()}
     assert result.checks["backward", "x"].relative_width < 0.03
+
+
+def test_inputs_that_cannot_be_divided_change_their_own_gradients_only() -> None:
+    net = Network("three channels")
+    x = net.input("x", 3)
+    y = net.linear(net.relu(net.linear(x, 64, variance="2/fan_in")), 64, variance="1/fan_in")
+    program = lower(net)
+    stated = predictions(derive(net), {}, program.values)
+    half = scaled(net, program, Fraction(1, 2))
+    assert not half.of_width
+    assert half.inputs == {"x": Fraction(4, 3)}
+    again = predictions(derive(half.network), {}, program.values)
+    for key, prediction in half.of_inputs(stated).items():
+        assert prediction.value == pytest.approx(again[key].value, rel=1e-12)
+    assert again["backward", "x"].value == pytest.approx(stated["backward", "x"].value * 3 / 4)
+    net.concat(x, y)
+    assert scaled(net, lower(net), Fraction(1, 2)).of_width
 
 
 def test_the_tolerance_reached(verified: Verification) -> None:

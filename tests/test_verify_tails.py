@@ -13,7 +13,7 @@ from tests.false_alarm import summary
 from tests.test_verify import deep
 from varflow.simulate.statistics import Summary
 from varflow.verify import verify
-from varflow.verify_check import LOG_SCALE, Judge, Prediction, Reading
+from varflow.verify_check import LOG_SCALE, WIDE, Judge, Prediction, Reading
 from varflow.verify_tails import Estimate, draws_for, estimate, logarithmic, plain, tail_size
 
 Float = NDArray[np.float64]
@@ -135,3 +135,24 @@ def test_a_deep_narrow_network_is_decided_on_a_log_scale() -> None:
     few = verify(deep(40, 96), draws=1000, delta=0.1).checks["forward", "activation_30"]
     assert few.verdict == "inconclusive"
     assert "too few draws" in few.note
+
+
+def test_a_wide_interval_decides_for_few_skewed_draws() -> None:
+    """Gamma draws (shape 6, skewness 0.8), 160 of them at alpha 1e-3: too few for the usual interval; twice its width
+    holds the mean more often than promised, decides where the tolerance is wide, and still refutes a wrong formula."""
+    alpha, draws = 1e-3, 160
+    x = np.random.default_rng(8).gamma(6.0, 1 / 6, (3000, draws))
+    missed = decided = 0
+    for row in x:
+        check = Judge(0.3, alpha).check(Prediction(1.0), [Reading(1.0, summary(row), 1.0)])
+        if check.note == WIDE:
+            decided += check.verdict == "pass"
+            missed += not check.ci[0] <= 1 <= check.ci[1]
+    assert decided > 2000
+    assert missed <= 3
+    wrong = Judge(0.02, alpha).check(Prediction(2.0), [Reading(1.0, summary(x[0]), 2.0)])
+    assert (wrong.verdict, wrong.note) == ("fail", WIDE)
+    narrow = Judge(0.02, alpha).check(Prediction(1.0), [Reading(1.0, summary(x[0]), 1.0)])
+    assert narrow.verdict == "inconclusive"
+    assert narrow.draws_needed is not None
+    assert narrow.draws_needed > draws

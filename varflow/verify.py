@@ -36,7 +36,7 @@ FEWEST_SAMPLES, MOST_SAMPLES = 8, 64
 FEWEST_IN_BATCH = 32
 """Samples of a batch norm without a batch size, where there are many positions."""
 DRAWS, FEWEST_DRAWS = 2000, 48
-WORK = 210.0
+WORK = 180.0
 """Seconds of one core that draws may cost, by estimate, where no number of them is asked for."""
 SAMPLE_ERROR = 3e-4
 """Relative standard error of a number from a sample of its sources (`varflow.laws.sampled`)."""
@@ -260,7 +260,7 @@ def prepared(
     shares = limit_draws([float(s.factor) for s in scales], *((8.0, 2.0) if images else ()))
     for place, (scale, share) in enumerate(zip(scales, shares, strict=True)):
         batch = max(4, round(batch_of(program) * float(scale.factor / scales[-1].factor)))
-        again = predictions(derive(scale.network), {}, nodes) if scale.of_width else predicted
+        again = predictions(derive(scale.network), {}, nodes) if scale.of_width else scale.of_inputs(predicted)
         batched = options | {"samples": samples, "large_batch": batch, "given": images}
         levels.append(Level(place, scale, share, again, nodes, batched))
     return Run(levels, predicted, delta, len(levels) == 1), notes

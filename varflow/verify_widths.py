@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -15,8 +16,10 @@ from varflow.lowering import lower
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.linear import weight_group
-from varflow.program import Bias, Program, Standardize, Weight
+from varflow.program import Bias, Contract, Program, Standardize, Weight
 from varflow.symbols import FAN_IN
+from varflow.verify_check import Prediction
+from varflow.verify_report import Key
 
 LEAST_WIDTH = 12
 """The narrowest width at which an error of O(1/n) is taken for b/n."""
@@ -25,12 +28,19 @@ LADDERS = tuple(tuple(Fraction(f) for f in text.split()) for text in ("1/4 1/2 1
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A network with all channel counts times ``factor``; ``rounded`` where a count was not divisible."""
+    """A network with all channel counts times ``factor``; ``rounded`` where a count was not divisible. ``inputs``: by
+    what else the channels of an input were multiplied, where all of them go into products with weights."""
 
     factor: Fraction
     network: Network
     program: Program
     rounded: bool
+    inputs: Mapping[str, Fraction] = field(default_factory=dict)
+
+    def of_inputs(self, predicted: Mapping[Key, Prediction]) -> dict[Key, Prediction]:
+        """Predictions of the original, with the gradients at ``inputs`` of this one."""
+        other = {("backward", name): 1 / float(factor) for name, factor in self.inputs.items()}
+        return {key: p.times(other.get(key, 1.0)) for key, p in predicted.items()}
 
     @property
     def of_width(self) -> bool:
@@ -49,8 +59,19 @@ class _Scaling:
     factor: Fraction
     weights: Mapping[str, Weight]
     biases: Mapping[str, sp.Expr]
+    multiplied: Collection[str] = ()
     rounded: bool = False
-    seen: set[int] = field(default_factory=set)
+    inputs: dict[str, Fraction] = field(default_factory=dict)
+
+    def input_size(self, name: str, channels: sp.Expr) -> sp.Integer:
+        """Of an input that is ``multiplied`` by weights only, whose number of channels has no say in what follows."""
+        if name not in self.multiplied:
+            return self.size(channels)
+        exact = Fraction(int(channels)) * self.factor
+        whole = max(1, int(exact + Fraction(1, 2)))
+        if exact != whole:
+            self.inputs[name] = whole / exact
+        return sp.Integer(whole)
 
     def size(self, channels: sp.Expr) -> sp.Integer:
         exact = Fraction(int(channels)) * self.factor
@@ -63,7 +84,7 @@ class _Scaling:
         for name, layer in network.nodes():
             inputs = network.inputs_of(name)
             if isinstance(layer, InputNode):
-                result.input(name, **(vars(layer) | {"channels": self.size(layer.channels)}))
+                result.input(name, **(vars(layer) | {"channels": self.input_size(prefix + name, layer.channels)}))
             elif isinstance(layer, BlockNode):
                 result.block(self.copy(layer.body, f"{prefix}{name}."), *inputs, repeat=layer.repeat, name=name)
             else:
@@ -102,9 +123,19 @@ def scaled(network: Network, program: Program, factor: Fraction) -> Scaled:
     weights = {weight_group(n): w for n, w in program.weights.items()}
     biases = {weight_group(s.primitive.name): s.primitive.variance
               for s in program if isinstance(s.primitive, Bias)}  # fmt: skip
-    scaling = _Scaling(factor, weights, biases)
+    scaling = _Scaling(factor, weights, biases, _multiplied(program))
     copy = scaling.copy(network)
-    return Scaled(factor, copy, lower(copy), scaling.rounded)
+    return Scaled(factor, copy, lower(copy), scaling.rounded, scaling.inputs)
+
+
+def _multiplied(program: Program) -> set[str]:
+    """Inputs that are only read by products with whole random weights of their own."""
+    uses = Counter(s.primitive.weight for s in program if isinstance(s.primitive, Contract) and not s.backward)
+    own = {name for name, w in program.weights.items()
+           if uses[name] == 1 and w.groups == 1 and w.distribution not in ("constant", "spectral")}
+    elsewhere = {a for s in program for a in s.args
+                 if not isinstance(s.primitive, Contract) or s.primitive.weight not in own} | {*program.outputs}
+    return {name for name, i in program.values.items() if i in program.inputs and i not in elsewhere}
 
 
 def hidden_widths(program: Program) -> list[int]:
