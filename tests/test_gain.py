@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import mpmath as mp
 import numpy as np
@@ -218,3 +219,57 @@ def test_kernel_of_the_largest(count: int) -> None:
     numbers = found.numeric()
     assert float(run(0)) == pytest.approx(float(found.mean) ** 2, rel=1e-9)
     assert float(run(1 - 1e-10)) == pytest.approx(numbers["second_moment"], rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, "-1/3", math.nan, math.inf, 1j, np.array([1.0, 2.0]), -q])
+@pytest.mark.parametrize("function", ["relu", "swiglu", sp.tanh(X), np.tanh])
+def test_variances_are_finite_and_not_negative(function: object, value: object) -> None:
+    with pytest.raises(InputError, match=r"is negative|no finite real number"):
+        gain(function, q=value)
+
+
+CALLABLES = {
+    "x*tanh(x)": lambda x: x * np.tanh(x),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "x + sin(x)^2": lambda x: x + np.sin(x) ** 2,
+    "x*sin(3*x)": lambda x: x * np.sin(3 * x),
+    "log(1 + exp(x))": lambda x: np.log(1 + np.exp(x)),
+    "x^2 + 1000": lambda x: x * x + 1000,
+}
+
+
+@pytest.mark.parametrize("text", CALLABLES)
+@pytest.mark.parametrize("law", [(1.0, 0.0), (2.5, 0.3), (0.01, 1.0)], ids=str)
+def test_functions_have_the_numbers_of_their_formulas(text: str, law: tuple[float, float]) -> None:
+    """The rounding of their differences is not taken for kinks, which had no end."""
+    start = time.process_time()
+    found = gain(CALLABLES[text], *law).numeric()
+    assert time.process_time() - start < 2
+    formula = gain(text, *map(sp.nsimplify, law)).numeric()
+    for name, within in (("mean", 1e-10), ("second_moment", 1e-10), ("derivative_second_moment", 1e-8)):
+        assert found[name] == pytest.approx(formula[name], rel=within)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_noise_is_refused(size: float) -> None:
+    rng = np.random.default_rng(1)
+    with pytest.raises(InputError, match="is noisy"):
+        gain(lambda x: np.tanh(x) + size * rng.standard_normal(np.shape(x)))
+    with pytest.raises(InputError, match="is noisy"):
+        gain(lambda x: np.tanh(np.float32(x)))
+
+
+def test_slope_at_a_crossing_without_a_formula() -> None:
+    """max(tanh(x), x/2) has no jump: chi is finite."""
+    g = gain("max(tanh(x), x/2)")
+    root = mp.findroot(lambda x: mp.tanh(x) - x / 2, 1.9)
+    cuts = [-14, -root, 0, root, 14]
+
+    def slope(x: mp.mpf) -> mp.mpf:
+        return mp.sech(x) ** 2 if mp.tanh(x) > x / 2 else mp.mpf(1) / 2
+
+    top = mp.quad(lambda x: slope(x) ** 2 * mp.npdf(x), cuts)
+    below = mp.quad(lambda x: max(mp.tanh(x), x / 2) ** 2 * mp.npdf(x), cuts)
+    assert not g.has_jump and g.numeric()["chi"] == pytest.approx(float(top / below), rel=1e-10)

@@ -12,7 +12,7 @@ import sympy as sp
 
 from varflow.activations import ACTIVATIONS
 from varflow.errors import ExpressionError, InputError
-from varflow.gain_fields import FIELDS, GainFields, exact
+from varflow.gain_fields import FIELDS, GainFields, exact, variance_of
 from varflow.gain_gated import GatedGain
 from varflow.gain_single import ActivationGain
 from varflow.gated import GATED, GatedCall, read_gated
@@ -45,19 +45,19 @@ def gain(
     the name of a function of several inputs or with several outputs (``"swiglu"``, ``"maxout(3)"``, ``"crelu"``)
     gives a GatedGain; a function of a numpy array a CallableGain, whose fields are floats. ``q`` (the variance of
     x) and ``mean`` are numbers or sympy expressions (numbers for a function). Raises ExpressionError for a text
-    that is no expression, InputError for one without a clear argument, NotReal for one that is not real on
-    the whole line, NoFormula (Divergent where a moment does not exist).
+    that is no expression, InputError for one without a clear argument and for a negative variance, NotReal for
+    one that is not real on the whole line, NoFormula (Divergent where a moment does not exist).
     """
     if isinstance(activation, sp.Expr):
-        return _gain(_in_x(activation), exact(q), exact(mean))
+        return _gain(_in_x(activation), variance_of(q), exact(mean))
     if not isinstance(activation, str):
         from varflow.gain_callable import CallableGain
 
-        return CallableGain.of(activation, q, mean)
+        return CallableGain.of(activation, float(variance_of(q)), float(exact(mean)))
     found = read_gated(activation)
     if found is not None:
-        return _gated(found, exact(q), exact(mean))
-    return _gain(_parsed(activation), exact(q), exact(mean))
+        return _gated(found, variance_of(q), exact(mean))
+    return _gain(_parsed(activation), variance_of(q), exact(mean))
 
 
 def _parsed(text: str) -> sp.Expr:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -197,10 +198,26 @@ def number_of(expr: sp.Expr | None, table: Mapping[str, float]) -> float | None:
 def exact(value: sp.Expr | float | str) -> sp.Expr:
     """A number as a rational, as its shortest digits say; an expression as it is; a text as the number it says.
 
-    Raises ExpressionError for a text with names in it.
+    Raises ExpressionError for a text with names in it, InputError for what is no finite real number.
     """
     if isinstance(value, sp.Expr):
-        return value
-    if isinstance(value, str):
-        return parse(value, {})
-    return sp.Integer(value) if isinstance(value, int) else sp.Rational(str(value))
+        made = value
+    elif isinstance(value, str):
+        made = parse(value, {})
+    elif isinstance(value, int):
+        made = sp.Integer(value)
+    elif isinstance(value, numbers.Real) and math.isfinite(value):
+        made = sp.Rational(str(float(value)))
+    else:
+        made = sp.nan
+    if made.is_number and not (made.is_real and made.is_finite):
+        raise InputError(f"{str(value)[:60]} is no finite real number", instead="one number, or a sympy expression")
+    return made
+
+
+def variance_of(value: sp.Expr | float | str) -> sp.Expr:
+    """A variance as ``exact`` reads it. Raises InputError for a negative one."""
+    q = exact(value)
+    if q.is_negative:
+        raise InputError(f"the variance {q} is negative", why="q is the variance of a Gaussian variable")
+    return q
