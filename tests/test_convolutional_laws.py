@@ -129,10 +129,9 @@ def test_depthwise_pooled() -> None:
     assert numbers["x"]["grad_second_moment"] / untied == pytest.approx(1.2, abs=0.03)
 
 
-@pytest.mark.xfail(strict=True, reason="behind batch norm a gradient does not know the depthwise weights it returns by")
 def test_normalized_depthwise_pooled() -> None:
     """The gradient of a global mean is the same at all places, and returns through the weights of its own slopes: a
-    fifth of it, behind batch norm too."""
+    fifth of it, behind batch norm too, where 8/11 (E relu'')^2 = 8/11 / (2 pi) stands beside E relu'^2 = 1/2."""
     net, x = image(N, 8, 8)
     h = net.batch_norm(net.depthwise_conv(x, 3, name="dw", **RING, **HE), batch=16)
     net.linear(net.mean_pool(net.relu(h), name="gap"), N, name="y", **GAIN)
@@ -141,7 +140,32 @@ def test_normalized_depthwise_pooled() -> None:
         h = norm(draw.name("dw", depthwise(draw, draw.input(N, 8, 8))))
         return F.linear(draw.name("gap", F.relu(h).mean((2, 3))), draw.weight(N, N))
 
-    check(net, forward, draws=150, samples=16, bias=0.02)
+    numbers = check(net, forward, draws=150, samples=16, bias=0.02)
+    untied = numbers["dw"]["grad_second_moment"] * 2 * 7 / 9
+    assert numbers["x"]["grad_second_moment"] / untied == pytest.approx(1 + 8 / 11 / np.pi, abs=0.02)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_ties_of_normalized_depthwise_weights(stride: int) -> None:
+    """E w_t w_t' / |w|^2 f'(y) f'(y') over pairs of taps that read one entry: 72 of them, or 4 on average at stride 2,
+    by the weights alone: y, y' are Gaussian given them, of correlation sum_s w_s w_(s+d) / |w|^2."""
+    net, x = image("c", "s", "s")
+    h = net.batch_norm(net.depthwise_conv(x, 3, name="dw", stride=stride, **RING, **HE))
+    net.mean_pool(net.relu(h), name="gap")
+    d = vf.derive(net)
+    pairs = {1: 72, 2: 4}[stride]
+    tie = d["x"].grad_second_moment / d["dw"].grad_second_moment / sp.Rational(14, 9) * stride**2 - 1
+    assert sp.simplify(tie - sp.Rational(pairs * stride**2, 99) / PI) == 0
+    w = np.random.default_rng(0).standard_normal((100_000, 3, 3))
+    taps, found = [(i, j) for i in range(3) for j in range(3)], 0.0
+    for a in taps:
+        for b in taps:
+            if a != b and all((p - q) % stride == 0 for p, q in zip(a, b, strict=True)):
+                inner = [slice(max(0, q - p), 3 + min(0, q - p)) for p, q in zip(a, b, strict=True)]
+                outer = [slice(max(0, p - q), 3 + min(0, p - q)) for p, q in zip(a, b, strict=True)]
+                rho = (w[:, *inner] * w[:, *outer]).sum((1, 2)) / (w**2).sum((1, 2))
+                found += (w[:, *a] * w[:, *b] / (w**2).sum((1, 2)) * np.arcsin(rho)).mean() / np.pi
+    assert float(tie) == pytest.approx(found, rel=0.04)
 
 
 def test_depthwise_residual() -> None:

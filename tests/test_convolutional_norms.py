@@ -108,6 +108,43 @@ def test_densenet_reads_as_one() -> None:
     assert vf.derive(net)["y"].second_moment == 1
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_instance_norm_before_a_global_mean(pool: bool) -> None:
+    """The gradient of a global mean has one sign at all places of an image: y d does not average out there. Behind relu
+    1/2 - 1/4 - 1/(2 pi) of it is left, its mean square less those of its mean and of its part along y."""
+    net, x = image(N, 8, 8)
+    h = net.relu(net.instance_norm(net.conv(x, N, 3, name="c", **RING, **GAIN), name="n"), name="r")
+    h = net.max_pool(h, 2, name="m") if pool else h
+    net.linear(net.mean_pool(h, name="gap"), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        c = draw.name("c", draw.conv(draw.input(N, 8, 8), N, 3, 1, ring=True))
+        n = (c - c.mean((2, 3), keepdim=True)) / c.var((2, 3), keepdim=True, unbiased=False).sqrt()
+        h = draw.name("r", F.relu(draw.name("n", n)))
+        h = draw.name("m", F.max_pool2d(h, 2)) if pool else h
+        return F.linear(draw.name("gap", h.mean((2, 3))), draw.weight(N, N))
+
+    numbers = check(net, forward, draws=250, bias=0.02)
+    if not pool:
+        left = numbers["c"]["grad_second_moment"] / numbers["n"]["grad_second_moment"]
+        assert left == pytest.approx(1 - 2 * (0.25 + 0.5 / np.pi), rel=0.05)
+
+
+def test_batch_norm_of_four_images_before_a_global_mean() -> None:
+    """A fourth of what an instance norm takes off."""
+    net, x = image(N, 8, 8)
+    h = net.batch_norm(net.conv(x, N, 3, name="c", **RING, **GAIN), batch=4, name="n")
+    net.linear(net.mean_pool(net.relu(h), name="gap"), N, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("n", norm(draw.name("c", draw.conv(draw.input(N, 8, 8), N, 3, 1, ring=True))))
+        return F.linear(draw.name("gap", F.relu(h).mean((2, 3))), draw.weight(N, N))
+
+    numbers = check(net, forward, draws=250, bias=0.02)
+    left = numbers["c"]["grad_second_moment"] / numbers["n"]["grad_second_moment"]
+    assert left == pytest.approx(1 - (0.25 + 0.5 / np.pi) / 2, rel=0.02)
+
+
 # -- statistics over few and many entries ----------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import sympy as sp
 from varflow.calculus import derivative, quotient, times
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, refine
+from varflow.laws.depthwise import returned
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Kernel
@@ -35,6 +36,8 @@ from varflow.program import Contract, Weight
 from varflow.symbols import arg
 
 MAX_GROUPS = 64
+TIED = "gradients know the depthwise weights they return by to first order in the correlation of places"
+UNTIED = "gradients are taken as independent of the depthwise weights they return by"
 DEPTHWISE = "the output of a depthwise convolution, a scale mixture of Gaussians, is taken as Gaussian"
 
 
@@ -99,16 +102,40 @@ class Contraction(Summation):
         return tuple(Block(out, self._part(w, transpose, k, tuple(part))) for k, part in enumerate(parts))
 
     def _depthwise(self, w: Weight, transpose: bool, k: int, x: Block, whole: bool) -> Instance:
-        same, moments = (self._part(w, transpose, k, (x,), note) for note in (DEPTHWISE, ""))
+        tie, said = self._tie(w, transpose, x)
+        same, moments = (self._part(w, transpose, k, (x,), note) for note in (DEPTHWISE, said))
         for v in (same.variable, moments.variable):
-            if self.step.backward and w.name in self.normalized and isinstance(v, Product):
-                n = self.normalized[w.name]
-                v.factor = times(v.factor, quotient(n - 2, n))
+            assert isinstance(v, Product)
+            v.factor, v.tie = self._returned(w), tie
         if self.laws.closures or x.law is None:
             return same
         of = x.law if w.rows == w.groups else x.law.moved(("copied", quotient(w.rows, w.groups)))
-        return self._make(Depthwise, whole, twin=same, moments=moments, of=of, terms=x.size * w.taps,
-                          variance=w.entry_variance, distribution=w.distribution if w.keep == 1 else "")
+        result = self._make(Depthwise, whole, twin=same, moments=moments, of=of, terms=x.size * w.taps,
+                            variance=w.entry_variance, distribution=w.distribution if w.keep == 1 else "")
+        if not self.step.backward:
+            self._forward_depthwise[f"{w.name}#{k}"] = result
+        return result
+
+    def _returned(self, w: Weight) -> sp.Expr:
+        """The second moment of an entry; of a gradient's that comes from behind a batch norm, over n/(n-2), the mean of
+        1/|w|^2 that is in the gradient."""
+        if not self.step.backward or w.name not in self.normalized:
+            return w.entry_variance
+        n = self.normalized[w.name]
+        return times(w.entry_variance, quotient(n - 2, n))
+
+    def _tie(self, w: Weight, transpose: bool, x: Block) -> tuple[Moment | None, str]:
+        """What a gradient's second moment gains as it knows the weights it returns by, and what is assumed of it."""
+        window = getattr(self.step.primitive, "window", None)
+        v = x.law.variable if x.law is not None and not x.law.moves else None
+        if v not in self.returning or window is None or w.rows != w.groups:
+            return None, ""
+        apart = self.returning[v]
+        if apart is None:
+            return None, UNTIED
+        tie = returned(self.laws, apart, window, transpose, w.distribution if w.keep == 1 else "")
+        tie = mo.product(mo.constant(self._returned(w)), tie)
+        return self.laws.system.define("r", self.step.node, tie, backward=True), TIED
 
     def _part(self, w: Weight, transpose: bool, k: int, x: Blocks, note: str = "") -> Instance:
         """The product of one diagonal block of a weight."""

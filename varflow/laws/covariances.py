@@ -445,6 +445,8 @@ class Covariances(ABC):
             result = replace(result, assumptions=result.assumptions | {u.note})
         if u is v and view.same and u.shrink is not None:
             result = mo.combine(mo.part(0) - mo.part(1), [result, mo.named(u.shrink)])
+        if u is v and view.same and u.tie is not None:
+            result = mo.total([result, mo.named(u.tie)])
         exactness = mo.weakest(mo.EXACTNESS, (result.exactness, u.exactness, v.exactness))
         return replace(result, exactness=exactness, degree=max(result.degree, 1))
 

@@ -20,15 +20,18 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.distributions import NoFormula
 from varflow.laws.given import coefficient_formula
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.positions import Array, Overall, completed, too_many, window_matrices
+from varflow.laws.positions import Array, Mixing, Overall, completed, too_many, window_matrices
 from varflow.laws.shared import parity
 from varflow.laws.variables import POSITION, SAME, Composite, Depthwise, Instance, View
+from varflow.program import Mix
 from varflow.symbols import arg
 from varflow.window import Window
 
 if TYPE_CHECKING:
     from varflow.laws.joint import Laws
 
+_FOURTH = {"normal": sp.Integer(3), "uniform": sp.Rational(9, 5), "rademacher": sp.S.One}
+"""E w^4 / (E w^2)^2."""
 _SIZE = sp.Symbol("size_of_symmetric", positive=True)
 
 
@@ -177,6 +180,19 @@ def flattened(x: Instance) -> tuple[sp.Expr, list[Instance]]:
         return rename(v.expr, (*((arg(i), written(carried(a, x))) for i, a in enumerate(v.args)), *own))
 
     return written(x), list(leaves)
+
+
+def returned(laws: Laws, apart: Formula, window: Window, transpose: bool, distribution: str) -> Formula:
+    """What E[(sum_t w_t s[p + t])^2] / Var(w) gains behind batch norm, s y having the moment ``apart`` between places.
+
+    Given w, normalized values y of independent entries are Gaussian, and their correlation between the places that
+    read an entry by the taps t and t' is w_t w_t' / |w|^2 and terms that do not vary with w_t w_t'. By Price's theorem
+    E[s s'] gains E[ds/dy ds'/dy'] times it, which is E[s y s' y'] (Stein), and n E[w_t^2 w_t'^2] / |w|^4 = 1/(n + 2)
+    for n Gaussian weights.
+    """
+    mixing = Mixing(mix := Mix(window, (sp.S.One,) * window.taps, transpose), mix, False)
+    pairs = laws.operated(mixing, (mo.ZERO, apart), mo.combine(mixing.limit[1] * mo.part(0), [apart]))
+    return mo.product(pairs, mo.constant(1 / (window.taps - 1 + _FOURTH.get(distribution, sp.Integer(3)))))
 
 
 # -- beside a value at its place ---------------------------------------------------------------------

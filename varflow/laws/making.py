@@ -65,7 +65,8 @@ class Reading:
     """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value.
 
     ``reference`` are the values far from borders, for profiles; ``normalized`` the depthwise weights, by number of
-    terms, whose output a batch norm reads.
+    terms, whose output a batch norm reads. ``returning``: of gradients that return to a depthwise convolution from
+    behind its batch norm, E of them times the normalized value at two places (None: not known).
     """
 
     step: Instruction
@@ -91,6 +92,8 @@ class Reading:
         self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
         self._tops: dict[tuple[Window, Instance], Instance] = {}
+        self.returning: dict[Variable, Formula | None] = {}
+        self._forward_depthwise: dict[str, Instance] = {}
         self._gathered: dict[Variable, tuple[int, Blocks]] = {}
 
     def _label(self, whole: bool = True) -> dict[str, object]:

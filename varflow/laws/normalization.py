@@ -12,10 +12,11 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, refine
 from varflow.laws.covariances import twin
 from varflow.laws.distributions import NoFormula
-from varflow.laws.making import UNKNOWN, Reading, shifted, there, wide
+from varflow.laws.making import UNKNOWN, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.normed import four, shrinkage
 from varflow.laws.positions import Overall
+from varflow.laws.projected import Projection
 from varflow.laws.scatter import MOST_GRADIENT_PLACES, MOST_PLACES
 from varflow.laws.variables import (
     POSITION,
@@ -39,7 +40,7 @@ from varflow.program import Instruction, Standardize, StandardizeBackward
 from varflow.symbols import arg
 
 
-class Normalization(Reading):
+class Normalization(Projection):
     """Laws of normalizations."""
 
     def _normalization(self, step: Instruction, args: list[Blocks]) -> Blocks:
@@ -68,10 +69,6 @@ class Normalization(Reading):
         law = x[0].law
         gaussian = len(x) == 1 and law is not None and shifted(twin(law))[0] is not None
         return gaussian and bool(quotient(self.step.shape.channels, rule.groups).is_number)
-
-    def _members(self, rule: Standardize) -> sp.Expr | None:
-        """Samples, or channels of a sample, whose positions share their statistics; None for a large batch."""
-        return quotient(self.step.shape.channels, rule.groups) if rule.axis == "group" else rule.batch
 
     def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
         """1/sigma of every block (one for all under layer norm); None where it has no formula."""
@@ -269,9 +266,13 @@ class Normalization(Reading):
         x, d = args
         if rule.batch is None or rule.axis == "group" or self.step.shape.positions:
             return self._large_batch_gradient(rule, x, d)
-        forward = next(i for i, s in enumerate(self.program) if s.primitive == rule and s.args == self.step.args[:1])
-        cuts = refine(x, self.values[forward], d)
+        cuts = refine(x, self._forward_value(rule), d)
         return tuple(Block(size, self._finite_batch_gradient(rule, laws, len(cuts) == 1)) for size, laws in cuts)
+
+    def _forward_value(self, rule: Standardize) -> Blocks:
+        """What the normalization made of the value whose gradient is taken."""
+        forward = next(i for i, s in enumerate(self.program) if s.primitive == rule and s.args == self.step.args[:1])
+        return self.values[forward]
 
     def _large_batch_gradient(self, rule: Standardize, x: Blocks, d: Blocks) -> Blocks:
         """(d - mean of d) / sigma, less the projection along y: one degree of freedom of many."""
@@ -281,14 +282,21 @@ class Normalization(Reading):
                 raise NoFormula("statistics without a formula", self.step.node)
             less = tuple(Block(b.size, b.law and self._gradient_less_mean(rule, b.law)) for b in d)
             gradient = d[0].law if len(d) == 1 else None
-            scales = [None if k is None else self._gradient_scale(rule, b.law, k, gradient)
+            y = self._forward_value(rule)[0].law
+            single = len(x) == len(d) == 1
+            kept = self._kept(rule, y, gradient, less[0].law) if single else mo.ONE
+            scales = [None if k is None else self._gradient_scale(rule, b.law, k, gradient, kept)
                       for b, k in zip(x, inverse, strict=True)]
-            return self._scaled_gradient(scales, [x, less])
+            result = self._scaled_gradient(scales, [x, less])
+            if single:
+                self._remember(rule, x[0].law, y, gradient, scales[0], result[0].law)
+            return result
         except NoFormula:
             return self._one(self._unknown(*(b.law for b in (*x, *d))))
 
-    def _gradient_scale(self, rule: Standardize, x: Instance | None, k: Quantity, d: Instance | None) -> Quantity:
-        """The root of E[1/var] less what the projection takes."""
+    def _gradient_scale(self, rule: Standardize, x: Instance | None, k: Quantity, d: Instance | None,
+                        kept: Formula) -> Quantity:
+        """The root of E[1/var] less what the projection takes; ``kept`` is what it leaves of the square."""
         if x is None:
             return k
         base = shifted(twin(x))[0]
@@ -298,7 +306,7 @@ class Normalization(Reading):
             known, square = mo.ONE, shrinkage(self.laws, v, self._moments_of_gradient(rule, d))
         else:
             known, square = self.laws.formula(k), self._freedom(rule, base)
-        root = mo.combine(sp.sqrt(mo.part(0)), [mo.product(square, self._of_channels(x))])
+        root = mo.combine(sp.sqrt(mo.part(0)), [mo.product(square, self._of_channels(x), kept)])
         return self.laws.quantity(mo.product(known, root), "k", self.step.node)
 
     def _moments_of_gradient(self, rule: Standardize, d: Instance | None) -> tuple[Formula, ...]:

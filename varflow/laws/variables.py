@@ -111,7 +111,8 @@ class Product(Variable):
 
     ``factor`` is the second moment of an entry, ``normal`` whether entries are Gaussian, ``alone`` whether it is
     the only use of W in this orientation, ``exactness`` that of its covariances, and ``shrink`` what a Haar
-    matrix takes off its variance for an earlier opposite use. ``centred``: the rows of W sum to zero, so that
+    matrix takes off its variance for an earlier opposite use; ``tie`` is what a gradient that knows its weights adds to
+    it. ``centred``: the rows of W sum to zero, so that
     the operand's mean over channels is lost. ``note``: what its law assumes.
     """
 
@@ -123,6 +124,7 @@ class Product(Variable):
     alone: bool = True
     exactness: str = "exact"
     shrink: Moment | None = None
+    tie: Moment | None = None
     window: Window | None = None
     centred: bool = False
     note: str = ""

@@ -1,0 +1,164 @@
+"""Gradients that depend on the values they are normalized with.
+
+Backward a normalization takes the mean of y d off a gradient d, along the normalized values y. Of N independent entries
+that is one degree of freedom of N; where d = f'(y) G with one G for all positions (a mean over positions behind a
+nonlinearity), y d does not average out, and what is lost is E[(mean of y d)^2], the mean over the entries that share
+their statistics. A maximum gives its gradient to the entry that wins, a depthwise convolution to the entries it reads:
+then the sum of y d over the entries is one over the outputs of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import sympy as sp
+
+from varflow.calculus import quotient, rename, times
+from varflow.laws import moments as mo
+from varflow.laws.blocks import carried
+from varflow.laws.distributions import NoFormula
+from varflow.laws.given import coefficient_formula
+from varflow.laws.making import Reading, linear_form, there, wide
+from varflow.laws.moments import Formula, Quantity
+from varflow.laws.positions import Array, Overall
+from varflow.laws.variables import (
+    POSITION,
+    SAME,
+    Composite,
+    Depthwise,
+    GaussianSum,
+    Instance,
+    SampleMean,
+    View,
+    Win,
+)
+from varflow.program import Standardize
+from varflow.symbols import arg
+from varflow.window import Window
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A value whose mean over its ``count`` positions, times ``factor``, is a part of the mean of y d."""
+
+    factor: Formula
+    value: Instance
+    count: sp.Expr
+
+
+@dataclass(frozen=True)
+class AtLeastZero:
+    """Nothing is lost beyond all."""
+
+    def apply(self, share: Array) -> Array:
+        """Negative shares are rounding, or terms beyond the Gaussian."""
+        return np.maximum(share, 0.0)
+
+
+class Projection(Reading):
+    """What normalizations take off gradients that depend on the normalized values."""
+
+    def _members(self, rule: Standardize) -> sp.Expr | None:
+        """Samples, or channels of a sample, whose positions share their statistics; None for a large batch."""
+        return quotient(self.step.shape.channels, rule.groups) if rule.axis == "group" else rule.batch
+
+    def _entries_mean(self, rule: Standardize, of: Instance, count: sp.Expr) -> Instance:
+        """The mean of a value over its positions and over what shares the statistics with it."""
+        if rule.axis == "group":
+            return self._make(SampleMean, False, of=of, count=count, channels=self._members(rule))
+        return self._make(SampleMean, False, of=of, count=count, batch=rule.batch)
+
+    def _kept(self, rule: Standardize, y: Instance | None, d: Instance | None, less: Instance | None) -> Formula:
+        """What is left of the square of a gradient ``less`` its mean, over what it is for one independent of y."""
+        if y is None or d is None or less is None or not self.laws.dependent(d, y, SAME):
+            return mo.ONE
+        members = self._members(rule)
+        if members is None:
+            return mo.ONE
+        try:
+            lost = self._lost(rule, y, d)
+            whole = self.laws.operated(Overall(), (f := self.laws.second(less),), f)
+        except NoFormula:
+            return mo.ONE
+        if lost.is_zero:
+            return mo.ONE
+        shape = 1 - (mo.part(2) - 1) / (mo.part(2) - 2) * mo.part(0) / mo.part(1)
+        kept = wide(mo.combine(shape, [lost, whole, mo.constant(times(members, self.step.shape.places))]))
+        return self.laws.operated(AtLeastZero(), (kept,), kept)
+
+    def _lost(self, rule: Standardize, y: Instance, d: Instance) -> Formula:
+        """E[(mean of y d)^2] less what it is for independent y and d."""
+        laws, places = self.laws, self.step.shape.places
+        pieces = [(p.factor, self._entries_mean(rule, p.value, p.count)) for p in self._pieces(d, y, places)]
+        together = [mo.product(a, b, laws.pair(x, z, SAME)) for a, x in pieces for b, z in pieces]
+
+        def apart(w: View) -> Formula:
+            of, far = (laws.second(d), laws.second(y)) if w.same else (
+                laws.pair(d, there(d), w), laws.pair(y, there(y), w))
+            return mo.product(of, far)
+
+        mean = self._entries_mean(rule, d, places).variable
+        assert isinstance(mean, SampleMean)
+        independent = laws.over_batch(mean, d, apart, SAME)
+        independent = laws.operated(Overall(), (independent,), independent)
+        return mo.combine(mo.part(0) - mo.part(1), [mo.total(together), independent])
+
+    def _pieces(self, d: Instance, y: Instance, places: sp.Expr) -> Iterator[Piece]:
+        v = d.variable
+        terms = self._terms(d)
+        if terms is not None:
+            for c, x in terms:
+                for p in self._pieces(x, y, places):
+                    yield replace(p, factor=mo.product(c, p.factor))
+            return
+        if isinstance(v, Win) and v.entry == y and not d.moves and v.of is not None and v.top is not None:
+            expr, args, count = arg(0) * arg(1) * rename(v.slope, ((arg(0), arg(1)),)), (v.of, v.top), _count(v.window)
+        elif isinstance(v, Depthwise) and (z := self._read_by(v, y)) is not None and v.of is not None:
+            expr, args, count = arg(0) * arg(1), (v.of, z), _count(v.window, v.transpose)
+        else:
+            expr, args, count = arg(0) * arg(1), (d, y), places
+        yield Piece(mo.constant(quotient(count, places)), self._make(Composite, False, expr=expr, args=args), count)
+
+    def _terms(self, d: Instance) -> list[tuple[Formula, Instance]] | None:
+        """A gradient as a sum of others; None where it is none."""
+        v = d.variable
+        if isinstance(v, GaussianSum):
+            return [(self.laws.formula(c), carried(x, d)) for c, x in v.terms]
+        linear = linear_form(v.expr, len(v.args)) if isinstance(v, Composite) else None
+        if linear is None or linear[0] != 0 or not isinstance(v, Composite):
+            return None
+        return [(coefficient_formula(c, v.coefficients), carried(a, d)) for c, a in
+                zip(linear[1:], v.args, strict=True) if c != 0]
+
+    def _read_by(self, v: Depthwise, y: Instance) -> Instance | None:
+        """The depthwise convolution of y with the weights that a gradient returns by."""
+        z = self._forward_depthwise.get(v.weight)
+        return z if z is not None and isinstance(z.variable, Depthwise) and z.variable.of == y else None
+
+    # -- behind depthwise convolutions -----------------------------------------------------------------------------
+
+    def _remember(self, rule: Standardize, x: Instance | None, y: Instance | None, d: Instance | None,
+                  k: Quantity | None, result: Instance | None) -> None:
+        """Of a gradient k d that returns to a depthwise convolution: E of y k d at two places, less what the projection
+        takes of it."""
+        if x is None or y is None or d is None or k is None or result is None:
+            return
+        if not isinstance(x.variable, Depthwise) or not self.laws.dependent(d, y, SAME):
+            return
+        members = self._members(rule)
+        share = sp.S.One if members is None else 1 - quotient(sp.S.One, members)
+        both = self._make(Composite, False, expr=arg(0) * arg(1), args=(d, y))
+        try:
+            apart = self.laws.pair(both, there(both), POSITION)
+        except NoFormula:
+            self.returning[result.variable] = None
+            return
+        if not apart.is_zero and share != 0:
+            self.returning[result.variable] = mo.combine(
+                mo.part(0) * mo.part(1) ** 2 * mo.part(2), [apart, self.laws.formula(k), mo.constant(share)])
+
+
+def _count(w: Window, outputs: bool = True) -> sp.Expr:
+    return sp.Mul(*(w.outputs if outputs else w.inputs))
