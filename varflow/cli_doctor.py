@@ -52,7 +52,9 @@ def _threads() -> Line:
 
 
 def _cache() -> Line:
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "simulate" / "__pycache__")
+    from varflow.simulate.machine import folder as cache_folder
+
+    folder = cache_folder()
     place = folder if folder.exists() else folder.parent
     if os.access(place, os.W_OK):
         return "kernel cache", True, str(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,13 +211,6 @@ def test_gather_and_scatter_are_transposes() -> None:
     left = (taps.astype(float) * y).sum(axis=(1, 2))
     right = (x.astype(float) * kernels.scatter(y, index, 3)).sum(axis=(1, 2))
     np.testing.assert_allclose(left, right, rtol=1e-5)
-
-
-def test_editing_any_compiled_module_changes_the_cache_stamp() -> None:
-    dispatcher: Any = kernels._contract
-    assert dispatcher._cache._cache_file._source_stamp == jit.STAMP
-    present = {p.stem for p in Path(jit.__file__).parent.glob("*.py")}
-    assert set(jit.COMPILED_MODULES) <= present
 
 
 def test_kernels_survive_a_fork() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.errors import MissingExtraError, UnsupportedError
-from varflow.simulate.jit import Array, Number
+from varflow.simulate.jit import Array, Number, prepare
 from varflow.simulate.rng import (
     BERNOULLI,
     CONSTANT,
@@ -32,6 +32,7 @@ from varflow.simulate.rng import (
 
 cuda: Any = import_module("numba.cuda")
 numba: Any = import_module("numba")
+prepare()
 
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # sums over small networks have few blocks, and no user can help it
 

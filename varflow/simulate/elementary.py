@@ -10,10 +10,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
-from varflow.simulate.jit import Number, inline
+from varflow.simulate.jit import Number, inline, intrinsic, numbas
+
+types = numbas("numba.types")
 
 F = np.float32
 U = np.uint32

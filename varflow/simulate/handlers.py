@@ -11,59 +11,61 @@ from functools import cached_property
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
 
-from varflow.simulate.jit import STAMP
+from varflow.simulate.jit import CONTRACT, intrinsic, numbas, prepare
+from varflow.simulate.machine import Code, address_of, compiled
+
+cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
+carray = numbas("numba:carray")
 
 
-def _pointer_to(kind: Any) -> Any:
+def _pointer_to(name: str) -> Any:
     """The pointer of an address, as compiled code sees it."""
-    pointers: Any = types.CPointer
 
     def pointer(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-        return pointers(kind)(types.int64), generate
+        return types.CPointer(getattr(types, name))(types.int64), generate
 
     return intrinsic(pointer)
 
 
-pointer: Any = _pointer_to(types.float32)
-pointer_to_integers: Any = _pointer_to(types.int64)
-pointer_to_words: Any = _pointer_to(types.uint32)
-pointer_to_doubles: Any = _pointer_to(types.float64)
+pointer = _pointer_to("float32")
+pointer_to_integers = _pointer_to("int64")
+pointer_to_words = _pointer_to("uint32")
+pointer_to_doubles = _pointer_to("float64")
 
 
 class Handler:
     """A function of int64 arguments (numbers, or addresses of buffers) that returns nothing."""
 
-    def __init__(self, function: Callable[..., None], fastmath: set[str]) -> None:
-        self.function, self.fastmath = function, fastmath
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
 
     @cached_property
     def address(self) -> int:
-        """Where its machine code is; compiled, or read from numba's cache, when first asked for."""
-        signature: Any = ((types.int64,) * self.function.__code__.co_argcount, types.void)
-        options = {"error_model": "numpy", "fastmath": self.fastmath}
-        made: Any = CFunc(self.function, signature, {}, options)
-        made.enable_caching()
-        made._cache._cache_file._source_stamp = STAMP
-        made.compile()
-        return int(made.address)
+        """Where its machine code is; compiled, or read from the disk, when first asked for."""
+        return address_of(f"{self.function.__module__}.{self.function.__name__}", "", self._compiled)
+
+    def _compiled(self) -> Code:
+        prepare()
+        arguments = (types.int64,) * self.function.__code__.co_argcount
+        return compiled(self.function, arguments, {"fastmath": set(CONTRACT)})
 
 
 def handler(function: Callable[..., None]) -> Handler:
     """A function of one thread, called by address; a product and a sum may fuse."""
-    return Handler(function, {"contract"})
+    return Handler(function)
 
 
 def _emit_call(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+    """A call in numba's convention: places for a result and an exception, of which there are none, come first."""
     address, *given = arguments
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(given))
-    b.call(b.inttoptr(address, kind.as_pointer()), given)
+    nothing = ir.IntType(8).as_pointer()
+    places = [cgutils.alloca_once(b, nothing) for _ in range(2)]
+    kind = ir.FunctionType(ir.IntType(32), [nothing.as_pointer()] * 2 + [ir.IntType(64)] * len(given))
+    b.call(b.inttoptr(address, kind.as_pointer()), [*places, *given])
     return context.get_dummy_value()
 
 
@@ -77,5 +79,5 @@ def _call_five(typing: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any
     return types.void(*[types.int64] * 6), _emit_call
 
 
-call_three: Any = intrinsic(_call_three)
-call_five: Any = intrinsic(_call_five)
+call_three = intrinsic(_call_three)
+call_five = intrinsic(_call_five)

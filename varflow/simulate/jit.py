@@ -1,95 +1,171 @@
-"""How the compiled code is compiled: the one place that talks to numba's decorators.
+"""How the compiled code is compiled: the one place that knows numba's decorators.
 
-`inline` functions hold arithmetic only and serve the processor and CUDA alike; `device` and `reduction`
-functions work on buffers inside one thread; `kernel` functions loop over draws without the interpreter's lock,
-and `over_draws` runs them on plain threads (a compiled parallel loop costs several times the compilation, and
-its threading layers do not survive forks or calls from several threads). All are cached on disk under a stamp
-taken from the text of every compiled module, since numba itself looks only at the caller's file.
+`inline` functions hold arithmetic only and serve the processor and CUDA alike; `device` and `reduction` functions work
+on buffers inside one thread; `kernel` functions loop over draws without the interpreter's lock, and `over_draws` runs
+them on plain threads (a compiled parallel loop costs several times the compilation, and its threading layers do not
+survive forks or calls from several threads). Machine code is kept on disk (`machine`), and importing numba takes longer
+than most verifications: what it makes of a function is deferred until a kernel has to be compiled.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
+import numpy as np
+
+from varflow.simulate.machine import Code, address_of, compiled
 
 Number = Any
 """A scalar inside compiled code; its numba type follows from the call."""
 Array = Any
 """An array inside compiled code."""
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-COMPILED_MODULES = (
-    "jit",
-    "rng",
-    "elementary",
-    "handlers",
-    "lanes",
-    "steps",
-    "vectors",
-    "vm",
-    "kernels",
-    "kernels_collapse",
-    "kernels_gradient",
-    "kernels_haar",
-    "kernels_narrow",
-    "kernels_pointwise",
-    "kernels_pool",
-    "kernels_product",
-    "kernels_standardize",
-    "kernels_tape",
-    "kernels_window",
-    "tiles",
-)
+CONTRACT = frozenset({"contract"})
+FINE = (0, -2)
+"""What compiled code returns where nothing went wrong."""
 
 
-def _stamp() -> tuple[str, int]:
-    folder = Path(__file__).parent
-    files = sorted(folder / f"{name}.py" for name in COMPILED_MODULES)
-    text = b"".join(file.read_bytes() for file in files if file.exists())
-    return hashlib.sha256(text).hexdigest(), len(text)
+class Deferred:
+    """Something of numba's, made when it is first used; compiled code needs the thing itself: see `prepare`."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def made(self) -> Any:
+        """The thing."""
+        return self._make()
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        prepare()
+        return self.made(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.made, name)
 
 
-STAMP = _stamp()
+_prepared: list[bool] = []
 
 
-def _compile(function: Compiled, **options: Any) -> Compiled:
-    dispatcher: Any = numba.njit(cache=True, error_model="numpy", **options)(function)
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if index is not None:
-        index._source_stamp = STAMP
-    return dispatcher  # type: ignore[no-any-return]
+def deferred(make: Callable[[], Any]) -> Any:
+    """Something of numba's: from `prepare` on, the thing itself."""
+    return make() if _prepared else Deferred(make)
 
 
-def inline(function: Compiled) -> Compiled:
+def prepare() -> None:
+    """Put what is deferred in its place in all modules of the simulator: names in compiled code are looked up there."""
+    if not _prepared:
+        _prepared.append(True)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("varflow.simulate."):
+            for key, value in list(vars(module).items()):
+                if isinstance(value, Deferred):
+                    setattr(module, key, value.made)
+
+
+def numbas(path: str) -> Any:
+    """A module of numba, or a name in one ("module:name"), imported when it is used."""
+    module, _, name = path.partition(":")
+    return deferred(lambda: getattr(import_module(module), name) if name else import_module(module))
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function that writes LLVM instructions (numba's ``intrinsic``)."""
+    return deferred(lambda: import_module("numba.extending").intrinsic(function))
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    return deferred(lambda: import_module("numba").njit(error_model="numpy", **options)(function))
+
+
+def inline(function: Callable[..., Any]) -> Any:
     """Arithmetic pasted into its callers before typing, so that loops around it vectorize."""
-    dispatcher: Any = numba.njit(inline="always", error_model="numpy")(function)
-    return dispatcher  # type: ignore[no-any-return]
+    return _compiled(function, inline="always")
 
 
-def device(function: Compiled) -> Compiled:
+def device(function: Callable[..., Any]) -> Any:
     """A function of one thread, called by kernels; a product and a sum may fuse."""
-    return _compile(function, fastmath={"contract"})
+    return _compiled(function, fastmath=set(CONTRACT))
 
 
-def reduction(function: Compiled) -> Compiled:
+def reduction(function: Callable[..., Any]) -> Any:
     """A `device` function whose sums may also be reordered into vector lanes: dot products, moments.
 
-    It is pasted into its callers: of a separate function several copies exist, optimized once or twice and so summed
-    in other orders, and which one is called would depend on what the process compiled or loaded before.
+    It is pasted into its callers: of a separate function several copies would exist, optimized once or twice and so
+    summed in other orders.
     """
-    return _compile(function, forceinline=True, fastmath={"contract", "reassoc", "nsz"})
+    return _compiled(function, forceinline=True, fastmath={"contract", "reassoc", "nsz"})
 
 
-def kernel(function: Compiled) -> Compiled:
+def kind_of(value: Any) -> Any:
+    """What compiled code takes a value as: hashable, with a repr that names the kind on disk."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.ndim, "C" if value.flags.c_contiguous else "A"
+    if isinstance(value, tuple):
+        return getattr(type(value), "_fields", ()), tuple(map(kind_of, value))
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    return value.dtype.name if isinstance(value, np.generic) else "int64" if isinstance(value, int) else "float64"
+
+
+def words_of(value: Any) -> list[int]:
+    """A value as integers: an array's address, shape and strides, a number's bits."""
+    if isinstance(value, np.ndarray):
+        return [value.ctypes.data, *value.shape, *value.strides]
+    if isinstance(value, tuple):
+        return [word for part in value for word in words_of(part)]
+    if isinstance(value, (float, np.floating)):
+        return [int(np.float64(value).view(np.int64))]
+    return [int(np.uint64(value).view(np.int64)) if isinstance(value, np.uint64) else int(value)]
+
+
+class Kernel:
+    """A function of arrays, numbers and tuples of numbers that returns nothing, compiled for each kind of arguments."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self._entries = function, dict[Any, Any]()
+
+    def __call__(self, *arguments: Any) -> None:
+        kinds = tuple(map(kind_of, arguments))
+        run = self._entries.get(kinds)
+        if run is None:
+            run = self._entries[kinds] = self._entry(kinds)
+        words = np.array([word for value in arguments for word in words_of(value)], np.int64)
+        spare = (ctypes.c_void_p * 2)()
+        status = run(ctypes.byref(spare), ctypes.byref(spare, ctypes.sizeof(ctypes.c_void_p)), words.ctypes.data)
+        if status not in FINE:
+            raise MemoryError(f"{self.function.__name__} had no memory for its buffers")
+
+    def _entry(self, kinds: Any) -> Callable[..., int]:
+        name = f"{self.function.__module__}.{self.function.__name__}"
+        address = address_of(name, repr(kinds), lambda: self._compiled(kinds))
+        return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(address)
+
+    def _compiled(self, kinds: Any) -> Code:
+        from varflow.simulate.unpacking import unpacked
+
+        prepare()
+        run, read = device(self.function).made, unpacked(kinds)
+
+        def entry(words: Any) -> None:
+            run(*read(words))
+
+        return compiled(entry, (import_module("numba").types.int64,), {"fastmath": set(CONTRACT)})
+
+
+def kernel(function: Callable[..., None]) -> Any:
     """A function ``f(*arguments, start, stop)`` that works through the draws start..stop; see `over_draws`."""
-    return _compile(function, nogil=True, fastmath={"contract"})
+    return Kernel(function)
 
 
 class _Threads:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.errors import InputError, ShapeError
+from varflow.simulate.handlers import carray, pointer
 from varflow.simulate.jit import Array, Number, device, kernel, over_draws, reduction
 from varflow.simulate.rng import BERNOULLI, CHUNK, check_counter, distribution_code, fill, sample
 
@@ -150,7 +151,7 @@ def _contract(
                             spare,
                         )
                         times(part, mask)
-                weights = cell[: count * size].reshape(count, size)
+                weights = carray(pointer(cell.ctypes.data), (count, size))
                 if transpose:
                     rows_combined(weights, h[d], row, into, column)
                 else:

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 
 from varflow.simulate.handlers import (
+    carray,
     pointer,
     pointer_to_doubles,
     pointer_to_integers,

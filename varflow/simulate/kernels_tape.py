@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 
 from varflow.simulate.handlers import (
+    carray,
     handler,
     pointer,
     pointer_to_doubles,

@@ -154,7 +154,8 @@ def pack_rows(
         lanes = min(LANES, count - lane)
         first = row + lane
         if laws.shape[0] > 0:
-            law[:lanes] = laws[first : first + lanes]
+            for i in range(lanes):
+                law[i, 0], law[i, 1] = laws[first + i, 0], laws[first + i, 1]
         for k in range(0, length, PIECE):
             size = min(PIECE, length - k)
             if size == length:
@@ -164,6 +165,13 @@ def pack_rows(
                     part = cell[i * size : (i + 1) * size]
                     fill_entries(part, stream, d, (first + i) * length + k, words, spare, mask)
             transposed_in(packed[k * WIDTH :], cell, law, size, size, lane, lanes)
+
+
+@device
+def copied(out: Array, x: Array, size: Number) -> None:
+    """The first entries of a row. (Assigning a slice compiles the text of an error, which needs numba's runtime.)"""
+    for i in range(size):
+        out[i] = x[i]
 
 
 @device
@@ -189,7 +197,7 @@ def run_tiles(
             places[m] = target + pitch * order[at + m] if direct else spare + 4 * WIDTH * m
         if not (whole or fresh):
             for m in range(height):
-                tile[m, :width] = y[order[at + m], channel : channel + width]
+                copied(tile[m], y[order[at + m], channel:], width)
         numbers, which = rows.ctypes.data + 4 * TALL * begin, taps.ctypes.data + 4 * begin
         if height > SHORT:
             tall_tile(fresh, out, weights, 4 * step, 4 * line, numbers, which, count, base, stride, nothing, depth)
@@ -197,7 +205,7 @@ def run_tiles(
             short_tile(fresh, out, weights, 4 * step, 4 * line, numbers, which, count, base, stride, nothing, depth)
         if not whole:
             for m in range(height):
-                y[order[at + m], channel : channel + width] = tile[m, :width]
+                copied(y[order[at + m], channel:], tile[m], width)
     places[0] = 0  # addresses are plain numbers: the array must outlive the loop
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils as untyped_cgutils
-from numba.extending import intrinsic
+
+from varflow.simulate.jit import intrinsic, numbas
 
 LANES = 16
 """Entries of one vector: a register of AVX-512, two of AVX2, four of NEON."""
@@ -32,7 +31,7 @@ WIDTH = VECTORS * LANES
 SHORT = 4
 """Places of the lower tile, where fewer than TALL are left; one tile has TALL row numbers in either case."""
 
-cgutils: Any = untyped_cgutils
+cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
 _FLOAT, _LONG, _INT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 

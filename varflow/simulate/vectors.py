@@ -11,10 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils as untyped_cgutils
-from numba.extending import intrinsic
 
+from varflow.simulate.jit import intrinsic, numbas
 from varflow.simulate.tiles import LANES, VECTORS
 
 SIDE = 4 if VECTORS > 1 else 2
@@ -22,7 +20,7 @@ SIDE = 4 if VECTORS > 1 else 2
 STRIPS = 4 if VECTORS > 1 else 2
 """Strips that a combination works on together, and separate sums of one inner product alone."""
 
-cgutils: Any = untyped_cgutils
+cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
 _FLOAT, _DOUBLE, _LONG, _INT = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 _VECTOR, _BYTES = ir.VectorType(_FLOAT, LANES), 4 * LANES
 _BITS = ir.VectorType(ir.IntType(1), LANES)
