@@ -155,7 +155,7 @@ class Kernel:
         from varflow.simulate.unpacking import unpacked
 
         prepare()
-        run, read = device(self.function).made, unpacked(kinds)
+        run, read = device(self.function), unpacked(kinds)
 
         def entry(words: Any) -> None:
             run(*read(words))
