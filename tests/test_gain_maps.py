@@ -217,3 +217,24 @@ def test_fixed_points_of_given_maps() -> None:
     assert [p.value for p in cubes] == [-1.0, 0.0, 1.0]
     assert FixedPoint(1.0, -0.5).depth_scale == pytest.approx(1 / math.log(2))
     assert FixedPoint(1.0, 0.0).depth_scale == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["min(max(x, -1), 2)", "hardswish(x - 1)", "relu(x - 1)^2 + relu(x + 2)", "relu(x - 1)"]
+)
+def test_maps_end_where_their_formulas_have_no_value(text: str) -> None:
+    """At c = 1 the map is 1, at c = -1 it is E f(u) f(-u), by Gauss-Legendre panels between the kinks."""
+    maps = activation_maps(gain(text).activation, 1)
+    x, w = np.polynomial.legendre.leggauss(24)
+    for q in (0.03, 0.9, 30.0):
+        kinks = np.array([-4, -2, -1, 1, 2, 4]) / math.sqrt(q)
+        cuts = np.unique([*kinks, *np.linspace(-12, 12, 25)])
+        cuts = cuts[np.abs(cuts) <= 12]
+        z = cuts[:-1, None] + np.diff(cuts)[:, None] * (x + 1) / 2
+        weights = np.diff(cuts)[:, None] * w / 2 * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        f = sp.lambdify(X, gain(text).activation, "numpy")
+        opposite = np.sum(weights * f(math.sqrt(q) * z) * f(-math.sqrt(q) * z))
+        both = np.sum(weights * f(math.sqrt(q) * z) ** 2)
+        assert float(maps.next_correlation(1.0, q)) == pytest.approx(1, rel=1e-11)
+        assert float(maps.next_correlation(-1.0, q)) == pytest.approx(opposite / both, abs=1e-11)
+        assert float(maps.correlation_slope(1.0, q)) == pytest.approx(float(maps.chi_at(q)), rel=1e-10)

@@ -59,6 +59,27 @@ def closed(formula: sp.Expr | None, *symbols: sp.Symbol) -> Callable[..., Any] |
     return compile_formula(formula, symbols)
 
 
+def _with_ends(
+    formula: Callable[..., Any] | None, numbers: Callable[..., Any], waves: bool
+) -> Callable[..., Any]:
+    """A formula of (q, c); by a line integral at c = 1 and -1, where kinks at several places make it 0/0.
+
+    With ``waves``, which no quadrature follows to large variances, only where the formula has no value.
+    """
+    if formula is None:
+        return numbers
+
+    def run(q: Any, c: Any) -> Any:
+        values = np.array(formula(q, c), dtype=float)
+        q, c = (np.broadcast_to(np.asarray(x, dtype=float), values.shape) for x in (q, c))
+        lost = np.isnan(values) | ((np.abs(c) == 1) & (not waves))
+        if lost.any():
+            values[lost] = numbers(q[lost], c[lost])
+        return values
+
+    return run
+
+
 @dataclass(frozen=True)
 class ActivationMaps:
     """The variance map and the correlation map of ``activation`` between weights of scale ``weight_scale``.
@@ -159,7 +180,7 @@ class ActivationMaps:
 
     @cached_property
     def _kernel(self) -> Callable[..., Any]:
-        return closed(self.kernel, Q, C) or self.numbers.kernel
+        return _with_ends(closed(self.kernel, Q, C), self.numbers.kernel, self._waves is not None)
 
     @property
     def _steep(self) -> bool:
@@ -171,7 +192,8 @@ class ActivationMaps:
         if self._steep:
             return self.numbers.kernel_rise
         found = None if self.numbers.jumps else closed(self.derivative_kernel, Q, C)
-        return self.numbers.kernel_slope if found is None else lambda q, c: q * found(q, c)
+        kernel = _with_ends(found, self.numbers.derivative_kernel, self._waves is not None)
+        return self.numbers.kernel_slope if found is None else lambda q, c: q * kernel(q, c)
 
     def second_moment(self, q: Any) -> Any:
         """E f(x)^2, x ~ N(0, q)."""
