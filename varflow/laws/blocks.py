@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import sympy as sp
@@ -81,9 +80,14 @@ def _least(sizes: Sequence[sp.Expr]) -> sp.Expr:
 
 def fresh(x: Instance, y: Instance) -> bool:
     """Whether x is a source of its own, drawn after y: nothing older depends on it."""
-    v = x.variable
-    single = isinstance(v, Noise | MaskEntry) or (isinstance(v, Product) and v.alone)
-    return single and v.born > y.variable.born
+    return drawn_after(x.variable, y.variable)
+
+
+def drawn_after(v: Variable, older: Variable) -> bool:
+    """Whether a variable is a source of its own, drawn after the other one."""
+    if v.born <= older.born:
+        return False
+    return v.alone if isinstance(v, Product) else isinstance(v, (Noise, MaskEntry))
 
 
 def parts(v: Variable) -> tuple[Instance, ...]:
@@ -125,4 +129,4 @@ def carried(inner: Instance, outer: Instance) -> Instance:
     result = inner
     for move in () if isinstance(inner.variable, ChannelSum) else outer.moves:
         result = result.moved(move)
-    return replace(result, there=True) if outer.there else result
+    return Instance(result.variable, result.moves, True) if outer.there and not result.there else result

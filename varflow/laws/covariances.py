@@ -12,7 +12,7 @@ import sympy as sp
 
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, family, fresh, parts, refine
+from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.normed import normalized
@@ -45,8 +45,12 @@ from varflow.laws.variables import (
     Variable,
     View,
     Win,
+    view_of,
 )
+from varflow.window import Window
 
+MEAN_OVER = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
+"""The mean over ``part(2)`` places of ``part(0)`` at one of them and ``part(1)`` at all others."""
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
 
 
@@ -80,6 +84,8 @@ class Covariances(ABC):
     _second: dict[Variable, Formula] = field(default_factory=dict)
     _pair: dict[Any, Formula] = field(default_factory=dict)
     _roots: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
+    _moved_roots: dict[Any, tuple[Instance, ...]] = field(default_factory=dict)
+    _depends: dict[Any, bool] = field(default_factory=dict)
     _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
     _bits: dict[object, int] = field(default_factory=dict)
     _family_sets: dict[Variable, int] = field(default_factory=dict)
@@ -99,10 +105,12 @@ class Covariances(ABC):
 
     def roots(self, x: Instance) -> tuple[Instance, ...]:
         """The basic variables an instance depends on."""
-        own = self._own_roots(x.variable)
         if not x.moves and not x.there:
-            return own
-        return tuple(carried(r, x) for r in own)
+            return self._own_roots(x.variable)
+        key = (x.variable, x.moves, x.there)
+        if key not in self._moved_roots:
+            self._moved_roots[key] = tuple(carried(r, x) for r in self._own_roots(x.variable))
+        return self._moved_roots[key]
 
     def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
         if v not in self._roots:
@@ -150,8 +158,13 @@ class Covariances(ABC):
                 return not sample and count == 1 and self.varies(of.variable, sample)
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
+            case Mixed(of=of, mix=mix) if of is not None and mix is not None:
+                return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
+                    mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
             case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
                 return self.varies(of.variable, sample)
+            case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
+                return True
             case Normed(of=of) if of is not None:
                 return self.varies(of.variable, sample)
             case SphereEntry(of=of) if of is not None:
@@ -166,10 +179,15 @@ class Covariances(ABC):
                 return any(self.varies(a.variable, sample) for a in roots)
         return True
 
+    def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
+        """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far
+        from borders it does."""
+        return not self.profiles or (w.covers_evenly and alike if transpose else w.uniform)
+
     def _reduced(self, view: View, x: Variable, y: Variable) -> View:
         """The view as far as both variables vary along it."""
-        return View(view.position and self.varies(x, False) and self.varies(y, False),
-                    view.sample and self.varies(x, True) and self.varies(y, True))
+        return view_of(view.position and self.varies(x, False) and self.varies(y, False),
+                       view.sample and self.varies(x, True) and self.varies(y, True))
 
     def _view_of(self, x: Instance, y: Instance, view: View) -> View:
         return view if x.there != y.there else SAME
@@ -192,8 +210,9 @@ class Covariances(ABC):
         return self._mixtures[v]
 
     def _touching(self, x: Instance, y: Instance, shared: int, between: View) -> bool:
-        mine, others = ([r for r in self.roots(i) if self._families(r.variable) & shared] for i in (x, y))
-        return any(self._roots_dependent(a, b, between) for a in mine for b in others)
+        mine, others = ([(r, bits) for r in self.roots(i.at(False) if i.there else i)
+                         if (bits := self._families(r.variable) & shared)] for i in (x, y))
+        return any(bits & more and self._roots_dependent(a, b, between) for a, bits in mine for b, more in others)
 
     def _families(self, v: Variable) -> int:
         """A bit for every source or (weight, orientation, direction) that a variable is made of."""
@@ -213,6 +232,13 @@ class Covariances(ABC):
         return self._family_sets[v]
 
     def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
+        key = (a.variable, a.moves, b.variable, b.moves, view.position, view.sample)
+        found = self._depends.get(key)
+        if found is None:
+            found = self._depends[key] = self._find_dependent(a, b, view)
+        return found
+
+    def _find_dependent(self, a: Instance, b: Instance, view: View) -> bool:
         u, v = a.variable, b.variable
         if isinstance(u, BlockChoice) and isinstance(v, BlockChoice):
             return u.group == v.group and a.moves == b.moves
@@ -263,18 +289,20 @@ class Covariances(ABC):
             return mo.ZERO
         first, asked = u, view
         view = self._reduced(view, u, v)
-        if x.moves == y.moves:
-            if view.position and x.moves and x.moves[-1][0] == "unflatten":
+        moves, others = x.moves, y.moves
+        if moves == others:
+            if view.position and moves and moves[-1][0] == "unflatten":
                 return mo.ZERO
-            x, y = Instance(u), Instance(v)
+            moves = others = ()
         if u.born < v.born:
-            x, y, u, v = y, x, v, u
-        if fresh(x, y):
+            u, v, moves, others = v, u, others, moves
+        if drawn_after(u, v):
             return mo.ZERO
-        key = (u, x.moves, v, y.moves, view)
-        if key not in self._pair:
-            self._pair[key] = self._find_covariance(x, y, view)
-        return self._oriented(self._pair[key], asked, view, first, u, v)
+        key = (u, moves, v, others, view)
+        found = self._pair.get(key)
+        if found is None:
+            found = self._pair[key] = self._find_covariance(Instance(u, moves), Instance(v, others), view)
+        return self._oriented(found, asked, view, first, u, v)
 
     def _oriented(self, f: Formula, asked: View, view: View, first: Variable, u: Variable, v: Variable) -> Formula:
         """A covariance of u and v, found at ``view``, with the place of ``first`` as the first axis."""
@@ -352,8 +380,7 @@ class Covariances(ABC):
         if mean.batch is None:
             return others
         own = self._averaged(mean.count, older, at, View())
-        shape = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
-        return mo.combine(shape, [own, others, mo.constant(mean.batch)])
+        return mo.combine(MEAN_OVER, [own, others, mo.constant(mean.batch)])
 
     def _in_order(self, first: bool, older: Instance, newer: Instance, view: View) -> Formula:
         return self.covariance(newer, older, view) if first else self.covariance(older, newer, view)
@@ -370,8 +397,7 @@ class Covariances(ABC):
             return self.operated(Overall(), (other,), other)
         if not self.profiles and (here.template, here.args) == (other.template, other.args):
             return here  # type: ignore[no-any-return]
-        p = mo.part
-        limit = mo.combine((p(0) + (p(2) - 1) * p(1)) / p(2), [here, other, mo.constant(count)])
+        limit = mo.combine(MEAN_OVER, [here, other, mo.constant(count)])
         return self.operated(Average(), (here, other, mo.constant(count)), limit)
 
     def operated(self, operator: Any, parts: tuple[Formula, ...], limit: Formula) -> Formula:
@@ -408,7 +434,7 @@ class Covariances(ABC):
             (only,) = v.operand if len(v.operand) == 1 else (None,)
             if only is None or only.law is None or only.law.moves or not only.law.variable.gaussian:
                 raise NoFormula("a sum over channels beside one of them", v.node)
-            return mo.product(mo.constant(v.factor), self.covariance(only.law, replace(Instance(u), there=True), view))
+            return mo.product(mo.constant(v.factor), self.covariance(only.law, Instance(u).at(True), view))
         return self._sums_covariance(u, v, view)
 
     def _sums_covariance(self, u: ChannelSum, v: ChannelSum, view: View) -> Formula:
@@ -419,7 +445,7 @@ class Covariances(ABC):
         for size, (a, b) in refine(u.operand, v.operand):
             if a is not None and b is not None:
                 apart = mo.product(self.mean(a), self.mean(b))
-                both = self.pair(a, replace(b, there=not view.same), view)
+                both = self.pair(a, b.at(not view.same), view)
                 scale = mo.constant(times(u.factor * v.factor, size))
                 terms.append(mo.product(scale, mo.combine(mo.part(0) - mo.part(1), [both, apart])))
         result = mo.total(terms)
@@ -456,7 +482,7 @@ class Covariances(ABC):
         for size, (a, b) in refine(u.operand, v.operand):
             if a is not None and b is not None:
                 scale = mo.constant(times(u.factor, size))
-                terms.append(mo.product(scale, self.pair(a, replace(b, there=not view.same), view)))
+                terms.append(mo.product(scale, self.pair(a, b.at(not view.same), view)))
         return mo.total(terms)
 
     def _less_mean(self, f: Formula, u: Product, v: Product, view: View) -> Formula:

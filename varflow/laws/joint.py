@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import sympy as sp
@@ -55,6 +56,7 @@ ARGUMENT_LIMIT = 10
 ROOT_LIMIT = 3
 """Variables within a nonlinear function beyond which neither closed form nor integral is tried."""
 EXPANSION_LIMIT = 400
+SQUARE = arg(0) ** 2
 SAMPLED = 2
 """Variables of a kinked function beyond which a sample is taken where one can be."""
 
@@ -71,6 +73,7 @@ class Laws(Covariances):
     taps: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
     _mean: dict[Variable, Formula] = field(default_factory=dict)
     _function: dict[Any, Formula] = field(default_factory=dict)
+    _failed: dict[Any, NoFormula] = field(default_factory=dict)
     _work: int = 0
 
     # -- moments of any variable ---------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Laws(Covariances):
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
         """E[x y], ``there`` instances at the other place of ``view``."""
         if x.there and y.there and view.position:
-            return self.turned(self.pair(replace(x, there=False), replace(y, there=False), SAME))
+            return self.turned(self.pair(x.at(False), y.at(False), SAME))
         if x.there and not y.there:
             x, y = y, x
         asked = self._view_of(x, y, view)
@@ -188,7 +191,7 @@ class Laws(Covariances):
         if first.backward != second.backward:
             return mo.ZERO
         unrelated = view.position and x.moves and x.moves[-1][0] == "unflatten"
-        x, y = replace(x, there=False), replace(y, there=not view.same)
+        x, y = x.at(False), y.at(not view.same)
         both_backward = first.backward and second.backward
         if both_backward and view.sample and self.samples_apart:
             return mo.ZERO
@@ -204,22 +207,31 @@ class Laws(Covariances):
         """E[x y], named once."""
         first = x.variable
         if x.variable.born > y.variable.born:
-            x, y = replace(y, there=False), replace(x, there=not view.same)
+            x, y = y.at(False), x.at(not view.same)
         u, v = x.variable, y.variable
         key = (u, x.moves, v, y.moves, view)
+        if key in self._failed:
+            raise self._failed[key].with_traceback(None)
         if key not in self._pair:
-            found = self._pair_or_sample(x, y, view)
+            try:
+                found = self._pair_or_sample(x, y, view)
+            except NoFormula as error:
+                self._failed[key] = error
+                raise
             self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=_born).node,
                                                          backward=u.backward or v.backward))
         return self._oriented(self._pair[key], asked, view, first, u, v)
 
     def _pair_or_sample(self, x: Instance, y: Instance, view: View) -> Formula:
+        work, self._work = self._work, 0
         try:
             return self._find_pair(x, y, view)
         except NoFormula:
             if not self.sampling or self.closures:
                 raise
             return sampled(self, [x, y], view, max(x.variable, y.variable, key=_born))
+        finally:
+            self._work = work
 
     def _find_pair(self, x: Instance, y: Instance, view: View) -> Formula:
         for a, b in ((y, x), (x, y)):
@@ -232,14 +244,14 @@ class Laws(Covariances):
         for a, b in ((x, y), (y, x)):
             if isinstance(a.variable, Opaque):
                 return self._pair_opaque(a, b, view)
-        return self._joint(arg(0) * arg(1), [0, 1], (x, y), (), view)
+        return self._joint(_both(0, 1), [0, 1], (x, y), (), view)
 
     def _pair_average(self, z: PositionAverage | SampleMean, other: Instance, view: View) -> Formula:
         assert z.of is not None
-        of, other = z.of, replace(other, there=False)
+        of, other = z.of, other.at(False)
 
         def at(w: View) -> Formula:
-            return self.pair(other, replace(of, there=not w.same), w)
+            return self.pair(other, of.at(not w.same), w)
 
         return self.over_batch(z, other, at, view) if isinstance(z, SampleMean) else self._averaged(
             z.count, other, at, view)
@@ -352,7 +364,7 @@ class Laws(Covariances):
             x = args[indices[0]]
             f = self._one(rename(expr, ((arg(indices[0]), arg(0)),)), x, coefficients)
             return self.turned(f) if x.there and view.position else f
-        if len(indices) == 2 and expr == arg(indices[0]) * arg(indices[1]):
+        if len(indices) == 2 and expr == _both(*indices):
             return self.pair(args[indices[0]], args[indices[1]], view)
         return self._joint(expr, indices, args, coefficients, view)
 
@@ -360,7 +372,7 @@ class Laws(Covariances):
         """E[f(x)] of one variable."""
         if f == arg(0):
             return self.mean(x)
-        if f == arg(0) ** 2:
+        if f == SQUARE:
             return self.second(x)
         v = x.variable
         key = (v, f, tuple(id(c) if isinstance(c, Moment) else c for c in coefficients))
@@ -423,7 +435,7 @@ class Laws(Covariances):
     def settled(self, x: Instance, view: View) -> Instance:
         """``x``, here instead of there where it does not vary along the view."""
         if x.there and self._reduced(view, x.variable, x.variable).same:
-            return replace(x, there=False)
+            return x.at(False)
         return x
 
     def _basic(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
@@ -489,6 +501,12 @@ class Laws(Covariances):
         spheres = [i for i in (x, y) if isinstance(i.variable, SphereEntry)]
         if spheres and x.variable is not y.variable and self.dependent(x, y, view):
             raise NoFormula("a batch-normalized value beside what it depends on", x.variable.node)
+
+
+@lru_cache(maxsize=1024)
+def _both(i: int, j: int) -> sp.Expr:
+    """The product of two arguments."""
+    return arg(i) * arg(j)
 
 
 def _born(v: Variable) -> int:

@@ -26,7 +26,8 @@ TIERS = ("closed", "quadrature", "population", "measured")
 
 def weakest(scale: Sequence[str], labels: Iterable[str]) -> str:
     """The last of the labels in the order of ``scale``; the first of the scale for none."""
-    return scale[max((scale.index(x) for x in labels), default=0)]
+    first = scale[0]
+    return scale[max((scale.index(x) for x in labels if x != first), default=0)]
 
 
 @dataclass(eq=False)
@@ -101,8 +102,7 @@ ONE = Formula(sp.S.One)
 
 def place(index: int, quantity: Quantity) -> sp.Symbol:
     """The placeholder for a quantity at ``index``, with its sign."""
-    known = quantity.positive if isinstance(quantity, Moment) else bool(quantity.is_positive)
-    return positive_slot(index) if known else slot(index)
+    return positive_slot(index) if _sign(quantity) else slot(index)
 
 
 def fill(template: sp.Expr, args: tuple[Quantity, ...], name: Callable[[Moment], sp.Expr]) -> sp.Expr:
@@ -161,35 +161,45 @@ def is_polynomial(expr: sp.Expr, symbols: frozenset[sp.Symbol]) -> bool:
     return bool(whole) and is_polynomial(expr.base, symbols)
 
 
+def _sign(quantity: Quantity) -> bool:
+    """Whether a quantity is known to be positive."""
+    return quantity.positive if isinstance(quantity, Moment) else bool(quantity.is_positive)
+
+
 @lru_cache(maxsize=65536)
-def _combined(shape: sp.Expr, templates: tuple[sp.Expr, ...], maps: tuple[tuple[tuple[sp.Symbol, sp.Symbol], ...], ...]
-              ) -> sp.Expr:
-    table = {part(i): t.xreplace(dict(m)) for i, (t, m) in enumerate(zip(templates, maps, strict=True))}
-    result = shape.xreplace(table)
-    return sp.expand(result) if len(table) < 12 and is_polynomial(result, symbols_in(result)) else result
+def _combined(shape: sp.Expr, templates: tuple[sp.Expr, ...], places: tuple[tuple[int, ...], ...],
+              signs: tuple[bool, ...]) -> sp.Expr:
+    """``shape`` of templates whose i-th placeholder becomes that at ``places[.][i]``, positive where ``signs`` says."""
+    def placed(template: sp.Expr, at: tuple[int, ...]) -> sp.Expr:
+        kinds = (positive_slot if signs[k] else slot for k in at)
+        return template.xreplace({kind(i): kind(k) for i, (k, kind) in enumerate(zip(at, kinds, strict=True))})
+
+    filled = [placed(t, at) for t, at in zip(templates, places, strict=True)]
+    result = shape.xreplace({part(i): t for i, t in enumerate(filled)})
+    if len(filled) >= 12 or not is_polynomial(result, symbols_in(result)):
+        return result
+    return sp.expand(result)
 
 
 def combine(shape: sp.Expr, formulas: Sequence[Formula]) -> Formula:
     """``shape``, an expression of ``part(0), part(1), ...``, of formulas: one formula over the union of their
     arguments. The work is cached by structure."""
-    args: list[Quantity] = []
-    index: dict[object, int] = {}
-    maps = []
-    for f in formulas:
-        pairs = []
-        for i, a in enumerate(f.args):
-            key = id(a) if isinstance(a, Moment) else a
-            if key not in index:
-                index[key] = len(args)
-                args.append(a)
-            pairs.append((place(i, a), place(index[key], a)))
-        maps.append(tuple(pairs))
-    template = _combined(shape, tuple(f.template for f in formulas), tuple(maps))
-    degree = degree_in(shape, tuple(part(i) for i, f in enumerate(formulas) for _ in range(f.degree)))
-    return Formula(template, tuple(args) if symbols_in(template) else (),
-                   weakest(EXACTNESS, ["wide" if degree > 1 else "exact", *(f.exactness for f in formulas)]),
-                   weakest(TIERS, (f.tier for f in formulas)),
-                   frozenset().union(*(f.assumptions for f in formulas)), degree)
+    args: dict[object, Quantity] = {id(a) if isinstance(a, Moment) else a: a for f in formulas for a in f.args}
+    index = {key: i for i, key in enumerate(args)}
+    places = tuple([tuple([index[id(a) if isinstance(a, Moment) else a] for a in f.args]) for f in formulas])
+    signs = tuple([_sign(a) for a in args.values()])
+    template = _combined(shape, tuple([f.template for f in formulas]), places, signs)
+    degree = _degree(shape, tuple([f.degree for f in formulas]))
+    exactness = ["wide" if degree > 1 else "exact", *[f.exactness for f in formulas]]
+    return Formula(template, tuple(args.values()) if symbols_in(template) else (), weakest(EXACTNESS, exactness),
+                   weakest(TIERS, [f.tier for f in formulas]),
+                   frozenset().union(*[f.assumptions for f in formulas]), degree)
+
+
+@lru_cache(maxsize=4096)
+def _degree(shape: sp.Expr, degrees: tuple[int, ...]) -> int:
+    """The degree of a shape of formulas of these degrees."""
+    return degree_in(shape, tuple(part(i) for i, d in enumerate(degrees) for _ in range(d)))
 
 
 def total(formulas: Sequence[Formula]) -> Formula:
@@ -197,7 +207,7 @@ def total(formulas: Sequence[Formula]) -> Formula:
     kept = [f for f in formulas if not f.is_zero]
     if len(kept) == 1:
         return kept[0]
-    return combine(sp.Add(*(part(i) for i in range(len(kept)))), kept) if kept else ZERO
+    return combine(_shape(sp.Add, len(kept)), kept) if kept else ZERO
 
 
 def product(*formulas: Formula) -> Formula:
@@ -207,7 +217,13 @@ def product(*formulas: Formula) -> Formula:
     kept = [f for f in formulas if f.template is not sp.S.One or f.degree or f.exactness != "exact"]
     if len(kept) == 1:
         return kept[0]
-    return combine(sp.Mul(*(part(i) for i in range(len(kept)))), kept) if kept else ONE
+    return combine(_shape(sp.Mul, len(kept)), kept) if kept else ONE
+
+
+@lru_cache(maxsize=1024)
+def _shape(operation: type[sp.Expr], count: int) -> sp.Expr:
+    """The sum or product of the first ``count`` formulas."""
+    return operation(*(part(i) for i in range(count)))
 
 
 @lru_cache(maxsize=65536)
@@ -342,9 +358,12 @@ class Evaluation:
         if m.operator is not None:
             return self._operated(m.operator, numbers)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
-        if self.profiles:
-            numbers = tuple(_off_diagonal(x) for x in numbers)
-        return _evaluate(m.template, places, numbers, self.values)
+        if not self.profiles:
+            return _evaluate(m.template, places, numbers, self.values)
+        from varflow.laws.precise import one_image
+
+        with one_image():
+            return _evaluate(m.template, places, tuple(_off_diagonal(x) for x in numbers), self.values, True)
 
 
 def _off_diagonal(given: Any) -> Any:
@@ -359,10 +378,14 @@ def _off_diagonal(given: Any) -> Any:
 
 
 @lru_cache(maxsize=16384)
-def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
+def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...], positions: bool) -> Callable[..., Any]:
+    """The formula as a function of arrays; of ``positions``, whose digits count in units of the largest, a polynomial
+    needs no error bound."""
     from varflow.laws.expectation import compile_formula
+    from varflow.laws.precise import function_of
 
-    return compile_formula(expr, symbols)
+    plain = positions and is_polynomial(expr, frozenset(symbols))
+    return function_of(expr, symbols, {}) if plain else compile_formula(expr, symbols)
 
 
 @lru_cache(maxsize=16384)
@@ -370,11 +393,12 @@ def _free(expr: sp.Expr) -> tuple[sp.Symbol, ...]:
     return tuple(sorted(symbols_in(expr), key=str))
 
 
-def _evaluate(expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+def _evaluate(expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], values: Mapping[str, Any],
+              positions: bool = False) -> Any:
     if expr.has(sp.zoo):
         return float("inf")
     if expr.is_Number:
         return float(expr)
     table = dict(zip(places, numbers, strict=True))
     symbols = _free(expr)
-    return _compiled(expr, symbols)(*(table[s] if s in table else values[s.name] for s in symbols))
+    return _compiled(expr, symbols, positions)(*(table[s] if s in table else values[s.name] for s in symbols))

@@ -32,17 +32,17 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     """E[newer older] for a value resampled over positions."""
     v = newer.variable
     assert isinstance(v, Mixed) and v.of is not None
-    x = replace(carried(v.of, newer), there=False)
-    y, beside = replace(older, there=False), older.variable
+    x = carried(v.of, newer).at(False)
+    y, beside = older.at(False), older.variable
     fixed = not laws.varies(beside, False)
     if type(beside) is type(v) and not fixed:
-        y = replace(carried(beside.of, older), there=False)  # type: ignore[arg-type]
+        y = carried(beside.of, older).at(False)  # type: ignore[arg-type]
     a, b = (x, y) if first else (y, x)
     here, there = View(False, view.sample), View(True, view.sample)
-    same = pair(a, replace(b, there=not here.same), here)
+    same = pair(a, b.at(not here.same), here)
     if fixed:
         return spread_of(laws, v, same)
-    other = pair(a, replace(b, there=True), there)
+    other = pair(a, b.at(True), there)
     if same.is_zero and other.is_zero:
         return mo.ZERO
     left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)

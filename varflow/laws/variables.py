@@ -7,7 +7,7 @@ Two instances of a variable with equal moves are the same coordinate, with diffe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import sympy as sp
@@ -32,7 +32,12 @@ class View:
         return not (self.position or self.sample)
 
 
-SAME, POSITION, SAMPLE = View(), View(True), View(False, True)
+SAME, POSITION, SAMPLE, APART = View(), View(True), View(False, True), View(True, True)
+
+
+def view_of(position: bool, sample: bool) -> View:
+    """The one view of this kind."""
+    return (APART if position else SAMPLE) if sample else POSITION if position else SAME
 
 
 @dataclass(eq=False)
@@ -59,7 +64,11 @@ class Instance:
 
     def moved(self, move: Move) -> Instance:
         """The same after one more move; a move and its inverse cancel."""
-        return replace(self, moves=_append(self.moves, move))
+        return Instance(self.variable, _append(self.moves, move), self.there)
+
+    def at(self, there: bool) -> Instance:
+        """The same coordinate at the other place, or at this one."""
+        return self if self.there is there else Instance(self.variable, self.moves, there)
 
 
 def _append(moves: tuple[Move, ...], move: Move) -> tuple[Move, ...]:
