@@ -9,6 +9,4 @@ from __future__ import annotations
 
 DEVIATIONS: dict[tuple[str, str, str], str] = {}
 
-DEFECTS: dict[str, str] = {
-    "conv13009": "gradient behind an instance norm of few places: 4 % high, cause not found",
-}
+DEFECTS: dict[str, str] = {}

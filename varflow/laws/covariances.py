@@ -161,8 +161,13 @@ class Covariances(ABC):
             case Mixed(of=of, mix=mix) if of is not None and mix is not None:
                 return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
                     mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
+            case Mixed(of=of, mix=mix) if of is not None and mix is not None:
+                return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
+                    mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
             case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
                 return self.varies(of.variable, sample)
+            case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
+                return True
             case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
                 return True
             case Normed(of=of) if of is not None:
@@ -178,6 +183,11 @@ class Covariances(ABC):
             case Opaque(roots=roots):
                 return any(self.varies(a.variable, sample) for a in roots)
         return True
+
+    def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
+        """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far
+        from borders it does."""
+        return not self.profiles or (w.covers_evenly and alike if transpose else w.uniform)
 
     def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
         """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far

@@ -8,9 +8,9 @@ large or has no numbers, a torus of some windows stands for it: places far from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,9 +47,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """A Gaussian field on a grid."""
+    """A Gaussian field on a grid. ``signs``: only its covariances matter, as those of gradients do, two of which stand
+    in a product: then it is made of signs, whose squares do not fluctuate."""
 
     grid: Shape
+    signs: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,30 +213,45 @@ def _evaluated(step: Function, fields: list[Array], arrays: tuple[Array, ...]) -
 
 
 def _sources(sources: list[Source], entries: tuple[Array, ...], points: int, rng: Any) -> list[Array]:
-    """Gaussian fields of the given covariances, each point beside its negative; grids are independent of each other."""
+    """Fields of the given covariances, each point beside its negative; grids are independent of each other, and so are
+    gradients and values."""
     found: list[Array | None] = [None] * len(sources)
     index = {pair: k for k, pair in enumerate((i, j) for i in range(len(sources)) for j in range(i, len(sources)))}
-    for grid in dict.fromkeys(s.grid for s in sources):
-        mine = [i for i, s in enumerate(sources) if s.grid == grid]
+    for source in dict.fromkeys(sources):
+        mine = [i for i, s in enumerate(sources) if s == source]
         pairs = {(i, j): (entries[2 * index[i, j]], entries[2 * index[i, j] + 1]) for i in mine for j in mine if i <= j}
-        for i, drawn in zip(mine, _joint(mine, pairs, int(np.prod(grid)), points // 2, rng), strict=True):
+        noise = partial(_signs if source.signs else _normal, rng, points // 2)
+        for i, drawn in zip(mine, _joint(mine, pairs, int(np.prod(source.grid)), noise), strict=True):
             found[i] = np.concatenate([drawn, -drawn])
     return [f for f in found if f is not None]
 
 
-def _joint(mine: list[int], pairs: dict[tuple[int, int], tuple[Array, Array]], places: int, points: int,
-           rng: Any) -> list[Array]:
+def _normal(rng: Any, *shape: int) -> Array:
+    return np.asarray(rng.standard_normal(shape))
+
+
+def _signs(rng: Any, *shape: int) -> Array:
+    return np.asarray(2.0 * rng.integers(0, 2, shape) - 1)
+
+
+def _joint(mine: list[int], pairs: dict[tuple[int, int], tuple[Array, Array]], places: int,
+           noise: Callable[..., Array]) -> list[Array]:
     if all(a.size == 1 for pair in pairs.values() for a in pair):
         same, other = (np.array([[pairs[min(i, j), max(i, j)][k].item() for j in mine] for i in mine]) for k in (0, 1))
-        own = np.einsum("ij,njp->nip", _root(same - other), rng.standard_normal((points, len(mine), places)))
-        common = rng.standard_normal((points, len(mine))) @ _root(other).T
-        return list(np.moveaxis(own + common[:, :, None], 1, 0))
+        return _exchangeable(same, other, places, noise)
     if len(mine) * places > MOST_COLUMNS:
         raise NoFormula("too many places for a sample of images")
     blocks = [[completed(pairs[i, j][1], pairs[i, j][0], places) if i <= j
                else completed(pairs[j, i][1], pairs[j, i][0], places).T for j in mine] for i in mine]
-    drawn = rng.standard_normal((points, len(mine) * places)) @ _root(np.block(blocks)).T
-    return list(np.moveaxis(drawn.reshape(points, len(mine), places), 1, 0))
+    drawn = noise(len(mine) * places) @ _root(np.block(blocks)).T
+    return list(np.moveaxis(drawn.reshape(-1, len(mine), places), 1, 0))
+
+
+def _exchangeable(same: Array, other: Array, places: int, noise: Callable[..., Array]) -> list[Array]:
+    """Fields of one covariance at every place and one between any two: deviations from the mean, and the mean."""
+    own = np.einsum("ij,njp->nip", _root(same - other), noise(len(same), places))
+    common = noise(len(same)) @ _root(same + (places - 1) * other).T / np.sqrt(places)
+    return list(np.moveaxis(own - own.mean(axis=2, keepdims=True) + common[:, :, None], 1, 0))
 
 
 def _root(matrix: Array) -> Array:
@@ -288,7 +305,7 @@ class _Recipe:
             self.sources.append((x, grid))
             if len(self.sources) > MOST_SOURCES:
                 raise NoFormula("too many sources for a sample of images", v.node)
-            return self._step(Source(grid))
+            return self._step(Source(grid, v.backward))
         if isinstance(v, MaskEntry) and not v.per_sample:
             return self._step(Masked(grid, self.quantity(v.keep)))
         if isinstance(v, Composite):
