@@ -6,7 +6,9 @@ value are computed again by mpmath, with twice the digits until the bound is sma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -117,6 +119,19 @@ def _single(kind: Any) -> Callable[..., Any]:
     return made
 
 
+_one_image: ContextVar[bool] = ContextVar("_one_image", default=False)
+
+
+@contextmanager
+def one_image() -> Iterator[None]:
+    """Here an array's entries are of the positions of one image, so that digits count in units of the largest."""
+    token = _one_image.set(True)
+    try:
+        yield
+    finally:
+        _one_image.reset(token)
+
+
 def guarded(
     expr: sp.Expr, symbols: Sequence[sp.Symbol], table: Mapping[str, Any], again: sp.Expr
 ) -> Callable[..., Any]:
@@ -132,7 +147,10 @@ def guarded(
         with np.errstate(all="ignore"):
             value, bound = run([np.asarray(v, dtype=float) for v in values])
         value, bound = np.asarray(value, dtype=float), np.asarray(bound, dtype=float)
-        bad = ~(bound <= TOLERANCE * np.abs(value))
+        size = np.abs(value)
+        if _one_image.get():
+            size = np.max(size[np.isfinite(size)], initial=0.0)
+        bad = ~(bound <= TOLERANCE * size)
         return slow.repair(value, bad, values) if bad.any() else value
 
     return formula
