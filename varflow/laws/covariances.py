@@ -141,8 +141,48 @@ class Covariances(ABC):
         """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
         key = (v, sample)
         if key not in self._varies:
-            self._varies[key] = varying(v, sample, self.varies)
+            self._varies[key] = self._find_varies(v, sample)
         return self._varies[key]
+
+    def _find_varies(self, v: Variable, sample: bool) -> bool:
+        match v:
+            case Noise(kind=kind, placed=placed):
+                return kind != "bias" and (sample or placed)
+            case MaskEntry(per_sample=per_sample, placed=placed):
+                return sample or (placed and not per_sample)
+            case BlockChoice():
+                return False
+            case SampleMean(of=of, channels=channels) if of is not None and channels is not None:
+                return sample and self.varies(of.variable, sample)
+            case SampleMean(of=of, count=count) if of is not None:
+                return not sample and count == 1 and self.varies(of.variable, sample)
+            case PositionAverage(of=of) if of is not None:
+                return sample and self.varies(of.variable, sample)
+            case Mixed(of=of, mix=mix) if of is not None and mix is not None:
+                return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
+                    mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
+            case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
+                return self.varies(of.variable, sample)
+            case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
+                return True
+            case Normed(of=of) if of is not None:
+                return self.varies(of.variable, sample)
+            case SphereEntry(of=of) if of is not None:
+                return sample or self.varies(of.variable, sample)
+            case Product(operand=operand) | ChannelSum(operand=operand):
+                return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
+            case GaussianSum(terms=terms):
+                return any(self.varies(t.variable, sample) for _, t in terms)
+            case Composite(args=args):
+                return any(self.varies(a.variable, sample) for a in args)
+            case Opaque(roots=roots):
+                return any(self.varies(a.variable, sample) for a in roots)
+        return True
+
+    def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
+        """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far
+        from borders it does."""
+        return not self.profiles or (w.covers_evenly and alike if transpose else w.uniform)
 
     def _reduced(self, view: View, x: Variable, y: Variable) -> View:
         """The view as far as both variables vary along it."""
