@@ -262,3 +262,10 @@ def test_documents() -> None:
     assert document["solutions"][0]["closed_form"] is True and "a = sqrt(2)" in str(found)
     assert found._repr_latex_().startswith("$") and dict(found) == dict(found.best)
     assert set(RECIPES) >= {"standard", "gaussian_poincare", "dks", "tat"} and all(CONDITIONS.values())
+
+
+@pytest.mark.parametrize("text", ["sin", "erf", "atan"])
+def test_equations_that_hold_in_a_limit_only_have_no_answer(text: str) -> None:
+    """a f(b x) with E y^2 = E y'^2 = 1 needs b = 0, where a is infinite: no root is made of rounding."""
+    with pytest.raises(SolveError, match="no a, b meets"):
+        vf.normalize(text, "a", "b", conditions={"second_moment": 1, "derivative_second_moment": 1})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from varflow.tailor_conditions import Condition, evaluated
 from varflow.tailor_model import Tailored
 
 STARTS, ROUNDS = 40, 60
-ENOUGH, FINE = 1e-9, 1e-13
+ENOUGH, FINE, ROUNDING = 1e-9, 1e-13, 1e-13
 Values = Any
 
 
@@ -64,6 +64,13 @@ class Search:
         rows += [np.array([self._numeric(c, p) for p in points.T]) for c in self.numeric]
         return np.array(rows, dtype=float)
 
+    def roundings(self, points: Values) -> Values:
+        """Residuals [equation, point] that are as good as zero: the rounding of the terms of the equations."""
+        terms = [sp.Add(*map(sp.Abs, sp.Add.make_args(e))) for e in self.left]
+        sizes = replace(self, left=terms, numeric=()).missed(points)
+        numbers = np.zeros((len(self.numeric), points.shape[1]))
+        return np.concatenate([ROUNDING * sizes.reshape(len(terms), points.shape[1]), numbers])
+
     def _numeric(self, condition: Condition, point: Values) -> float:
         known = dict(zip(self.rest, map(float, point), strict=True))
         moments = {s: float(f(*point)) for s, f in self._compiled}
@@ -93,13 +100,18 @@ def search(task: Search) -> list[dict[sp.Symbol, float]]:
 
 
 def _on_line(task: Search) -> list[float]:
-    """Sign changes along one unknown; where every value costs a network, on a coarse grid from -8 to 8."""
+    """Sign changes along one unknown, those of rounding left out; where every value costs a network, on a coarse grid
+    from -8 to 8."""
     coarse = np.array([1e-6, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.2, 2, 4, 8])
     sizes = coarse if task.numeric else np.geomspace(1e-4, 1e3, 301)
     grid = sizes if task.rest[0].is_positive else np.concatenate([-sizes[::-1], [0.0], sizes])
-    values = task.missed(grid[None, :])[0]
-    found = [float(x) for x, v in zip(grid, values, strict=True) if v == 0]
-    for k in np.flatnonzero(np.sign(values[:-1]) * np.sign(values[1:]) < 0):
+    values, zero = task.missed(grid[None, :])[0], task.roundings(grid[None, :])[0]
+    signs = np.where(np.abs(values) <= zero, 0.0, np.sign(values))
+    if not np.any(np.abs(signs) == 1):
+        return [float(x) for x, v in zip(grid, values, strict=True) if v == 0]
+    alone = (signs[1:-1] == 0) & (np.abs(signs[:-2] * signs[2:]) == 1)
+    found = [float(x) for x in grid[1:-1][alone]]
+    for k in np.flatnonzero(signs[:-1] * signs[1:] < 0):
         found.append(
             _bisected(lambda x: float(task.missed(np.array([[x]]))[0, 0]), grid[k], grid[k + 1])
         )
