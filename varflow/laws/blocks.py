@@ -109,6 +109,22 @@ def parts(v: Variable) -> tuple[Instance, ...]:
     return ()
 
 
+def rooted(v: Variable) -> tuple[bool, tuple[Instance, ...]]:
+    """Whether a variable is one of its roots, and what has the others."""
+    match v:
+        case Composite(args=children) | Opaque(roots=children):
+            return False, children
+        case (PositionAverage(of=of) | SampleMean(of=of) | Mixed(of=of)) if of is not None and not v.gaussian:
+            return False, (of,)
+        case Largest(of=of, weight_args=beside) if of is not None:
+            return False, (of, *beside)
+        case Depthwise(of=of) if of is not None:
+            return True, (of,)
+        case Win(of=of) if of is not None:
+            return False, (of, v.entry)
+    return True, ()
+
+
 def family(v: Variable) -> object:
     match v:
         case Product(weight=weight, transpose=transpose, backward=backward):

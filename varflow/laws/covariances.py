@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,16 +11,11 @@ import sympy as sp
 
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine
+from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine, rooted
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.normed import normalized
-from varflow.laws.positions import (
-    Average,
-    Kernel,
-    Overall,
-    Turn,
-)
+from varflow.laws.positions import Average, Kernel, Overall, Turn
 from varflow.laws.resampling import NEIGHBOURS, noted, resampled
 from varflow.laws.shared import ChannelSum, identical, weights_within
 from varflow.laws.variables import (
@@ -44,7 +38,6 @@ from varflow.laws.variables import (
     SphereEntry,
     Variable,
     View,
-    Win,
     view_of,
 )
 from varflow.window import Window
@@ -64,7 +57,6 @@ def moments_of(x: Instance) -> Instance:
     """The Gaussian of the same second moments for a depthwise convolution; anything else is itself."""
     v = x.variable
     return carried(v.moments, x) if isinstance(v, Depthwise) and v.moments is not None else x
-
 
 
 def _unturned(quantity: Quantity) -> Quantity:
@@ -114,28 +106,10 @@ class Covariances(ABC):
 
     def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
         if v not in self._roots:
-            self._roots[v] = tuple(self._find_roots(v))
+            itself, children = rooted(v)
+            inner = dict.fromkeys(r for c in children for r in self.roots(c))
+            self._roots[v] = (Instance(v), *inner) if itself else tuple(inner)
         return self._roots[v]
-
-    def _find_roots(self, v: Variable) -> Iterator[Instance]:
-        children: tuple[Instance, ...]
-        if isinstance(v, Composite):
-            children = v.args
-        elif isinstance(v, Opaque):
-            children = v.roots
-        elif isinstance(v, PositionAverage | SampleMean | Mixed) and not v.gaussian and v.of is not None:
-            children = (v.of,)
-        elif isinstance(v, Largest) and v.of is not None:
-            children = (v.of, *v.weight_args)
-        elif isinstance(v, Depthwise) and v.of is not None:
-            yield Instance(v)
-            children = (v.of,)
-        elif isinstance(v, Win) and v.of is not None:
-            children = (v.of, v.entry)
-        else:
-            yield Instance(v)
-            return
-        yield from dict.fromkeys(r for c in children for r in self.roots(c))
 
     def varies(self, v: Variable, sample: bool) -> bool:
         """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
