@@ -22,11 +22,23 @@ from varflow.export.document import (
     Rule,
     WeightRow,
 )
-from varflow.export.formulas import BINORMAL, Notation, Pattern, numbers_in, pattern, printed, width
+from varflow.export.formulas import (
+    BINORMAL,
+    RUNNING,
+    Notation,
+    Pattern,
+    Running,
+    formula,
+    numbers_in,
+    pattern,
+    printed,
+    width,
+)
 from varflow.export.layout import Node, activation_name, described
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.references import References
 from varflow.export.report import VerificationLike, report
+from varflow.export.runs import Run, runs
 from varflow.export.sizes import Sizes
 from varflow.export.steps import BACKWARD, FORWARD, Argument, Line, Name, Step, Steps, alike
 from varflow.export.sums import equation, extended, signed
@@ -152,10 +164,22 @@ class Assembly:
             parts: dict[tuple[str, str], list[Step]] = {}
             for step in group:
                 parts.setdefault((described(self._node(step.node)), self._shape(step.node)), []).append(step)
-            for (layer, shape), steps in parts.items():
+            for (layer, shape), steps in self._few_shapes(parts):
                 inputs = list(dict.fromkeys(i for s in steps for i in self._node(s.node).inputs))
                 yield Row(NameList(tuple(s.node for s in steps)), layer, NameList(tuple(inputs)), shape,
                           self._layer_citations(self._node(steps[0].node)))
+
+    @staticmethod
+    def _few_shapes(parts: dict[tuple[str, str], list[Step]]) -> Iterable[tuple[tuple[str, str], list[Step]]]:
+        """One row for a layer of more than two shapes, from the first to the last."""
+        layers: dict[str, list[tuple[str, list[Step]]]] = {}
+        for (layer, shape), steps in parts.items():
+            layers.setdefault(layer, []).append((shape, steps))
+        for layer, found in layers.items():
+            if len(found) > 2:
+                yield (layer, rf"{found[0][0]}, \dots, {found[-1][0]}"), [s for _, steps in found for s in steps]
+            else:
+                yield from (((layer, shape), steps) for shape, steps in found)
 
     def _node(self, value: str) -> Node:
         node = self.steps.node_of(value)
@@ -191,14 +215,14 @@ class Assembly:
         forms = self._forms(group, index[2]) if index else None
         readers = [] if forward else [self.steps.nodes[r] for r in dict.fromkeys(node.readers)]
         come = None if forward else self._readers(group, index[2] if index and forms else None)
-        equations = tuple(eq for i, line in enumerate(first.lines)
-                          if (eq := self._equation(line, forms, len(group) == 1)) is not None)
+        equations = tuple(eq for run in runs(first.lines, self.steps.argument, len(group) == 1)
+                          if (eq := self._run(run, forms, len(group) == 1)) is not None)
         names = tuple(self.notation.labels.of(s.node) for s in group)
         return Entry(
             NameList(names, tuple(index[2]) if index and forms else ()), described(node),
             tuple(dict.fromkeys(self._rule(n) for n in ([node] if forward else readers))), equations,
             first.exactness, first.tier, come,
-            len(group) > 1 and forms is None, tuple(self._remarks(first)), tuple(self._assumed(first)))
+            len(group) > 1 and forms is None, tuple(self._remarks(group, forms)), tuple(self._assumed(first)))
 
     def _assumed(self, step: Step) -> Iterable[int]:
         """Numbers of a step's assumptions, behind the general ones."""
@@ -213,16 +237,27 @@ class Assembly:
         forms = (pattern(column, index) or column[0] for column in zip(*rows, strict=True))
         return tuple(f.latex if isinstance(f, Pattern) else math_name(self.notation.labels.of(f)) for f in forms)
 
-    def _remarks(self, step: Step) -> Iterable[str]:
+    def _remarks(self, group: list[Step], forms: dict[Name, Pattern | str] | None) -> Iterable[str]:
+        """What is said beside the equations."""
+        step = group[0]
         for line in step.lines:
             if line.main and line.exactness != step.exactness:
                 yield f"The mean is {MEAN_LABEL.get(line.exactness, line.exactness)}."
-            if line.template is None:
-                yield f"{self.notation.text(line.name)} has no formula; its number is computed from a population."
+        if len({len(s.lines) for s in group}) > 1:
+            yield "Those that read more blocks have more equations of these forms."
+        missing = [formula(self._latex(line.name, forms)) for line in step.lines if line.template is None]
+        if missing:
+            many = len(missing) > 1
+            self.kinds |= {line.name.kind for line in step.lines if line.template is None}
+            yield (f"{' and '.join(missing)} {'have' if many else 'has'} no formula; "
+                   f"{'their numbers are' if many else 'its number is'} computed from a population.")
 
     def _forms(self, group: list[Step], index: Sequence[int]) -> dict[Name, Pattern | str] | None:
         """The common form of every name of the group's equations; None where one has none."""
-        columns = zip(*(list(self._names(s)) for s in group), strict=True)
+        rows = [list(self._names(s)) for s in group]
+        if len({len(row) for row in rows}) > 1:
+            return None
+        columns = zip(*rows, strict=True)
         forms: dict[Name, Pattern | str] = {}
         for column in columns:
             form = pattern([n.node for n in column], index)
@@ -247,7 +282,23 @@ class Assembly:
         expr, names = self.filled(line, forms)
         eq = equation(self._latex(line.name, forms), expr, names)
         whole = self.bounded.of(line.moment) if expand and line.main and line.moment is not None else None
-        return eq if whole is None else extended(eq, whole, self._scale_table(whole))
+        if whole is None:
+            return eq
+        return extended(eq, self.sizes.named(whole), self._scale_table(whole) | self.sizes.names)
+
+    def _run(self, run: Run, forms: dict[Name, Pattern | str] | None, expand: bool) -> Equation | None:
+        """The equation of a line, or of several that differ in one number."""
+        if not run.indexed:
+            return self._equation(run.line, forms, expand)
+        indexed: dict[Name, Any] = {**(forms or {}), **{
+            name: Running((forms or {}).get(name, name.node) if form is None else form, shift)
+            for name, (form, shift) in run.indexed.items()}}
+        eq = self._equation(run.line, indexed, False)
+        if eq is None:
+            return None
+        *before, side = eq.sides
+        told = (*side[:-1], rf"{side[-1]}\,,\quad {RUNNING} = {run.first}, \dots, {run.last}")
+        return Equation(eq.left, (*before, told), eq.where)
 
     def filled(self, line: Line, forms: dict[Name, Pattern | str] | None = None
                ) -> tuple[sp.Expr, dict[sp.Symbol, str]]:
@@ -295,7 +346,7 @@ class Assembly:
                 expr = bounded.of(law.second) if law is not None and law.second is not None else None
                 if expr is not None:
                     left = self._latex(Name(kind, value), None)
-                    found.append(equation(left, expr, self._scale_table(expr)))
+                    found.append(equation(left, self.sizes.named(expr), self._scale_table(expr) | self.sizes.names))
         return tuple(found)
 
     def _outputs(self) -> list[str]:

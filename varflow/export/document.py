@@ -167,3 +167,9 @@ class Document:
     preserve: str = ""
     report: Report | None = None
     references: tuple[Reference, ...] = field(default=())
+
+    @property
+    def boxed(self) -> tuple[WeightRow, ...]:
+        """Weights whose row has a name of its own; none of them where the box would be long."""
+        named = tuple(w for w in self.weights if w.weights.count == 1 or w.weights.index)
+        return named if len(self.weights) <= 12 else ()

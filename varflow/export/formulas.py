@@ -16,7 +16,9 @@ from varflow.export.rounding import DIGITS, rounded
 from varflow.export.steps import Name
 from varflow.laws.integral import GaussianExpectation
 
-INDEX = r"\ell"
+WIDEST_CASE = 44.0
+"""Letters of a case beyond which its condition stands below it."""
+INDEX, RUNNING = r"\ell", r"\nu"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -27,11 +29,12 @@ class Pattern:
     before: str
     after: str
     offset: int
+    letter: str = INDEX
 
     @property
     def latex(self) -> str:
         """With the index as a letter."""
-        index = INDEX if not self.offset else f"{INDEX}{self.offset:+d}"
+        index = shifted(self.letter, self.offset)
         if not self.after:
             return rf"{math_name(self.before)}_{{{index}}}" if self.before else index
         return f"{math_name(self.before) if self.before else ''}{index}{math_name(self.after)}"
@@ -40,6 +43,23 @@ class Pattern:
     def text(self) -> str:
         """In running text."""
         return f"{self.before}{{l{self.offset:+d}}}{self.after}" if self.offset else f"{self.before}{{l}}{self.after}"
+
+
+def shifted(letter: str, offset: int, slope: int = 1) -> str:
+    """A multiple of an index plus a number."""
+    multiple = letter if abs(slope) == 1 else f"{abs(slope)}{letter}"
+    if slope < 0:
+        return f"{offset}-{multiple}"
+    return f"{multiple}{offset:+d}" if offset else multiple
+
+
+@dataclass(frozen=True)
+class Running:
+    """A name within equations told once for several numbers: its own is ``shift`` = (multiple, offset) of the letter
+    (None: it keeps its own), its node ``node``."""
+
+    node: Pattern | str
+    shift: tuple[int, int] | None
 
 
 def numbers_in(names: Sequence[str]) -> tuple[list[str], int, list[int]] | None:
@@ -71,16 +91,28 @@ def pattern(names: Sequence[str], index: Sequence[int]) -> Pattern | str | None:
 BINORMAL = (r"\Phi_2(h, k; r)", "the probability that two standard normals of correlation r lie below h and k")
 
 
+OPEN, CLOSE = "\ue010", "\ue011"
+FORMULA = re.compile(f"{OPEN}([^{CLOSE}]*){CLOSE}")
+
+
+def formula(latex: str) -> str:
+    """A formula within a sentence, for the exporters to set."""
+    return f"{OPEN}{latex}{CLOSE}"
+
+
 class Notation:
     """How names are written; ``patterns`` gives the common form of a group's names while it is told."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
 
-    def latex(self, name: Name, form: Pattern | str | None = None) -> str:
+    def latex(self, name: Name, form: Pattern | Running | str | None = None) -> str:
         """A name as LaTeX."""
-        node = form.latex if isinstance(form, Pattern) else math_name(self.labels.of(name.node))
         variant = f",{name.variant}" if name.variant > 1 else ""
+        if isinstance(form, Running):
+            variant = variant if form.shift is None else f",{shifted(RUNNING, *form.shift[::-1])}"
+            form = form.node
+        node = form.latex if isinstance(form, Pattern) else math_name(self.labels.of(name.node))
         return rf"{name.kind}_{{{node}{variant}}}"
 
     def text(self, name: Name) -> str:
@@ -131,9 +163,16 @@ class Formulas(LatexPrinter):  # type: ignore[misc]
         return str(super()._print_Float(sp.Float(expr, DIGITS)))
 
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
-        rows = [rf"{self._print(e)} & " + (r"\text{otherwise}" if c == sp.true else rf"\text{{if }} {self._print(c)}")
-                for e, c in expr.args]
-        return r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}"
+        rows = [(self._print(e), [r"\text{otherwise}"] if c == sp.true else self._conditions(c)) for e, c in expr.args]
+        told = [rf"{body} & {' '.join(parts)}" for body, parts in rows]
+        if max(map(width, told)) > WIDEST_CASE:
+            told = [r" \\ ".join([body, *(rf"\quad {part}" for part in parts)]) for body, parts in rows]
+        return r"\begin{cases} " + r" \\ ".join(told) + r" \end{cases}"
+
+    def _conditions(self, condition: sp.Basic) -> list[str]:
+        """The alternatives of a condition, each with its word before it."""
+        parts = [self._print(c) for c in (condition.args if isinstance(condition, sp.Or) else (condition,))]
+        return [rf"\text{{{'or' if i else 'if'} }} {part}" for i, part in enumerate(parts)]
 
 
 def printed(expr: sp.Expr, names: Mapping[sp.Symbol, str]) -> str:
@@ -144,9 +183,11 @@ def printed(expr: sp.Expr, names: Mapping[sp.Symbol, str]) -> str:
 # -- widths ----------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[{}^_&]|\s+|.", re.S)
+_CASES = re.compile(r"\\begin\{cases\}((?:(?!\\begin\{cases\}).)*?)\\end\{cases\}", re.S)
 _SILENT = frozenset((r"\left", r"\right", r"\mathrm", r"\text", r"\mathbb", r"\mathcal", r"\displaystyle",
                      r"\operatorname", "&", r"\,", r"\limits", r"\begin", r"\end"))
-_WIDE = frozenset("=+-<>") | {r"\cdot", r"\sim", r"\le", r"\ge", r"\to", r"\lt", r"\gt"}
+_WIDE = frozenset("=+-<>") | {r"\cdot", r"\sim", r"\le", r"\ge", r"\leq", r"\geq", r"\neq", r"\to", r"\lt", r"\gt",
+                               r"\wedge", r"\vee", r"\quad"}
 _WORDS = frozenset((r"\operatorname{asin}", r"\sin", r"\cos", r"\tanh", r"\log", r"\exp", r"\arcsin", r"\arctan",
                     r"\sinh", r"\cosh", r"\min", r"\max", r"\sqrt"))
 
@@ -154,6 +195,9 @@ _WORDS = frozenset((r"\operatorname{asin}", r"\sin", r"\cos", r"\tanh", r"\log",
 @lru_cache(maxsize=4096)
 def width(latex: str) -> float:
     """About how wide a formula is, in letters: the wider part of a fraction counts, scripts count less."""
+    while (found := _CASES.search(latex)) is not None:
+        widest = max(found[1].split(r"\\"), key=width)
+        latex = f"{latex[:found.start()]}[{widest}]mmmm{latex[found.end():]}"
     tokens = [t for t in _TOKEN.findall(latex) if not t.isspace()]
     return _run(tokens, 0)[0]
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from varflow.errors import MissingExtraError, UnsupportedError
 from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT, Document, Equation, NameList
-from varflow.export.formulas import width
+from varflow.export.formulas import FORMULA, width
 from varflow.export.names import latex_text
 from varflow.export.references import Citation
 from varflow.export.rendering import environment, lines
@@ -24,6 +24,8 @@ INSTALL = (f"install a LaTeX: on Debian or Ubuntu `apt-get install {PACKAGES}`, 
            "`dnf install texlive-scheme-basic texlive-booktabs texlive-lm`, on macOS MacTeX, on Windows MiKTeX; "
            "or export to .tex or .md, which need none")
 SECONDS = 180
+SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""Scales what is wider than the page, and nothing else."""
 NO_FIGURES: Mapping[str, bytes] = MappingProxyType({})
 MATH = (
     (re.compile(r"fan_(in|out)"), r"\\mathrm{fan_{\1}}"),
@@ -42,6 +44,7 @@ def prose(text: str) -> str:
         found.append(formula)
         return f"\ue000{len(found) - 1}\ue001"
 
+    text = FORMULA.sub(lambda m: keep(m[1]), text)
     for expression, form in MATH:
         text = expression.sub(lambda m, form=form: keep(m.expand(form)), text)  # type: ignore[misc]
     parts = re.split("\ue000(\\d+)\ue001", text)
@@ -70,8 +73,8 @@ def display(equations: Iterable[Equation]) -> str:
     out: list[str] = []
     for eq in equations:
         for left, right in lines(eq):
-            if width(left + right) > LINE + 8:
-                out += [_align(blocks.pop()), rf"\[\resizebox{{\linewidth}}{{!}}{{$\displaystyle {left} {right}$}}\]"]
+            if width(left + right) > LINE:
+                out += [_align(blocks.pop()), rf"\[{SHRUNK}{{$\displaystyle {left} {right}$}}\]"]
                 blocks.append([])
             else:
                 blocks[-1].append(f"{left} &{right}" if left else f"&{right}")

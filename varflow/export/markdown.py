@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT, Document, Equation, NameList
+from varflow.export.formulas import FORMULA
 from varflow.export.names import markdown_code, markdown_text
 from varflow.export.references import Citation
 from varflow.export.rendering import environment, lines
 
-_CODE = re.compile(r"\b(?:fan_in|fan_out|Var\(\w_ij\))")
+_CODE = re.compile(rf"\b(?:fan_in|fan_out|Var\(\w_ij\))|{FORMULA.pattern.replace('(', '(?P<formula>', 1)}")
 
 
 def prose(text: str) -> str:
@@ -18,7 +19,8 @@ def prose(text: str) -> str:
     parts: list[str] = []
     end = 0
     for match in _CODE.finditer(text):
-        parts += [markdown_text(text[end:match.start()]), f"`{match[0]}`"]
+        shown = inline(match["formula"]) if match["formula"] else f"`{match[0]}`"
+        parts += [markdown_text(text[end:match.start()]), shown]
         end = match.end()
     return _spaced(text, parts, end)
 

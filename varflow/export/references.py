@@ -12,7 +12,6 @@ from varflow.export.names import latex_text
 _CITED = re.compile(r"^(?P<label>.*?\b(?:1[89]|20)\d\d)\b(?:,\s*(?P<detail>.*))?$")
 _ENTRY = re.compile(r"@(?P<type>\w+)\{(?P<key>[^,]+),\n(?P<body>.*?)\n\}", re.S)
 _FIELD = re.compile(r"^\s*(\w+) = \{(.*)\},?$", re.M)
-NONE = frozenset(("", "by definition"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class References:
     def cite(self, text: str) -> tuple[Citation, ...]:
         """Citations for a text such as "He et al. 2015, eq. 10; Yang 2020, arXiv:2006.14548"."""
         parts = [p.strip() for p in text.split(";")]
-        return tuple(self._one(p) for p in parts if p not in NONE)
+        return tuple(self._one(p) for p in parts if p and not p.startswith("by "))
 
     def _one(self, text: str) -> Citation:
         match = _CITED.match(text)

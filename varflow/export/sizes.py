@@ -18,12 +18,16 @@ class Sizes:
     def __init__(self, sizes: Iterable[sp.Expr]) -> None:
         long = [s for s in dict.fromkeys(sizes) if s.count_ops() >= LONG]
         self._symbols = {s: sp.Symbol(f"size {k}", integer=True, positive=True) for k, s in enumerate(long, 1)}
+        self._floors = {f: s - (size - f) for size, s in self._symbols.items()
+                        for f in size.atoms(sp.floor) if (size - f).is_number}
         self.names = {symbol: f"P_{{{k}}}" for k, symbol in enumerate(self._symbols.values(), 1)}
 
     def named(self, expr: sp.Expr) -> sp.Expr:
-        """The expression with its sizes by name."""
+        """The expression with its sizes by name, products of them too: floor(...)^2 + 2 floor(...) + 1 is P^2."""
         result: sp.Expr = expr.xreplace(self._symbols) if self._symbols else expr
-        return result
+        if not result.has(*self._floors):
+            return result
+        return result.xreplace(self._floors).replace(lambda e: e.is_Add and e.has(*self.names), sp.expand)
 
     @property
     def table(self) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import TypeAlias, TypeVar
 
 import sympy as sp
@@ -25,6 +26,8 @@ _RANK = "skcmqgr"
 """In which order the factors of a product stand."""
 T = TypeVar("T")
 _NUMBER = re.compile(r"\d+")
+FAMILY = 4
+"""Groups of corresponding nodes from which they are told together."""
 OWN = {FORWARD: ("mean", "second"), BACKWARD: ("second",)}
 
 
@@ -293,9 +296,28 @@ class Steps:
             step = self.step(value, direction)
             if step is not None:
                 found.setdefault(self._signature(step), []).append(step)
-        groups = [part for group in found.values() for part in alike(group, lambda s: s.node)]
+        groups = self._families([part for group in found.values() for part in alike(group, lambda s: s.node)])
         rank = {value: i for i, value in enumerate(self.ordered(direction))}
         return sorted(groups, key=lambda g: rank[g[0].node])
+
+    def _families(self, groups: list[list[Step]]) -> list[list[Step]]:
+        """Groups of corresponding nodes of many blocks whose equations differ in how many terms they have as one."""
+        found: dict[object, list[list[Step]]] = defaultdict(list)
+        for group in groups:
+            found[self._family(group[0])].append(group)
+        rank = {value: i for i, value in enumerate(self.ordered(groups[0][0].direction))} if groups else {}
+        merged = [sorted(chain.from_iterable(parts), key=lambda s: rank[s.node]) for parts in found.values()
+                  if len(parts) >= FAMILY]
+        return merged + [g for parts in found.values() if len(parts) < FAMILY for g in parts]
+
+    def _family(self, step: Step) -> tuple[object, ...]:
+        """What a step shares with those of the corresponding nodes of other blocks."""
+        roles = self._roles(step.node, step.direction)
+        block, _, last = step.node.rpartition(".")
+        lines = frozenset((line.name.kind, line.main, line.template and line.template.func, frozenset(
+            told[::2] if isinstance(told := self._told(a, roles), tuple) else "" for a in line.args))
+            for line in step.lines)
+        return (_NUMBER.sub("", block), last, self._kind(step), step.exactness, step.tier, step.assumptions, lines)
 
     def _signature(self, step: Step) -> tuple[object, ...]:
         roles = self._roles(step.node, step.direction)
