@@ -91,7 +91,10 @@ class Projection(Reading):
     def _lost(self, rule: Standardize, y: Instance, d: Instance) -> Formula:
         """E[(mean of y d)^2] less what it is for independent y and d."""
         laws, places = self.laws, self.step.shape.places
-        pieces = [(p.factor, self._entries_mean(rule, p.value, p.count)) for p in self._pieces(d, y, places)]
+        found = list(self._pieces(d, y, places))
+        if any(laws.second(p.value).template.has(sp.nan) for p in found):
+            raise NoFormula("a square without a number", self.step.node)
+        pieces = [(p.factor, self._entries_mean(rule, p.value, p.count)) for p in found]
         together = [mo.product(a, b, laws.pair(x, z, SAME)) for a, x in pieces for b, z in pieces]
 
         def apart(w: View) -> Formula:
@@ -118,8 +121,17 @@ class Projection(Reading):
         elif isinstance(v, Depthwise) and (z := self._read_by(v, y)) is not None and v.of is not None:
             expr, args, count = arg(0) * arg(1), (v.of, z), _count(v.window, v.transpose)
         else:
-            expr, args, count = arg(0) * arg(1), (d, y), places
+            scale, read = self._as_read(d, y)
+            expr, args, count = scale * arg(0) * arg(1), (d, read), places
         yield Piece(mo.constant(quotient(count, places)), self._make(Composite, False, expr=expr, args=args), count)
+
+    def _as_read(self, d: Instance, y: Instance) -> tuple[sp.Expr, Instance]:
+        """y as a multiple of what a gradient depends on: gamma y, rather than two variables of correlation 1."""
+        for r in self.laws.roots(d):
+            terms = r.variable.terms if isinstance(r.variable, GaussianSum) and not r.moves else ()
+            if len(terms) == 1 and terms[0][1] == y and isinstance(terms[0][0], sp.Expr):
+                return 1 / terms[0][0], r
+        return sp.S.One, y
 
     def _terms(self, d: Instance) -> list[tuple[Formula, Instance]] | None:
         """A gradient as a sum of others; None where it is none."""
@@ -149,7 +161,8 @@ class Projection(Reading):
             return
         members = self._members(rule)
         share = sp.S.One if members is None else 1 - quotient(sp.S.One, members)
-        both = self._make(Composite, False, expr=arg(0) * arg(1), args=(d, y))
+        scale, read = self._as_read(d, y)
+        both = self._make(Composite, False, expr=scale * arg(0) * arg(1), args=(d, read))
         try:
             apart = self.laws.pair(both, there(both), POSITION)
         except NoFormula:
