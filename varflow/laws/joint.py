@@ -39,7 +39,6 @@ from varflow.laws.variables import (
     Largest,
     MaskEntry,
     Mixed,
-    Noise,
     Opaque,
     PositionAverage,
     SampleMean,
@@ -284,7 +283,7 @@ class Laws(Covariances):
         return mo.total([self._term(t, args, coefficients, view) for t in terms])
 
     def _term(self, term: Term, args: tuple[Instance, ...], coefficients: tuple[Quantity, ...], view: View) -> Formula:
-        if self._excluded(term, args) or self._odd(term, args):
+        if labels.excluded(term, args) or self._odd(term, args):
             return mo.ZERO
         factors = [coefficient_formula(term.factor, coefficients)]
         groups = self._groups(term, args, view)
@@ -294,15 +293,8 @@ class Laws(Covariances):
                 return mo.ZERO
             factors.append(f)
         result = mo.product(*factors)
-        entangled = result.degree and self._beside_an_input([i for indices, _ in groups for i in indices], args)
+        entangled = result.degree and labels.beside_an_input([i for indices, _ in groups for i in indices], args)
         return replace(result, exactness=mo.weakest(mo.EXACTNESS, (result.exactness, "wide"))) if entangled else result
-
-    @staticmethod
-    def _beside_an_input(indices: list[int], args: tuple[Instance, ...]) -> bool:
-        """Whether an input's own entry stands beside other forward values: W x depends a little on every x_i."""
-        variables = [args[i].variable for i in indices]
-        inputs = [isinstance(v, Noise) and v.kind == "input" for v in variables]
-        return any(inputs) and not all(inputs) and not any(v.backward for v in variables)
 
     def _odd(self, term: Term, args: tuple[Instance, ...]) -> bool:
         """Whether a term is odd in parts of the cotangents that nothing else in it contains.
@@ -329,18 +321,6 @@ class Laws(Covariances):
             for s in symbols_in(atom) & arguments(len(args)):
                 if args[index_of(s)].variable.backward:
                     yield 0, None
-
-    @staticmethod
-    def _excluded(term: Term, args: tuple[Instance, ...]) -> bool:
-        """Whether two different blocks are chosen at once for one coordinate."""
-        chosen: dict[object, int] = {}
-        for symbol, _ in term.functions:
-            a = args[index_of(symbol)]
-            if isinstance(a.variable, BlockChoice):
-                key = (a.variable.group, a.moves)
-                if chosen.setdefault(key, a.variable.index) != a.variable.index:
-                    return True
-        return False
 
     def _groups(self, term: Term, args: tuple[Instance, ...], view: View) -> list[tuple[list[int], sp.Expr]]:
         """Dependent groups of a term's arguments, each with its part of the product."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sympy as sp
 
 from varflow.laws import moments as mo
+from varflow.laws.blocks import index_of
 from varflow.laws.distributions import Distribution
 from varflow.laws.moments import Moment, Quantity
-from varflow.laws.split import polynomial_in
+from varflow.laws.split import Term, polynomial_in
 from varflow.laws.templates import template
-from varflow.laws.variables import Instance, MaskEntry, Noise, SphereEntry
+from varflow.laws.variables import BlockChoice, Instance, MaskEntry, Noise, SphereEntry
 from varflow.symbols import arg, positive_slot
 
 
@@ -44,3 +45,22 @@ def exactness_of(expr: sp.Expr, indices: list[int], args: tuple[Instance, ...]) 
         return "exact"
     products = [args[i].variable for i in indices]
     return "exact" if all(getattr(v, "normal", True) for v in products) else "wide"
+
+
+def beside_an_input(indices: list[int], args: tuple[Instance, ...]) -> bool:
+    """Whether an input's own entry stands beside other forward values: W x depends a little on every x_i."""
+    variables = [args[i].variable for i in indices]
+    inputs = [isinstance(v, Noise) and v.kind == "input" for v in variables]
+    return any(inputs) and not all(inputs) and not any(v.backward for v in variables)
+
+
+def excluded(term: Term, args: tuple[Instance, ...]) -> bool:
+    """Whether two different blocks are chosen at once for one coordinate."""
+    chosen: dict[object, int] = {}
+    for symbol, _ in term.functions:
+        a = args[index_of(symbol)]
+        if isinstance(a.variable, BlockChoice):
+            key = (a.variable.group, a.moves)
+            if chosen.setdefault(key, a.variable.index) != a.variable.index:
+                return True
+    return False
