@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -378,3 +379,17 @@ def test_every_activation_has_a_document() -> None:
     for name in ("identity", "step", "square", "exp", "siren"):
         text = to_latex(page(GainReport(gain(name), name=name)))
         assert text.count(r"\begin{") == text.count(r"\end{") > 2
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--q", "-1"), ("--q", "nan"), ("--mean", "-inf"), ("--maps", "--weight-scale", "-2"), ("--bias-variance", "-1/20"),
+    ("--q", "2*q", "--set", "q=-1"),
+], ids=" ".join)
+def test_arguments_without_a_meaning_are_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    from varflow import cli
+
+    monkeypatch.setattr("sys.argv", ["varflow", "gain", "tanh", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and re.search("is negative|no finite real number", capsys.readouterr().err)

@@ -43,6 +43,8 @@ def _read(text: str, where: str) -> sp.Expr:
     """A number or an expression of symbols; plain digits need no grammar."""
     if text.isdecimal() and text.isascii() and len(text) < 10:
         return sp.Integer(text)
+    if text.strip("+- ").lower() in ("nan", "inf", "infinity"):
+        raise InputError(f"{text} is no finite real number", where, instead=f"{where} 2, or a symbol: {where} q")
     from varflow.expressions import parse
 
     return parse(text, positive, where=where)

@@ -131,7 +131,14 @@ class GainFields(ABC):
         (a second derivative without one is None).
         """
         table = {str(k): float(v) for k, v in (values or {}).items()}
+        self._require_variance(table)
         return {name: self._number(name, table) for name in FIELDS}
+
+    def _require_variance(self, table: Mapping[str, float]) -> None:
+        """Refuse values that make the variance of the argument negative."""
+        known = {s: exact(table[str(s)]) for s in self.input_variance.free_symbols if str(s) in table}
+        if known:
+            variance_of(self.input_variance.xreplace(known))
 
     def _number(self, name: str, table: Mapping[str, float]) -> float | None:
         try:
@@ -215,9 +222,9 @@ def exact(value: sp.Expr | float | str) -> sp.Expr:
     return made
 
 
-def variance_of(value: sp.Expr | float | str) -> sp.Expr:
-    """A variance as ``exact`` reads it. Raises InputError for a negative one."""
+def variance_of(value: sp.Expr | float | str, name: str = "variance") -> sp.Expr:
+    """A variance, or a scale of variances, as ``exact`` reads it. Raises InputError for a negative one."""
     q = exact(value)
     if q.is_negative:
-        raise InputError(f"the variance {q} is negative", why="q is the variance of a Gaussian variable")
+        raise InputError(f"the {name} {q} is negative", why="a square has no negative mean")
     return q

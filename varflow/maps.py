@@ -18,7 +18,7 @@ import sympy as sp
 
 from varflow.errors import InputError
 from varflow.fixed_points import FixedPoint, FixedPoints, correlation_points, variance_points
-from varflow.gain_fields import exact
+from varflow.gain_fields import variance_of
 from varflow.gain_numbers import ActivationNumbers, Function
 from varflow.laws.expectation import (
     Divergent,
@@ -263,7 +263,7 @@ def activation_maps(activation: Function, weight_scale: sp.Expr | float | None =
                     bias_variance: sp.Expr | float = 0) -> ActivationMaps:
     """The maps of an activation; without ``weight_scale``, s = 1/E f(z)^2 (the init gain squared), which keeps q = 1.
 
-    Raises InputError for an activation that is zero, which no scale can preserve.
+    Raises InputError for an activation that is zero, which no scale can preserve, and for negative scales.
     """
     if weight_scale is None:
         second = ActivationMaps(activation, sp.S.One).second_moment_formula
@@ -273,4 +273,5 @@ def activation_maps(activation: Function, weight_scale: sp.Expr | float | None =
         if value == 0:
             raise InputError("the activation is zero", why="no weight scale preserves it", instead="weight_scale=1")
         weight_scale = 1 / value
-    return ActivationMaps(activation, exact(weight_scale), exact(bias_variance))
+    return ActivationMaps(activation, variance_of(weight_scale, "weight scale"),
+                          variance_of(bias_variance, "bias variance"))
