@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from varflow.simulate import elementary, jit, machine, vectors
-from varflow.simulate.jit import Kernel, kind_of, words_of
+from varflow.simulate.jit import Kernel, c_types_of, kind_of, words_of
 
 DRAWN = (
     "import sys\n"
@@ -106,8 +106,11 @@ def test_arguments_as_words() -> None:
     assert kind_of(x.T) == ("<f4", 2, "A")
     assert kind_of(Settings(1, 2.0, np.uint64(3))) == (("kind", "scale", "seed"), ("int64", "float64", "uint64"))
     assert [kind_of(v) for v in (True, 3, 2.0, np.float32(1))] == ["bool", "int64", "float64", "float32"]
-    assert words_of(x)[1:] == [2, 3, 12, 4]
-    assert words_of((np.uint64(2**64 - 1), 1.0, (False, -2))) == [-1, 0x3FF0000000000000, 0, -2]
+    assert words_of(x) == [None, None, 6, 4, x.ctypes.data, 2, 3, 12, 4]
+    assert words_of((np.uint64(2**64 - 1), 1.0, (False, -2))) == [2**64 - 1, 1.0, 0, -2]
+    value: Any
+    for value in (x, x.T, (1, 2.0, Settings(1, 2.0, np.uint64(3)))):
+        assert len(words_of(value)) == len(c_types_of(kind_of(value)))
 
 
 def test_deferred_names_are_numbas_once_something_is_compiled() -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -118,15 +118,30 @@ def kind_of(value: Any) -> Any:
     return value.dtype.name if isinstance(value, np.generic) else "int64" if isinstance(value, int) else "float64"
 
 
-def words_of(value: Any) -> list[int]:
-    """A value as integers: an array's address, shape and strides, a number's bits."""
+def words_of(value: Any) -> list[Any]:
+    """A value as numba's calling convention passes it: an array as the fields of its structure (owner and parent, of
+    which there are none, entries, bytes of one, address, shape, strides), a tuple as its parts."""
     if isinstance(value, np.ndarray):
-        return [value.ctypes.data, *value.shape, *value.strides]
+        address = value.__array_interface__["data"][0]
+        return [None, None, value.size, value.itemsize, address, *value.shape, *value.strides]
     if isinstance(value, tuple):
         return [word for part in value for word in words_of(part)]
-    if isinstance(value, (float, np.floating)):
-        return [int(np.float64(value).view(np.int64))]
-    return [int(np.uint64(value).view(np.int64)) if isinstance(value, np.uint64) else int(value)]
+    return [float(value) if isinstance(value, (float, np.floating)) else int(value)]
+
+
+C_TYPES = {
+    "bool": ctypes.c_uint8, "int64": ctypes.c_int64, "uint64": ctypes.c_uint64, "float64": ctypes.c_double,
+    "float32": ctypes.c_float,
+}  # fmt: skip
+
+
+def c_types_of(kind: Any) -> list[Any]:
+    """The types of `words_of` a value."""
+    if isinstance(kind, str):
+        return [C_TYPES[kind]]
+    if len(kind) == 3:
+        return [ctypes.c_void_p] * 2 + [ctypes.c_int64] * (3 + 2 * kind[1])
+    return [c for part in kind[1] for c in c_types_of(part)]
 
 
 class Kernel:
@@ -137,30 +152,37 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> None:
         kinds = tuple(map(kind_of, arguments))
-        run = self._entries.get(kinds)
-        if run is None:
-            run = self._entries[kinds] = self._entry(kinds)
-        words = np.array([word for value in arguments for word in words_of(value)], np.int64)
-        spare = (ctypes.c_void_p * 2)()
-        status = run(ctypes.byref(spare), ctypes.byref(spare, ctypes.sizeof(ctypes.c_void_p)), words.ctypes.data)
-        if status not in FINE:
+        self._run(kinds, [word for value in arguments for word in words_of(value)])
+
+    def on(self, *arguments: Any) -> Callable[[int, int], None]:
+        """The kernel on these arguments, to be called with ``start`` and ``stop``: they are looked at once."""
+        kinds = (*map(kind_of, arguments), "int64", "int64")
+        words = [word for value in arguments for word in words_of(value)]
+        self._ready(kinds)
+        return lambda start, stop: self._run(kinds, [*words, start, stop], arguments)
+
+    def _run(self, kinds: Any, words: list[Any], alive: Any = None) -> None:
+        result, error = ctypes.c_void_p(), ctypes.c_void_p()
+        if self._ready(kinds)(ctypes.byref(result), ctypes.byref(error), *words) not in FINE:
             raise MemoryError(f"{self.function.__name__} had no memory for its buffers")
+
+    def _ready(self, kinds: Any) -> Callable[..., int]:
+        if kinds not in self._entries:
+            self._entries[kinds] = self._entry(kinds)
+        run: Callable[..., int] = self._entries[kinds]
+        return run
 
     def _entry(self, kinds: Any) -> Callable[..., int]:
         name = f"{self.function.__module__}.{self.function.__name__}"
         address = address_of(name, repr(kinds), lambda: self._compiled(kinds))
-        return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(address)
+        given = [c for kind in kinds for c in c_types_of(kind)]
+        return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *given)(address)
 
     def _compiled(self, kinds: Any) -> Code:
-        from varflow.simulate.unpacking import unpacked
+        from varflow.simulate.kinds import type_of
 
         prepare()
-        run, read = device(self.function), unpacked(kinds)
-
-        def entry(words: Any) -> None:
-            run(*read(words))
-
-        return compiled(entry, (import_module("numba").types.int64,), {"fastmath": set(CONTRACT)})
+        return compiled(self.function, tuple(map(type_of, kinds)), {"fastmath": set(CONTRACT)})
 
 
 def kernel(function: Callable[..., None]) -> Any:
@@ -201,11 +223,12 @@ def get_threads() -> int:
 
 def over_draws(run: Callable[..., None], draws: int, *arguments: Any) -> None:
     """Call a kernel on pieces of range(draws), in parallel; each draw is worked through by one thread."""
+    step = run.on(*arguments) if isinstance(run, Kernel) else partial(run, *arguments)
     pieces = min(draws, 1 if _threads.count == 1 else 4 * _threads.count)
     if pieces <= 1:
-        run(*arguments, 0, draws)
+        step(0, draws)
         return
     cuts = [draws * k // pieces for k in range(pieces + 1)]
     pool = _threads.pool()
-    for task in [pool.submit(run, *arguments, a, b) for a, b in pairwise(cuts)]:
+    for task in [pool.submit(step, a, b) for a, b in pairwise(cuts)]:
         task.result()

@@ -27,7 +27,7 @@ from llvmlite import binding
 COMPILED_MODULES = (
     "elementary", "handlers", "jit", "kernels", "kernels_collapse", "kernels_gradient", "kernels_haar",
     "kernels_narrow", "kernels_pointwise", "kernels_pool", "kernels_product", "kernels_standardize", "kernels_tape",
-    "kernels_window", "lanes", "machine", "rng", "steps", "tiles", "unpacking", "vectors", "vm",
+    "kernels_window", "kinds", "lanes", "machine", "rng", "steps", "tiles", "vectors", "vm",
 )  # fmt: skip
 
 
@@ -44,7 +44,9 @@ declare i8* @malloc(i64)
 declare void @free(i8*)
 
 define i8* @NRT_MemInfo_alloc_aligned(i64 %size, i32 %align) {
-  %wide = zext i32 %align to i64
+  %given = zext i32 %align to i64
+  %small = icmp ult i64 %given, 64
+  %wide = select i1 %small, i64 64, i64 %given
   %more = add i64 %wide, 40
   %all = add i64 %size, %more
   %block = call i8* @malloc(i64 %all)
