@@ -149,6 +149,23 @@ def test_batch_norm_of_four_images_before_a_global_mean(gamma: str, gelu: bool) 
         assert left == pytest.approx(1 - (0.25 + 0.5 / np.pi) / 2, rel=0.02)
 
 
+def test_batch_norm_of_a_sum_that_samples_share() -> None:
+    """relu(c1) and a convolution of it, not Gaussian and with a part common to all samples: 1 on average over places,
+    less at the border, so that the convolution behind it loses less there than it does of one that is even."""
+    net, x = image(N, 5, 5)
+    r = net.relu(net.conv(x, N, 3, padding=1, name="c1", **HE), name="r")
+    h = net.batch_norm(net.add(net.conv(r, N, 3, padding=1, name="c2", **HE), r), batch=16, name="b")
+    net.conv(h, N, 3, padding=1, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        r = draw.name("r", F.relu(draw.name("c1", draw.conv(draw.input(N, 5, 5), N, 3, 2, padding=1))))
+        h = draw.name("b", norm(draw.name("c2", draw.conv(r, N, 3, 2, padding=1)) + r))
+        return draw.conv(h, N, 3, 1, padding=1)
+
+    numbers = check(net, forward, backward=False, draws=100, samples=16, bias=0.01)
+    assert numbers["y"]["second_moment"] > 1.05 * (13 / 15) ** 2
+
+
 # -- statistics over few and many entries ----------------------------------------------------------
 
 

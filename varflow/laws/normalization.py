@@ -251,7 +251,7 @@ class Normalization(Projection):
                 raise NoFormula("statistics of a value that samples share", self.step.node)
             mean, second = self._overall(laws.mean(law)), self._overall(laws.second(law))
         except NoFormula:
-            return self._unknown(law, mean=sp.S.Zero, second=sp.S.One if rule.eps == 0 else UNKNOWN)
+            return self._unknown(law, mean=sp.S.Zero, second=self._place_by_place(rule, law))
         shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
         inverse = laws.quantity(wide(mo.combine(shape, [mean, second, mo.constant(rule.eps)])), "k", self.step.node)
         self._inverse[self.step.args[0], rule].append(inverse)
@@ -261,6 +261,18 @@ class Normalization(Projection):
         if rule.eps == 0 and not laws.profiles:
             self._normalized(result, True)
         return result
+
+    def _place_by_place(self, rule: Standardize, law: Instance) -> Quantity:
+        """The second moment of a normalized value that has no law: 1, in a profile on average over its places."""
+        if rule.eps != 0:
+            return UNKNOWN
+        if not self.laws.profiles:
+            return sp.S.One
+        try:
+            left = self.laws.second(self._centred(rule, law))
+        except NoFormula:
+            return sp.S.One
+        return self.laws.quantity(mo.combine(mo.part(0) / mo.part(1), [left, self._overall(left)]), "q", self.step.node)
 
     def _sample_norm_backward(self, rule: Standardize, args: list[Blocks]) -> Blocks:
         x, d = args
