@@ -273,6 +273,11 @@ def test_many_random_activations_are_answered_or_refused(seed: int) -> None:
     assert not outcome(*sample(seed)).startswith("not finite")
 
 
+def test_conditions_that_are_not_real_everywhere_do_not_escape() -> None:
+    """acoth is not real between -1 and 1; beside a logistic function, comparing it there was a TypeError."""
+    assert outcome("acot(swish(Piecewise((1/2, acoth(x) < 3), (x, True))))", "1", "0.5") == "answer"
+
+
 def test_curvature_of_every_activation_has_a_number() -> None:
     for name in ACTIVATIONS:
         slope = derivative(derivative(ACTIVATIONS[name].at(), X), X)

@@ -125,7 +125,10 @@ def _multiple(growth: sp.Expr, h: sp.Expr) -> tuple[int, sp.Expr]:
     slopes = growth.diff(place) / h.diff(place)
     if slopes.has(sp.Derivative, sp.Subs):
         return 0, growth
-    ratio = -slopes.xreplace(sample)
+    try:
+        ratio = -slopes.xreplace(sample)
+    except TypeError:  # a condition inside compares what is not real there
+        return 0, growth
     m = round(float(ratio)) if ratio.is_Number and ratio.is_finite and abs(ratio) < 100 else 0
     left = sp.expand(growth + m * h) if m and abs(float(ratio) - m) < 1e-6 else growth
     return (m, left) if left.is_number else (0, growth)
