@@ -36,12 +36,13 @@ def _terms(rows: Array) -> Array:
     off = rows - rows.mean(axis=0)
     sizes = np.abs(off).max(axis=0)
     off = off[:, sizes > 0] / sizes[sizes > 0]
-    _, strengths, directions = np.linalg.svd(off, full_matrices=False)
-    kept = directions[:DIRECTIONS][strengths[:DIRECTIONS] > SMALL * strengths[0]]
+    squares, directions = np.linalg.eigh(off.T @ off)
+    strengths = np.sqrt(np.maximum(squares[::-1], 0.0))
+    kept = directions.T[::-1][:DIRECTIONS][strengths[:DIRECTIONS] > SMALL * strengths[0]]
     x = off @ kept.T
     x /= np.abs(x).max(axis=0)
-    squares = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
-    return np.column_stack([np.ones(len(x)), x, *squares])
+    products = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
+    return np.column_stack([np.ones(len(x)), x, *products])
 
 
 def _spread(terms: Array, count: int) -> npt.NDArray[np.intp]:

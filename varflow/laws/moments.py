@@ -384,7 +384,7 @@ def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...], positions: bool) ->
     from varflow.laws.expectation import compile_formula
     from varflow.laws.precise import function_of
 
-    plain = positions and is_polynomial(expr, frozenset(symbols)) and not has_integral(expr)
+    plain = positions and is_polynomial(expr, frozenset(symbols)) and not (has_integral(expr) or expr.has(sp.Function))
     return function_of(expr, symbols, {}) if plain else compile_formula(expr, symbols)
 
 

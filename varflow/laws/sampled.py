@@ -46,7 +46,8 @@ Array = npt.NDArray[np.float64]
 MOST_SOURCES = 40
 MOST_ROWS = 64
 """Different rows of covariances that are evaluated one by one; to more of them a quadratic is fitted."""
-MOST_PAIRS = 2**16
+MOST_NUMBERS = 2**25
+"""Covariances, of all pairs of places together, beyond which their means are taken (256 MiB)."""
 LARGEST = sp.Symbol("largest")
 """The step that takes the largest of its arguments, each less a coefficient."""
 
@@ -152,9 +153,9 @@ class SourceSample:
         if not given:
             return np.full((1, 1), self._expected(()))
         shape = np.broadcast_shapes(*(g.shape for g in given))
-        if np.prod(shape) > MOST_PAIRS:
+        if np.prod(shape) * len(given) > MOST_NUMBERS:
             return np.full((1, 1), self._expected(tuple(float(g.mean()) for g in given)))
-        rows = np.stack([np.broadcast_to(g, shape).ravel() for g in given], axis=1)
+        rows = _between_places(np.stack([np.broadcast_to(g, shape) for g in given], axis=-1)).reshape(-1, len(given))
         first, place = different_rows(rows)
         values = fitted(rows[first], lambda row: self._expected(tuple(row.tolist())), MOST_ROWS)
         return np.asarray(values[place].reshape(shape))
@@ -192,6 +193,15 @@ class SourceSample:
         with np.errstate(all="ignore"):
             found = vectorized(step.expr, symbols)(*inputs)
         return np.asarray(np.broadcast_to(found, (2 * POINTS,)), dtype=np.float64)
+
+
+def _between_places(rows: Array) -> Array:
+    """Rows for every two places, those of a place and itself, which are not used, as their neighbours': no fit has to
+    go through them."""
+    n = rows.shape[0]
+    if n > 1 and rows.shape[1] == n:
+        rows[np.arange(n), np.arange(n)] = rows[np.arange(n), (np.arange(n) + 1) % n]
+    return rows
 
 
 def taps_of(laws: Laws, v: Largest) -> tuple[Instance, ...]:

@@ -31,6 +31,13 @@ def less_means(matrix: Array) -> Array:
     return np.asarray(matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean())
 
 
+def _not_negative(values: Array) -> Array:
+    """Eigenvalues of which those below zero come from inaccurate entries: none of them, and the same sum."""
+    kept = np.maximum(values, 0.0)
+    whole = float(kept.sum())
+    return np.asarray(kept * (max(float(values.sum()), 0.0) / whole)) if whole > 0 else kept
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """A symmetric matrix over positions by its ``values``; ``vectors`` are None where positions are exchangeable:
@@ -49,7 +56,7 @@ class Matrix:
             return cls(np.maximum(values, 0.0), np.array([1.0, places - 1.0]), None)
         full = completed(other, same, places)
         values, vectors = np.linalg.eigh(less_means(full) if centred else full)
-        return cls(np.maximum(values, 0.0), np.ones(places), vectors)
+        return cls(_not_negative(values), np.ones(places), vectors)
 
     def applied(self, f: Array, x: Array) -> Array:
         """The function of the matrix with the values ``f`` times columns ``x``."""
