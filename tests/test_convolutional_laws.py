@@ -348,6 +348,21 @@ def test_profile_of_a_node() -> None:
     assert vf.derive(net)["y"].profile is not None
 
 
+def test_mean_of_maxima_of_places_that_covary() -> None:
+    """x + conv(x) of a mean: entries covary by how many taps they share at the border. Between windows the moment is
+    one of places that differ: the square of a window's own maximum, a fourth more, has no say in it."""
+    net, x = image(N, 8, 8, mean="3/10", second_moment="3/2")
+    m = net.max_pool(net.add(x, net.conv(x, N, 3, padding=1, name="c", **GAIN)), 2, name="m")
+    net.mean_pool(m, name="y")
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.name("x", (draw.normal(draw.samples, N, 8, 8) * 1.41**0.5 + 0.3).requires_grad_())
+        return draw.name("m", F.max_pool2d(x + draw.name("c", draw.conv(x, N, 3, 1, padding=1)), 2)).mean((2, 3))
+
+    numbers = check(net, forward, backward=False, draws=600, bias=0.005)
+    assert numbers["y"]["variance"] == pytest.approx(0.13, abs=0.02)
+
+
 # -- transposed convolutions -----------------------------------------------------------------------
 
 
