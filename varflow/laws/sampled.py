@@ -46,7 +46,8 @@ Array = npt.NDArray[np.float64]
 MOST_SOURCES = 40
 MOST_ROWS = 64
 """Different rows of covariances that are evaluated one by one; to more of them a quadratic is fitted."""
-MOST_PAIRS = 2**16
+MOST_NUMBERS = 2**25
+"""Covariances, of all pairs of places together, beyond which their means are taken (256 MiB)."""
 LARGEST = sp.Symbol("largest")
 """The step that takes the largest of its arguments, each less a coefficient."""
 
@@ -152,7 +153,7 @@ class SourceSample:
         if not given:
             return np.full((1, 1), self._expected(()))
         shape = np.broadcast_shapes(*(g.shape for g in given))
-        if np.prod(shape) > MOST_PAIRS:
+        if np.prod(shape) * len(given) > MOST_NUMBERS:
             return np.full((1, 1), self._expected(tuple(float(g.mean()) for g in given)))
         rows = _between_places(np.stack([np.broadcast_to(g, shape) for g in given], axis=-1)).reshape(-1, len(given))
         first, place = different_rows(rows)
