@@ -23,9 +23,9 @@ DRAWN = (
 )
 
 
-def drawn(folder: Path) -> tuple[str, str]:
+def drawn(folder: Path, **settings: str) -> tuple[str, str]:
     """The bits of a product in a process of its own, and whether it had to import numba."""
-    given = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+    given = os.environ | {"NUMBA_CACHE_DIR": str(folder)} | settings
     done = subprocess.run([sys.executable, "-c", DRAWN], env=given, capture_output=True, text=True, check=True,
                           timeout=300)  # fmt: skip
     bits, loaded = done.stdout.split()
@@ -50,6 +50,12 @@ def test_kept_code_runs_without_numba_and_damaged_code_never(tmp_path: Path) -> 
     assert drawn(tmp_path) == (first, "False")
     files[0].write_bytes(files[0].read_bytes()[:-100])
     assert drawn(tmp_path) == (first, "True")
+
+
+def test_numba_itself_draws_the_same_bits(tmp_path: Path) -> None:
+    """The way of machines and versions of numba on which this was not tried."""
+    assert drawn(tmp_path / "a", VARFLOW_PLAIN_NUMBA="1") == (drawn(tmp_path / "b")[0], "True")
+    assert not list((tmp_path / "a").glob("*.code"))
 
 
 def test_code_of_another_text_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

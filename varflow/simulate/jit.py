@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from varflow.simulate.machine import Code, address_of, compiled
+from varflow.simulate.machine import Code, address_of, compiled, is_known
 
 Number = Any
 """A scalar inside compiled code; its numba type follows from the call."""
@@ -151,11 +151,16 @@ class Kernel:
         self.function, self._entries = function, dict[Any, Any]()
 
     def __call__(self, *arguments: Any) -> None:
+        if not is_known():
+            self._plain(*arguments)
+            return
         kinds = tuple(map(kind_of, arguments))
         self._run(kinds, [word for value in arguments for word in words_of(value)])
 
     def on(self, *arguments: Any) -> Callable[[int, int], None]:
         """The kernel on these arguments, to be called with ``start`` and ``stop``: they are looked at once."""
+        if not is_known():
+            return partial(self._plain, *arguments)
         kinds = (*map(kind_of, arguments), "int64", "int64")
         words = [word for value in arguments for word in words_of(value)]
         self._ready(kinds)
@@ -171,6 +176,12 @@ class Kernel:
             self._entries[kinds] = self._entry(kinds)
         run: Callable[..., int] = self._entries[kinds]
         return run
+
+    @cached_property
+    def _plain(self) -> Any:
+        prepare()
+        options = {"error_model": "numpy", "fastmath": set(CONTRACT), "nogil": True, "cache": True}
+        return import_module("numba").njit(**options)(self.function)
 
     def _entry(self, kinds: Any) -> Callable[..., int]:
         name = f"{self.function.__module__}.{self.function.__name__}"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,9 @@ COMPILED_MODULES = (
     "kernels_narrow", "kernels_pointwise", "kernels_pool", "kernels_product", "kernels_standardize", "kernels_tape",
     "kernels_window", "kinds", "lanes", "machine", "rng", "steps", "tiles", "vectors", "vm",
 )  # fmt: skip
+
+
+SERIES = "0.68."
 
 
 def _stamp() -> str:
@@ -84,6 +88,14 @@ class Code:
     entry: str
     runtime: bool
     text: bytes
+
+
+@cache
+def is_known() -> bool:
+    """Whether code can be called without numba: tried with one series of numba on one kind of machine. Anywhere else,
+    and with VARFLOW_PLAIN_NUMBA set, numba calls its code and keeps it."""
+    tried = sys.platform == "linux" and platform.machine() == "x86_64" and version("numba").startswith(SERIES)
+    return tried and not os.environ.get("VARFLOW_PLAIN_NUMBA")
 
 
 def folder() -> Path:
@@ -188,7 +200,7 @@ def compiled(function: Callable[..., Any], arguments: Any, options: dict[str, An
             context.refresh()
         made = compiler.compile_extra(*contexts, function, arguments, import_module("numba.types").void, flags, {})
         made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
-    runtime = any(name not in LIBRARY and not (name in OWN and _is_known()) for name in _borrowed(made.library))
+    runtime = any(name not in LIBRARY and not (name in OWN and _same_memory()) for name in _borrowed(made.library))
     return Code(made.fndesc.llvm_func_name, runtime, made.library._get_compiled_object())
 
 
@@ -200,7 +212,7 @@ def _borrowed(library: Any) -> Iterator[str]:
             yield thing.name
 
 
-def _is_known() -> bool:
+def _same_memory() -> bool:
     return str(import_module("numba.core.runtime.nrtdynmod")._meminfo_struct_type) == MEMORY_LAYOUT
 
 
