@@ -294,3 +294,22 @@ def test_maxima_behind_the_borders_of_a_stem() -> None:
     assert numbers.second("pool") == pytest.approx(np.mean(found), abs=4 * np.std(found) / np.sqrt(len(found)))
     assert numbers.second("pool") > 1.007 * (2.5626 * 15**2 + 2.0208 * 30 + 1.5438) / 256
     assert numbers.second("norm") == pytest.approx(1, abs=1e-6)
+
+
+def test_averages_behind_normalized_maxima() -> None:
+    """DenseNet's first transition without its blocks: neighbouring windows share entries, and batch norm behind them
+    puts numbers of its own into the function whose covariance that is."""
+    net, x = image(N, 16, 16)
+    h = net.max_pool(net.relu(net.batch_norm(net.conv(x, N, 3, padding=1, **HE))), 3, 2, 1, name="p")
+    net.avg_pool(net.relu(net.batch_norm(h), name="r"), 2, name="y")
+    rows = np.array([sum(0 <= i - 1 + k < 16 for k in range(3)) for i in range(16)])
+    sizes = np.sqrt(np.outer(rows, rows) / np.outer(rows, rows).mean())
+    entries = np.maximum(np.random.default_rng(2).standard_normal((20000, 16, 16)) * sizes, 0)
+    padded = np.pad(entries, ((0, 0), (1, 1), (1, 1)))
+    largest = np.max([padded[:, i : i + 16 : 2, j : j + 16 : 2] for i in range(3) for j in range(3)], axis=0)
+    value = np.maximum((largest - largest.mean()) / largest.std(), 0)
+    means = value.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4))
+    squares = (means**2).mean(axis=(1, 2))
+    numbers = vf.derive(net).numbers({})
+    error = 4 * squares.std() / np.sqrt(len(squares)) + 0.002 * squares.mean()
+    assert numbers.second("y") == pytest.approx(squares.mean(), abs=error)

@@ -423,7 +423,7 @@ class Laws(Covariances):
         """The Gaussian expectation of basic variables; cached by structure in :mod:`~varflow.laws.templates`."""
         if any(isinstance(args[i].variable, Largest | Win) for i in indices):
             placed = tuple((arg(i), arg(k)) for k, i in enumerate(indices))
-            return joint(self, rename(expr, placed), tuple(args[i] for i in indices), view)
+            return joint(self, rename(expr, placed), tuple(args[i] for i in indices), view, coefficients)
         if any(isinstance(args[i].variable, Depthwise) for i in indices):
             return beside(self, expr, indices, args, coefficients, view)
         given: list[Quantity] = []

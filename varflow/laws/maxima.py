@@ -103,51 +103,58 @@ class Maximum:
 
 @dataclass(frozen=True)
 class TwoMaxima:
-    """E[f(largest entry of one window) g(largest entry of another)] for all pairs of windows."""
+    """E[f(largest entry of one window) g(largest entry of another)] for all pairs of windows; ``f`` and ``g`` of arg(0)
+    and coefficients."""
 
     window: Window
     f: sp.Expr
     g: sp.Expr
 
-    def apply(self, second: Array, other: Array) -> Array:
-        """(P', P') from the entries' moments at one place (P, 1) and between two (P, P)."""
+    def apply(self, second: Array, other: Array, *given: Array) -> Array:
+        """(P', P') from the entries' moments at one place (P, 1) and between two (P, P); coefficients (P', 1) for f,
+        (1, P') for g, or the same for all."""
         field = Field(self.window, second, other, self.window.covers_evenly)
+        f, g = (_AtWindows(h, given, len(field.windows)) for h in (self.f, self.g))
         if field.alike:
-            return np.full((1, 1), self._pair(field, *field.windows))
+            return np.full((1, 1), _pair(field, f, g, 0, 1))
         count = len(field.windows)
         own, common = common_part(field.matrix) if other.size == 1 else (None, 0.0)
         if own is not None:
-            return self._alike_apart(field, own, common)
+            return self._alike_apart(field, f, g, own, common)
         if count > MOST_PLACES or self._cases(field) > MOST_CASES:
-            return self._drawn(field, second, other)
-        known: dict[Hashable, float] = {}
-        rows = [[once(known, together(field, a, b)[1], lambda a=a, b=b: self._pair(field, a, b))  # type: ignore[misc]
-                 for b in field.windows] for a in field.windows]
-        return np.array(rows)
-
-    def _alike_apart(self, field: Field, own: Array, common: float) -> Array:
-        """Entries of independent parts and a common one: windows without a common entry are independent given it."""
-        level, share = levels(common)
-        one, two = (self._given_level(field, compiled(h, 1, 0), own, level) for h in (self.f, self.g))
-        found = (one * share) @ two.T
-        known: dict[Hashable, float] = {}
-        near = neighbours(field)
-        digits = FEW if len(near) > MOST_CASES else DIGITS
-        for a, b in [*near, *((b, a) for a, b in near)]:
-            pair = partial(self._pair, field, field.windows[a], field.windows[b])
-            found[a, b] = once(known, together(field, field.windows[a], field.windows[b], digits)[1], pair)
-        return np.asarray(found)
+            return self._drawn(field, f, g, second, other, given)
+        return self._each(field, f, g, list(product(range(count), range(count))), np.zeros((count, count)), DIGITS)
 
     @staticmethod
-    def _given_level(field: Field, h: Callable[..., Any], own: Array, level: Array) -> Array:
+    def _each(field: Field, f: _AtWindows, g: _AtWindows, pairs: list[tuple[int, int]], found: Array, digits: int
+              ) -> Array:
+        """The matrix with these pairs put in, each kind found once."""
+        known: dict[Hashable, float] = {}
+        for a, b in pairs:
+            kind = together(field, field.windows[a], field.windows[b], digits)[1]
+            found[a, b] = once(known, (kind, f.numbers(a), g.numbers(b)), partial(_pair, field, f, g, a, b))
+        return found
+
+    def _alike_apart(self, field: Field, f: _AtWindows, g: _AtWindows, own: Array, common: float) -> Array:
+        """Entries of independent parts and a common one: windows without a common entry are independent given it."""
+        level, share = levels(common)
+        one, two = (self._given_level(field, h, own, level) for h in (f, g))
+        near = neighbours(field)
+        digits = FEW if len(near) > MOST_CASES else DIGITS
+        return self._each(field, f, g, [*near, *((b, a) for a, b in near)], np.asarray((one * share) @ two.T), digits)
+
+    @staticmethod
+    def _given_level(field: Field, h: _AtWindows, own: Array, level: Array) -> Array:
         """E h(largest entry) of every window at every level of the common component."""
         known: dict[Hashable, Array] = {}
 
-        def found(entries: Index) -> Array:
-            law = integrated_winner(own[entries], 0.0)
-            return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x := law.points[:, None] + level), x.shape))
+        def found(a: int) -> Array:
+            law = integrated_winner(own[field.windows[a]], 0.0)
+            x = law.points[:, None] + level
+            return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x, a), x.shape))
 
-        return np.array([once(known, field.block(w)[1], partial(found, w)) for w in field.windows])
+        return np.array([once(known, (field.block(w)[1], h.numbers(a)), partial(found, a))
+                         for a, w in enumerate(field.windows)])
 
     @staticmethod
     def _cases(field: Field) -> int:
@@ -158,31 +165,51 @@ class TwoMaxima:
                 break
         return len(keys)
 
-    def _pair(self, field: Field, a: Index, b: Index) -> float:
-        f, g = compiled(self.f, 1, 0), compiled(self.g, 1, 0)
-        entries = np.union1d(a, b)
-        matrix = field.matrix[np.ix_(entries, entries)]
-        left, right = np.searchsorted(entries, a), np.searchsorted(entries, b)
-        if len(entries) == len(a) + len(b):
-            if not field.matrix[np.ix_(a, b)].any():
-                laws = [winner(field.matrix[np.ix_(i, i)]) for i in (a, b)]
-                one, two = (law.expected(h(law.points)).sum() for law, h in zip(laws, (f, g), strict=True))
-                return float(one * two)
-            own, common = common_part(matrix)
-            if own is not None:
-                return _conditionally_independent(f, g, own[left], own[right], common)
-        x = antithetic(len(entries)) @ root_of(matrix).T
-        return float(np.mean(f(x[:, left].max(axis=1)) * g(x[:, right].max(axis=1))))
-
-    def _drawn(self, field: Field, second: Array, other: Array) -> Array:
+    def _drawn(self, field: Field, f: _AtWindows, g: _AtWindows, second: Array, other: Array, given: tuple[Array, ...]
+               ) -> Array:
         """All windows at once by random draws of the whole image; means as integrals."""
         noise = np.random.default_rng(0).standard_normal((DRAWS, field.places))
         x = noise @ root_of(field.matrix).T
         largest = np.stack([x[:, w].max(axis=1) for w in field.windows], axis=1)
-        means = [Maximum(self.window, h).apply(second, other) for h in (self.f, self.g)]
-        values = [np.broadcast_to(compiled(h, 1, 0)(largest), largest.shape) for h in (self.f, self.g)]
+        columns = tuple(np.reshape(n, (-1, 1)) for n in given)
+        means = [Maximum(self.window, h).apply(second, other, *columns) for h in (self.f, self.g)]
+        values = [np.broadcast_to(h(largest, slice(None)), largest.shape) for h in (f, g)]
         one, two = (v - v.mean(axis=0) for v in values)
         return np.asarray(one.T @ two / DRAWS + means[0] * means[1].T)
+
+
+class _AtWindows:
+    """A function of a largest entry whose coefficients may differ between windows."""
+
+    def __init__(self, f: sp.Expr, given: tuple[Array, ...], count: int) -> None:
+        self._run = compiled(f, 1, len(given))
+        self._columns = [np.broadcast_to(n.ravel() if n.size in (1, count) else n.mean(), (count,)) for n in given]
+
+    def __call__(self, x: Array, window: int | slice) -> Any:
+        """At one window, or with a column for each."""
+        return self._run(x, *(c[window] for c in self._columns))
+
+    def numbers(self, window: int) -> tuple[float, ...]:
+        """The coefficients."""
+        return tuple(float(c[window]) for c in self._columns)
+
+
+def _pair(field: Field, f: _AtWindows, g: _AtWindows, a: int, b: int) -> float:
+    """E[f(largest of window a) g(largest of window b)]."""
+    first, second = field.windows[a], field.windows[b]
+    entries = np.union1d(first, second)
+    matrix = field.matrix[np.ix_(entries, entries)]
+    left, right = np.searchsorted(entries, first), np.searchsorted(entries, second)
+    if len(entries) == len(first) + len(second):
+        if not field.matrix[np.ix_(first, second)].any():
+            laws = [winner(field.matrix[np.ix_(i, i)]) for i in (first, second)]
+            one, two = (law.expected(h(law.points, k)).sum() for law, h, k in zip(laws, (f, g), (a, b), strict=True))
+            return float(one * two)
+        own, common = common_part(matrix)
+        if own is not None:
+            return _conditionally_independent(partial(f, window=a), partial(g, window=b), own[left], own[right], common)
+    x = antithetic(len(entries)) @ root_of(matrix).T
+    return float(np.mean(f(x[:, left].max(axis=1), a) * g(x[:, right].max(axis=1), b)))
 
 
 def _conditionally_independent(f: Callable[..., Any], g: Callable[..., Any], left: Array, right: Array,

@@ -43,12 +43,12 @@ def _operated(laws: Laws, v: Variable, operator: Any, args: tuple[Quantity, ...]
     return mo.named(laws.system.operate(operator, args, "c", v.node, v.backward))
 
 
-def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View) -> Formula:
+def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View, given: tuple[Quantity, ...]) -> Formula:
     """E[expr] of maxima, or of what entries win and the entries themselves. Raises NoFormula."""
     if any(isinstance(x.variable, Win) for x in args):
         return _won_together(laws, expr, args, view)
     first, second = args if len(args) == 2 else (args[0], args[0])
-    u, f, g = first.variable, *_two_factors(expr)
+    u, f, g = first.variable, *_two_factors(expr, len(given))
     apart = first.there != second.there and view == POSITION
     if not isinstance(u, Largest) or (u, first.moves) != (second.variable, second.moves) or not apart:
         raise NoFormula("a maximum beside what it depends on", u.node)
@@ -56,13 +56,14 @@ def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View) -> 
         raise NoFormula("maxima of overlapping windows", u.node)
     if first.there:
         f, g = g, f
-    return _operated(laws, u, TwoMaxima(u.window, f, g), _entries(laws, u))
+    return _operated(laws, u, TwoMaxima(u.window, f, g), (*_entries(laws, u), *given))
 
 
-def _two_factors(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """f(arg(0)) g(arg(1)), each as a function of arg(0)."""
+def _two_factors(expr: sp.Expr, count: int = 0) -> tuple[sp.Expr, sp.Expr]:
+    """f(arg(0)) g(arg(1)), each as a function of arg(0) and of ``count`` coefficients."""
     one, rest = expr.as_independent(arg(1), as_Add=False)
-    if symbols_in(one) - {arg(0)} or symbols_in(rest) - {arg(1)}:
+    numbers = {coefficient(i) for i in range(count)}
+    if symbols_in(one) - {arg(0), *numbers} or symbols_in(rest) - {arg(1), *numbers}:
         raise NoFormula("a function of two maxima that is no product")
     return one, rename(rest, ((arg(1), arg(0)),))
 
