@@ -141,7 +141,10 @@ def test_ties_of_normalized_depthwise_weights(stride: int) -> None:
     net.mean_pool(net.relu(h), name="gap")
     d = vf.derive(net)
     pairs = {1: 72, 2: 4}[stride]
-    tie = d["x"].grad_second_moment / d["dw"].grad_second_moment / sp.Rational(14, 9) * stride**2 - 1
+    behind, front = d["dw"].grad_second_moment, d["x"].grad_second_moment
+    assert behind is not None
+    assert front is not None
+    tie = front / behind / sp.Rational(14, 9) * stride**2 - 1
     assert sp.simplify(tie - sp.Rational(pairs * stride**2, 99) / PI) == 0
     w = np.random.default_rng(0).standard_normal((100_000, 3, 3))
     taps, found = [(i, j) for i in range(3) for j in range(3)], 0.0
