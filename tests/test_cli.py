@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from varflow import cli
+from varflow.errors import UnsupportedError
+from varflow.evaluate import Numbers
 
 BLOCK = """
 name: block
@@ -119,6 +121,25 @@ def test_derive_json(run: Run, block: str) -> None:
 def test_numbers_at_values(run: Run, block: str) -> None:
     answer = run("derive", block, "--json", "--set", "n=64", "--set", "s_fc1=2", "--set", "s_fc2=1/2")
     assert answer.document["nodes"]["y"]["value"]["second_moment"] == pytest.approx(1.5)
+
+
+def test_a_moment_without_a_number_keeps_no_other_from_being_shown(
+    run: Run, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Numbers.gradient
+
+    def gradient(self: Numbers, name: str) -> Any:
+        if name == "fc1":
+            raise UnsupportedError("too many places", instead="fewer places")
+        return known(self, name)
+
+    monkeypatch.setattr(Numbers, "gradient", gradient)
+    answer = run("derive", block, "--set", "n=64", "--set", "s_fc1=4", "--set", "s_fc2=1")
+    rows = {line.split()[0]: line.split() for line in answer.out.splitlines() if line.strip()}
+    assert answer.status == 0
+    assert "-" in rows["fc1"]
+    assert "-" not in rows["h"]
+    assert "no number (-) for 1 of the moments: too many places" in answer.err
 
 
 def test_solve(run: Run, block: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy as sp
@@ -19,6 +19,7 @@ from varflow.cli_print import (
 )
 from varflow.cli_subject import Subject
 from varflow.derive import Derivation, WeightLaw
+from varflow.errors import UnsupportedError
 from varflow.export import to_json
 from varflow.export.bounded import Bounded, TooLong
 from varflow.ops.linear import weight_group
@@ -41,19 +42,30 @@ def derivation(subject: Subject, json: bool) -> None:
         emit_json(document(subject))
         return
     d = subject.derivation
-    numbers = {} if subject.missing else d.numeric(subject.values)
     columns = ["node", "op", "E[x^2]", "E[(dL/dx)^2]", "exactness", "tier"]
-    rows = _law_rows(d)
-    if numbers:
+    rows, refusals = _law_rows(d), list[str]()
+    if not subject.missing:
+        numbers = d.numbers(subject.values)
         columns[3:3], columns[5:5] = ["="], ["="]
         for row, name in zip(rows, d, strict=True):
-            row.insert(3, numbers[name]["second_moment"])
-            row.insert(5, numbers[name]["grad_second_moment"])
+            row.insert(3, _number(numbers.second, name, refusals))
+            row.insert(5, _number(numbers.gradient, name, refusals))
     emit(table(columns, rows, d.network.name))
+    for reason in dict.fromkeys(refusals):
+        hint(f"no number (-) for {refusals.count(reason)} of the moments: {reason}")
     if d.unknowns():
         hint("unknown scales: --preserve forward (or backward, harmonic, geometric) solves for them")
     elif subject.missing:
         hint("numbers: " + " ".join(f"--set {name}=..." for name in subject.missing))
+
+
+def _number(find: Callable[[str], Any], name: str, refusals: list[str]) -> Cell:
+    """A moment of a node as a number; None, and why, where it has none."""
+    try:
+        return float(find(name))
+    except UnsupportedError as error:
+        refusals.append(str(error).replace("\n", ";"))
+        return None
 
 
 def _law_rows(d: Derivation) -> list[list[Cell]]:
