@@ -49,10 +49,11 @@ def _split(same: list[Line], told: Callable[[Quantity], Argument], nodes: bool) 
     """Runs as long as they go, and the lines that belong to none."""
     rest = sorted(same, key=lambda line: line.name.variant)
     while rest:
-        size = next((n for n in range(len(rest), FEWEST - 1, -1) if _forms(rest[:n], told, nodes) is not None), 1)
-        forms = _forms(rest[:size], told, nodes) if size > 1 else None
+        alone: tuple[int, dict[Name, Form]] = (1, {})
+        size, forms = next(((n, f) for n in range(len(rest), FEWEST - 1, -1)
+                            if (f := _forms(rest[:n], told, nodes)) is not None), alone)
         index = _index(rest[:size])
-        yield Run(rest[0], forms or {}, index[0], index[-1])
+        yield Run(rest[0], forms, index[0], index[-1])
         rest = rest[size:]
 
 

@@ -7,8 +7,10 @@ other covariance is sampled by a Sobol sequence (Owen 1998). Entry ``i`` wins at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +62,13 @@ def integrated_winner(own: Array, common: float) -> Winner:
     below = _log_below(at)
     density = np.exp(below.sum(axis=2, keepdims=True) - below - at**2 / 2) / np.sqrt(2 * np.pi * own)
     return Winner(z, w[:, None] * np.einsum("u,zui->zi", share, density))
+
+
+def expected_at(level: Array, own: Array, h: Callable[[Array], Any]) -> Array:
+    """E[h(largest)] of entries of independent parts, at every level of what they have in common."""
+    law = integrated_winner(own, 0.0)
+    x = law.points[:, None] + level
+    return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x), x.shape))
 
 
 def _log_below(x: Array) -> Array:

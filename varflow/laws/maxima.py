@@ -14,7 +14,7 @@ import numpy.typing as npt
 import sympy as sp
 
 from varflow.laws.blocks import coefficient
-from varflow.laws.largest import Winner, common_part, integrated_winner, levels, winner
+from varflow.laws.largest import common_part, expected_at, levels, winner
 from varflow.laws.numeric import vectorized
 from varflow.laws.points import antithetic, root_of
 from varflow.laws.positions import Array, Mixing, completed, mix_matrix, shared_entries, too_many
@@ -148,12 +148,8 @@ class TwoMaxima:
         """E h(largest entry) of every window at every level of the common component."""
         known: dict[Hashable, Array] = {}
 
-        def found(a: int) -> Array:
-            law = integrated_winner(own[field.windows[a]], 0.0)
-            x = law.points[:, None] + level
-            return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x, a), x.shape))
-
-        return np.array([once(known, (field.block(w)[1], h.numbers(a)), partial(found, a))
+        return np.array([once(known, (field.block(w)[1], h.numbers(a)),
+                              partial(expected_at, level, own[w], partial(h, window=a)))
                          for a, w in enumerate(field.windows)])
 
     @staticmethod
@@ -216,13 +212,7 @@ def _conditionally_independent(f: Callable[..., Any], g: Callable[..., Any], lef
                                common: float) -> float:
     """E f g of two windows that have a common component only."""
     level, share = levels(common)
-    one, two = integrated_winner(left, 0.0), integrated_winner(right, 0.0)
-
-    def given(h: Callable[..., Any], law: Winner) -> Array:
-        x = law.points[:, None] + level
-        return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x), x.shape))
-
-    return float((share * given(f, one) * given(g, two)).sum())
+    return float((share * expected_at(level, left, f) * expected_at(level, right, g)).sum())
 
 
 def together(field: Field, a: Index, b: Index, digits: int = DIGITS) -> tuple[Index, Hashable]:

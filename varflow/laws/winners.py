@@ -59,7 +59,7 @@ def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View, giv
     return _operated(laws, u, TwoMaxima(u.window, f, g), (*_entries(laws, u), *given))
 
 
-def _two_factors(expr: sp.Expr, count: int = 0) -> tuple[sp.Expr, sp.Expr]:
+def _two_factors(expr: sp.Expr, count: int) -> tuple[sp.Expr, sp.Expr]:
     """f(arg(0)) g(arg(1)), each as a function of arg(0) and of ``count`` coefficients."""
     one, rest = expr.as_independent(arg(1), as_Add=False)
     numbers = {coefficient(i) for i in range(count)}
