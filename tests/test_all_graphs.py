@@ -16,6 +16,8 @@ from varflow.program import has_windows
 
 GRAPHS = sorted(Path(__file__).parent.parent.joinpath("graphs").glob("*.yaml"))
 SIZES = {"n": 32, "L": 4, "B": 8, "p": 0.1, "p_in": 0.1, "m": 2, "s": 8, "size": 32, "a": 0.2, "c": 8}
+WITHOUT_NUMBERS = {"DenseNet-121", "Inception v3, stem"}
+"""Gradients at their first layers need a population that is refused (docs/limitations)."""
 
 
 def _values(d: Derivation) -> dict[str, float]:
@@ -58,10 +60,11 @@ def test_numbers(derived: Derivation) -> None:
 def test_numbers_of_images(derived: Derivation) -> None:
     if not has_windows(derived.program):
         pytest.skip("in the quick tests")
-    try:
-        _check(derived)
-    except UnsupportedError as error:
-        pytest.xfail(error.what)
+    if derived.network.name in WITHOUT_NUMBERS:
+        with pytest.raises(UnsupportedError, match="too many for a population"):
+            _check(derived)
+        return
+    _check(derived)
 
 
 def test_moments_of_deep_networks_are_formulas_not_samples() -> None:
