@@ -20,8 +20,8 @@ from varflow.program import Mix
 from varflow.window import Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
-MAX_PLACES = 2048
-"""Positions beyond which moments between two positions are averages, with exact averages of the borders."""
+MAX_PLACES = 2304
+"""Positions (48 x 48) beyond which moments between two positions are averages, with exact averages of the borders."""
 MAX_SINGLE = 1 << 14
 """Positions beyond which moments at one position are."""
 Taps: TypeAlias = list[tuple[tuple[int, ...], sp.Rational]]
@@ -123,7 +123,7 @@ class Average:
     def apply(self, same: Array, other: Array, count: Array) -> Array:
         """(P, 1) and (P, P') become (P, 1)."""
         n = int(count.item())
-        if max(same.size, other.size) == 1 or n > MAX_PLACES:
+        if max(same.size, other.size) == 1 or (n > MAX_PLACES and other.shape != (n, n)):
             return np.full((1, 1), (same.mean() + (n - 1) * other.mean()) / n)
         return np.asarray(completed(other, same, n).mean(axis=1, keepdims=True))
 
