@@ -123,7 +123,7 @@ class Average:
     def apply(self, same: Array, other: Array, count: Array) -> Array:
         """(P, 1) and (P, P') become (P, 1)."""
         n = int(count.item())
-        if max(same.size, other.size) == 1 or (n > MAX_PLACES and other.shape != (n, n)):
+        if max(same.size, other.size) == 1 or n > MAX_PLACES:
             return np.full((1, 1), (same.mean() + (n - 1) * other.mean()) / n)
         return np.asarray(completed(other, same, n).mean(axis=1, keepdims=True))
 
