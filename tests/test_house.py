@@ -20,8 +20,8 @@ PACKAGE = ROOT / "varflow"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 FLOORS = (
-    ("errors", "symbols"),
-    ("binormal", "calculus", "grammar", "printing", "activations", "gated", "expressions", "window"),
+    ("errors", "symbols", "collector"),
+    ("binormal", "waves", "calculus", "grammar", "printing", "activations", "gated", "expressions", "window"),
     ("program", "transpose"),
     ("ops",),
     ("fields", "network", "lowering", "rebuild", "policy"),

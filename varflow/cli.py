@@ -6,7 +6,6 @@ Exit status: 0 done (and verified); 1 a verification failed; 2 bad input or some
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from varflow import cli_critical
+from varflow import cli_critical, collector
 from varflow.cli_status import BAD_INPUT, DONE, INTERNAL, INTERRUPTED, TERMINATED
 
 Graph = Annotated[str, typer.Argument(
@@ -39,9 +38,6 @@ app = typer.Typer(
     epilog="Exit status: 0 done (and verified), 1 a verification failed, 2 bad input or unsupported, "
            "3 inconclusive, 4 import unverified, 70 internal error, 130 and 143 interrupted.",
 )
-
-OBJECTS = 1_000_000
-"""New objects between two searches for garbage: what imports leave is none, and there are many of them."""
 
 
 def _version(asked: bool) -> None:
@@ -254,7 +250,7 @@ def main() -> NoReturn:
     """The console script: run a command, turn every outcome into its exit status."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    gc.set_threshold(OBJECTS)
+    collector.rarely()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(["--debug", *arguments] if debug and arguments else arguments, prog_name="varflow")
@@ -274,6 +270,7 @@ def main() -> NoReturn:
     if status in (INTERRUPTED, TERMINATED):
         sys.stderr.flush()
         os._exit(status)
+    collector.leave()
     sys.exit(status)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import sympy as sp
-from rich.table import Table
 
 from varflow.cli_print import Cell, emit, emit_json, hint, table, text_of
+from varflow.cli_sheet import Table
 from varflow.errors import InputError
 from varflow.fixed_points import FixedPoint
 from varflow.gain import FIELDS

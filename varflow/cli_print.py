@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json as json_module
 import os
 import sys
@@ -10,11 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import sympy as sp
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from varflow.cli_sheet import Table
 from varflow.errors import ExpressionError
 from varflow.expressions import to_text
 
@@ -60,31 +56,32 @@ def shown_formula(expr: sp.Basic) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], title: str = "") -> Table:
     """A table without wrapping surprises; numbers to six digits, absent formulas as a dash."""
-    result = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in columns:
-        result.add_column(name, overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(_shown(cell)) for cell in row))
-    return result
+    shown = tuple(tuple(_shown(cell).expandtabs(8) for cell in row) for row in rows)
+    return Table(printable(title), tuple(columns), shown)
 
 
 def emit(*parts: Table | str) -> None:
     """Print on stdout: within the terminal's width, or, in a pipe, unwrapped and without styles."""
     try:
         if sys.stdout.isatty():
-            _render(Console(file=sys.stdout, highlight=False, markup=False, emoji=False), parts)
+            _styled(parts)
         else:
-            text = io.StringIO()
-            _render(Console(file=text, width=10_000, markup=False, emoji=False, color_system=None), parts)
-            sys.stdout.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+            sys.stdout.writelines(line.rstrip() + "\n" for part in parts for line in _lines(part))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _render(console: Console, parts: Iterable[Table | str]) -> None:
+def _lines(part: Table | str) -> Iterable[str]:
+    return (part.splitlines() or [""]) if isinstance(part, str) else part.lines()
+
+
+def _styled(parts: Iterable[Table | str]) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(part if isinstance(part, str) else part.rich(), soft_wrap=isinstance(part, str))
 
 
 def emit_json(document: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy as sp
-from rich.table import Table
 
 from varflow.cli_print import (
     Cell,
@@ -17,6 +16,7 @@ from varflow.cli_print import (
     shown_formula,
     table,
 )
+from varflow.cli_sheet import Table
 from varflow.cli_subject import Subject
 from varflow.derive import Derivation, WeightLaw
 from varflow.errors import UnsupportedError

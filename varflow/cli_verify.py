@@ -9,10 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table
-from varflow.cli_report import document
+from varflow.cli_sheet import Table
 from varflow.cli_status import DONE, INTERRUPTED, OF_VERDICT
 from varflow.cli_subject import Subject
 from varflow.verify import verify
@@ -42,15 +40,18 @@ class Line:
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self.next = 2.0
+        self.next = 0.0 if self.terminal else 2.0
         self.draws = self.planned = 0
 
     def __call__(self, p: Progress) -> None:
         self.draws, self.planned = p.draws, p.planned
+        if p.elapsed < self.next:
+            return
         text = f"{p.draws} of {p.planned} draws, widest interval +-{100 * p.widest:.2g} %, {p.remaining:.0f} s left"
         if self.terminal:
+            self.next = p.elapsed + 0.25
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-        elif p.elapsed > self.next:
+        else:
             self.next = min(2 * p.elapsed, p.elapsed + 60)
             hint(text)
 
@@ -97,6 +98,8 @@ def run(subject: Subject, options: Options, json: bool) -> int:
     """Verify, print the report, return the exit status."""
     result = verified(subject, options)
     if json:
+        from varflow.cli_report import document
+
         emit_json(document(subject, result))
     else:
         emit(*report(result))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
 from varflow.simulate.statistics import Summary
+from varflow.verify_student import quantile
 from varflow.verify_tails import Estimate, estimate, tail_size
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
@@ -93,14 +94,6 @@ def overall(verdicts: Sequence[str]) -> str:
     if FAIL in verdicts:
         return FAIL
     return PASS if verdicts and INCONCLUSIVE not in verdicts else INCONCLUSIVE
-
-
-@lru_cache(maxsize=4096)
-def quantile(alpha: float, freedom: int) -> float:
-    """Two-sided quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return -float(stdtrit(freedom, alpha / 2))
 
 
 def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:

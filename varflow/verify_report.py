@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from varflow.verify_check import PASS, Check
@@ -16,14 +17,20 @@ Key = tuple[str, str]
 @dataclass(frozen=True)
 class Progress:
     """How far a verification is: draws made and planned, the widest relative half-width of an interval and what
-    is asked of it (None: nothing), seconds since the start and seconds probably left."""
+    is asked of it (None: nothing), seconds since the start and seconds probably left. ``widest`` judges every node
+    anew when it is first read."""
 
     draws: int
     planned: int
-    widest: float
+    find_widest: Callable[[], float] = field(compare=False, repr=False)
     precision: float | None
     elapsed: float
     remaining: float
+
+    @cached_property
+    def widest(self) -> float:
+        """The widest relative half-width of an interval over the draws made until then."""
+        return self.find_widest()
 
 
 @dataclass(frozen=True)

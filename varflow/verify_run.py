@@ -129,8 +129,16 @@ class Run:
 
     def checks(self, alpha: float) -> dict[Key, Check]:
         """Every check at simultaneous error probability ``alpha``."""
+        return self.looked()(alpha)
+
+    def looked(self) -> Callable[[float], dict[Key, Check]]:
+        """The checks of what has been drawn until now, for the error probability that it is called with, later too."""
+        now = [level.statistics.copy() for level in self.levels]
+        some = bool(self.draws)
+        return lambda alpha: self._judged(alpha, [s.summaries() if some else {} for s in now])
+
+    def _judged(self, alpha: float, summaries: Sequence[Mapping[Key, Any]]) -> dict[Key, Check]:
         judge = Judge(self.delta, alpha / max(1, len(self.predicted)))
-        summaries = [level.statistics.summaries() if self.draws else {} for level in self.levels]
         return {key: self._check(judge, key, p, summaries) for key, p in self.predicted.items()}
 
     def _check(self, judge: Judge, key: Key, p: Prediction, summaries: Sequence[Mapping[Key, Any]]) -> Check:
@@ -207,9 +215,11 @@ class Clock:
 
     def tell(self, run: Run, planned: int, per_draw: float) -> None:
         if self.progress is not None:
-            widest = _widest(run.checks(self.alpha))
+            look, alpha = run.looked(), self.alpha
             left = per_draw * max(planned - run.draws, 0)
-            self.progress(Progress(run.draws, planned, widest, self.precision, self.elapsed, left))
+            self.progress(
+                Progress(run.draws, planned, lambda: _widest(look(alpha)), self.precision, self.elapsed, left)
+            )
 
 
 def _widest(checks: Mapping[Key, Check]) -> float:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from varflow.export.document import Equation
 from varflow.export.formulas import width
 from varflow.export.sums import LINE
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def environment() -> Environment:
     """Templates with <% %> for statements and << >> for values; every value is escaped by a filter of ours."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     return Environment(
         loader=PackageLoader("varflow.export", "templates"), undefined=StrictUndefined, autoescape=False,
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import sympy as sp
 
 from varflow.calculus import derivative, quotient, rename, times
+from varflow.collector import rare_collections
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import MomentSystem, Quantity
@@ -17,19 +15,6 @@ from varflow.laws.propagate import Propagation
 from varflow.policy import Segment
 from varflow.program import Bias, Contract, Pointwise, Program
 from varflow.symbols import arg
-
-
-@contextmanager
-def rare_collections() -> Iterator[None]:
-    """The garbage collector looks for cycles after every 100,000 new objects only: nothing that is derived becomes
-    garbage, and searching it every 700 objects takes a fifth of the time."""
-    before = gc.get_threshold()
-    if before[0]:
-        gc.set_threshold(max(before[0], 100_000), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 class Part:

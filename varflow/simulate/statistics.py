@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +68,14 @@ class Sums:
             + 4 * step * (a * other.cubes - b * self.cubes),
         )
 
-    @property
+    @cached_property
     def third_cumulant(self) -> Float:
         """Unbiased third cumulant, Fisher's k-statistic; nan for fewer than three."""
         n = self.count
         scale = n / np.maximum((n - 1) * (n - 2), 1.0)
         return np.where(n > 2, scale * self.cubes, np.nan)
 
-    @property
+    @cached_property
     def fourth_cumulant(self) -> Float:
         """Unbiased fourth cumulant, Fisher's k-statistic; nan for fewer than four."""
         n = self.count
@@ -82,7 +83,7 @@ class Sums:
         found = scale * ((n + 1) * self.fourths - 3 * (n - 1) / np.maximum(n, 1.0) * self.squares**2)
         return np.where(n > 3, found, np.nan)
 
-    @property
+    @cached_property
     def variance(self) -> Float:
         """Unbiased variance; nan for fewer than two."""
         return np.where(self.count > 1, self.squares / np.maximum(self.count - 1, 1.0), np.nan)
@@ -279,6 +280,10 @@ class Statistics:
         found = [(index << level, part) for (level, index), part in self.parts.items()]
         found += [(block, _reduced(rows)) for block, rows in self.pending.items() if rows]
         return [part for _, part in sorted(found, key=lambda entry: entry[0])]
+
+    def copy(self) -> Statistics:
+        """What has been counted until now."""
+        return Statistics(self.columns, dict(self.parts), dict(self.pending))
 
     def total(self) -> Part:
         """All draws together. Raises InputError where there is none."""
