@@ -18,6 +18,7 @@ import sympy as sp
 
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -33,7 +34,10 @@ from varflow.program import (
     PositionExpand,
     PositionMean,
     Program,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
@@ -222,8 +226,32 @@ def _value(step: Instruction, args: list[Array], shape: tuple[int, int, int], gi
             return _standardize_backward(norm, *args)
         case Concat():
             return np.concatenate(args, axis=2)
+        case Scores(heads=heads):
+            q, k = (_by_head(x, heads) for x in args)
+            return np.einsum("sphc,srhc->sphr", q, k).reshape(shape)
+        case Blend(heads=heads, transpose=flipped):
+            a, v = (_by_head(x, heads) for x in args)
+            return np.einsum("sphr,sphc->srhc" if flipped else "sphr,srhc->sphc", a, v).reshape(shape)
+        case Softmax() as rule:
+            return _softmax(rule, args[0])
+        case SoftmaxBackward(forward=rule):
+            a, d = (_by_head(x, rule.heads) for x in args)
+            return np.asarray(a * (d - (a * d).sum(axis=3, keepdims=True))).reshape(shape)
         case _:
             return _moved(step, args[0], shape, given.permutations)
+
+
+def _by_head(x: Array, heads: sp.Expr) -> Array:
+    return x.reshape(*x.shape[:2], int(heads), -1)
+
+
+def _softmax(rule: Softmax, x: Array) -> Array:
+    logits = _by_head(x, rule.heads)
+    if rule.causal:
+        later = np.triu(np.ones((x.shape[1], x.shape[1]), bool), 1)
+        logits = np.where(later[None, :, None, :], -np.inf, logits)
+    a = np.exp(logits - logits.max(axis=3, keepdims=True))
+    return np.asarray(a / a.sum(axis=3, keepdims=True)).reshape(x.shape)
 
 
 def _moved(step: Instruction, x: Array, shape: tuple[int, int, int],

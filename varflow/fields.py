@@ -115,8 +115,15 @@ def _read_flag(value: object, resolve: Resolve, where: str) -> bool:
     return value
 
 
+def _read_per_head(value: object, resolve: Resolve, where: str) -> sp.Expr:
+    from varflow.symbols import HEAD_WIDTH
+
+    return read_scalar(value, lambda name: HEAD_WIDTH if name == HEAD_WIDTH.name else resolve(name), where)
+
+
 READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
     "Scalar": lambda v, r, w: read_scalar(v, r, w),
+    "PerHead": _read_per_head,
     "Channels": _read_size,
     "Count": _read_size,
     "Sizes": _read_sizes,
@@ -196,7 +203,7 @@ def _read(f: dataclasses.Field[Any], value: object, resolve: Resolve, where: str
         return None
     if kind not in READERS:
         raise InputError(f"the annotation of field {f.name!r} is not read as text", where,
-                         "it says how a value is read: Scalar, Channels, Count, Sizes, Axes, Padding, Function, Text, "
-                         "Flag",
+                         "it says how a value is read: Scalar, PerHead, Channels, Count, Sizes, Axes, Padding, "
+                         "Function, Text, Flag",
                          "from __future__ import annotations, at the head of the layer's file")
     return READERS[kind](value, resolve, where)

@@ -14,7 +14,7 @@ from varflow.activations import ACTIVATIONS
 from varflow.errors import InputError
 from varflow.fields import exact, make_op, read_scalar
 from varflow.ops.base import Op
-from varflow.symbols import FAN_IN, FAN_OUT, positive
+from varflow.symbols import FAN_IN, FAN_OUT, HEAD_WIDTH, positive
 
 Value: TypeAlias = float | int | str | sp.Expr
 INPUT_FIELDS = {
@@ -196,7 +196,7 @@ class Network:
         for value in layer.fields().values():
             for expr in value if isinstance(value, tuple) else (value,):
                 if isinstance(expr, sp.Expr):
-                    for s in expr.free_symbols - {FAN_IN, FAN_OUT}:
+                    for s in expr.free_symbols - {FAN_IN, FAN_OUT, HEAD_WIDTH}:
                         if s.name != "x":
                             self.symbols.setdefault(s.name, s)
 

@@ -67,8 +67,7 @@ class Weight:
 
     @property
     def fan_out(self) -> sp.Expr:
-        """Outputs truly connected to one input, in the orientation of the first use (on average over positions
-        for a convolution with a stride)."""
+        """Outputs truly connected to one input, in that orientation (on average, for a convolution with a stride)."""
         return self._into_rows if self.transposed_first else self._into_columns
 
     @property
@@ -214,6 +213,36 @@ class StandardizeBackward(Primitive):
 
 
 @dataclass(frozen=True)
+class Scores(Primitive):
+    """y[p, (a, r)] = sum over the channels c of head a of q[p, c] k[r, c]: inner products of places."""
+
+    heads: sp.Expr
+
+
+@dataclass(frozen=True)
+class Softmax(Primitive):
+    """exp(x) over its sum, in each of ``heads`` blocks; ``causal``: entries r > p of place p are zero."""
+
+    heads: sp.Expr
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class SoftmaxBackward(Primitive):
+    """Transpose of ``forward`` at (its value y, dy): y (dy - sum of y dy)."""
+
+    forward: Softmax
+
+
+@dataclass(frozen=True)
+class Blend(Primitive):
+    """y[p, c] = sum_r a[p, (head of c, r)] v[r, c], or its transpose, y[r, c] = sum_p a[p, (head of c, r)] v[p, c]."""
+
+    heads: sp.Expr
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
 class Concat(Primitive):
     """Channel blocks, one after another."""
 
@@ -320,10 +349,8 @@ class Program:
     def emit(
         self, primitive: Primitive, args: tuple[int, ...], shape: Shape, node: str = "", backward: bool = False
     ) -> int:
-        """Append an instruction, or return the value of an equal earlier one of the same node.
-
-        Equal steps of different nodes stay apart, since each node has a gradient of its own.
-        """
+        """Append an instruction, or return the value of an equal earlier one of the same node (those of different
+        nodes stay apart, since each has a gradient of its own)."""
         key = (primitive, args, shape, "" if backward else node)
         if key not in self._known:
             self.instructions.append(Instruction(primitive, args, shape, node, backward))

@@ -12,6 +12,8 @@ import sympy as sp
 
 FAN_IN = sp.Symbol("fan_in", positive=True)
 FAN_OUT = sp.Symbol("fan_out", positive=True)
+HEAD_WIDTH = sp.Symbol("d_k", positive=True)
+"""The channels of one attention head, in its scale."""
 STREAM = sp.Symbol("q_stream", positive=True)
 """The second moment that enters a block repeated a symbolic number of times."""
 STEP = sp.Symbol("l", integer=True, nonnegative=True)

@@ -15,6 +15,7 @@ from varflow.calculus import pulled_back
 from varflow.errors import UnsupportedError
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -33,7 +34,10 @@ from varflow.program import (
     Program,
     Repeat,
     RepeatBackward,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
@@ -85,6 +89,10 @@ def _pull_back(build: Lowering, value: int, d: int) -> list[tuple[int, int]]:
             return [(step.args[0], build.convolve(weight, d, window, not flipped))]
         case Concat():
             return list(_pull_back_concat(build, step.args, d))
+        case Scores() | Blend():
+            return list(_pull_back_pair(build, step, d))
+        case Softmax() as forward:
+            return [(step.args[0], build.emit(SoftmaxBackward(forward), (value, d), step.shape))]
         case _:
             return [(step.args[0], _pull_back_linear(build, step, d))]
 
@@ -106,6 +114,20 @@ def _pull_back_concat(build: Lowering, args: tuple[int, ...], d: int) -> Iterato
         size = build.shape(value).channels
         yield value, build.slice(d, start, size)
         start += size
+
+
+def _pull_back_pair(build: Lowering, step: Instruction, d: int) -> Iterator[tuple[int, int]]:
+    """Transposes of what is linear in each of two arguments."""
+    a, b = step.args
+    match step.primitive:
+        case Scores(heads=heads):
+            yield a, build.emit(Blend(heads), (d, b), build.shape(a))
+            yield b, build.emit(Blend(heads, transpose=True), (d, a), build.shape(b))
+        case Blend(heads=heads, transpose=False):
+            yield a, build.emit(Scores(heads), (d, b), build.shape(a))
+            yield b, build.emit(Blend(heads, transpose=True), (a, d), build.shape(b))
+        case other:
+            raise UnsupportedError(f"no transpose is known for {type(other).__name__}", step.node)
 
 
 def _pull_back_linear(build: Lowering, step: Instruction, d: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -40,18 +41,23 @@ def simple(**fields: object) -> Network:
 @pytest.mark.parametrize("op", sorted(OPS))
 def test_every_layer(op: str) -> None:
     for example in OPS[op].examples:
+        again(_fitting(op, dict(example)))
+
+
+def _fitting(op: str, example: dict[str, Any]) -> Network:
+    """A network of one layer, with inputs of the first size that it takes."""
+    least = max(OPS[op].arity[0], len(example.get("weights", ())))
+    plain = (4, 4) if op in ("mean_pool", "flatten") else ()
+    for channels, positions in ((192, plain), (16, (8, 8)), (192, (2, 3))):
         net = Network(op)
-        least = max(OPS[op].arity[0], len(example.get("weights", ())))
-        inputs = [net.input(f"x{i}", channels=192, positions=(4, 4) if op in ("mean_pool", "flatten") else ())
-                  for i in range(least)]
+        inputs = [net.input(f"x{i}", channels=channels, positions=positions) for i in range(least)]
         try:
             net.apply(op, *inputs, name="y", **example)
             net.check()
         except InputError:
-            net = Network(op)
-            net.apply(op, *[net.input(f"x{i}", channels=16, positions=(8, 8)) for i in range(least)], name="y",
-                      **example)
-        again(net)
+            continue
+        return net
+    raise AssertionError(f"no size fits {op}")
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

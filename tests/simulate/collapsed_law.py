@@ -156,11 +156,22 @@ def convolved_again() -> Network:
     return net
 
 
+def attention() -> Network:
+    """Two heads over three correlated tokens, on a stream; queries of the second layer are causal."""
+    net = Network("attention")
+    x = net.input("x", 6, (3,), position_correlation="1/4")
+    for k, causal in enumerate((False, True)):
+        parts = [net.linear(x, 6, variance="2/fan_in", name=f"{part}{k}") for part in ("query", "key", "value")]
+        y = net.attention(*parts, heads=2, causal=causal, name=f"blend{k}")
+        x = net.add(x, net.linear(y, 6, variance="1/fan_in", name=f"output{k}"), name=f"y{k}")
+    return net
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     f.__name__: f
     for f in (
         mlp, residual, recurrent, tied, tied_twice, mixture, positions, blocks, gated, convolved, convolved_again,
-        rotated,
+        rotated, attention,
     )
 }
 

@@ -20,7 +20,7 @@ from varflow.ops.base import Op
 from varflow.ops.pointwise import ActivationLayer
 from varflow.printing import to_text
 from varflow.program import Shape
-from varflow.symbols import FAN_IN, FAN_OUT, X
+from varflow.symbols import FAN_IN, FAN_OUT, HEAD_WIDTH, X
 
 _PLAIN = re.compile(r"-?[A-Za-z0-9_.(][A-Za-z0-9_.()/*+^<>= -]*")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
@@ -126,7 +126,7 @@ def _value(value: Any, scope: Mapping[str, sp.Symbol]) -> Any:
         return [_value(v, scope) for v in value]
     if not isinstance(value, sp.Basic):
         return value
-    for s in value.free_symbols - {FAN_IN, FAN_OUT, X}:
+    for s in value.free_symbols - {FAN_IN, FAN_OUT, HEAD_WIDTH, X}:
         if scope.get(s.name) != s:
             raise InputError(f"the symbol {s.name!r} in {str(value)[:80]!r} is not the network's symbol of this name",
                              why="they differ in their assumptions", instead="one symbol per name")

@@ -2,9 +2,10 @@
 
 Registering is defining: every final subclass of :class:`Op` is in :data:`OPS` under its ``name``.
 Field annotations say how a value given as text or number is read: ``Scalar`` (an expression of the network's
-symbols), ``Channels`` (a width), ``Count`` (a whole number that stays when widths are scaled), ``Sizes`` (several
-widths), ``Axes`` (whole numbers, one or one per position axis), ``Padding`` (the same, or "same"), ``Function`` (an
-expression of x), ``Text``, ``Flag`` and their optional forms.
+symbols), ``PerHead`` (one that may use d_k, the channels of an attention head), ``Channels`` (a width), ``Count`` (a
+whole number that stays when widths are scaled), ``Sizes`` (several widths), ``Axes`` (whole numbers, one or one per
+position axis), ``Padding`` (the same, or "same"), ``Function`` (an expression of x), ``Text``, ``Flag`` and their
+optional forms.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from varflow.errors import ShapeError
 from varflow.program import Lowering, Shape
 
 Scalar: TypeAlias = sp.Expr
+PerHead: TypeAlias = sp.Expr
 Channels: TypeAlias = sp.Expr
 Count: TypeAlias = sp.Expr
 Sizes: TypeAlias = tuple[sp.Expr, ...]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from varflow.errors import InputError, UnsupportedError
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -26,14 +27,17 @@ from varflow.program import (
     PositionExpand,
     PositionMean,
     Program,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
     WindowMax,
     WindowMaxBackward,
 )
-from varflow.simulate import kernels, patches, windows
+from varflow.simulate import kernels, kernels_attention, patches, windows
 from varflow.simulate.correlations import eigenvalue_roots
 from varflow.simulate.jit import get_threads, set_threads
 from varflow.simulate.kernels_pointwise import pointwise
@@ -123,10 +127,17 @@ class Chunk:
                 return back(args[0], args[1], **self._norm(norm))
             case Concat():
                 return np.concatenate(args, axis=2)
+            case Scores() | Blend() | Softmax() | SoftmaxBackward() as primitive:
+                return self._attended(primitive, step, args)
             case Mix() | WindowMax() | WindowMaxBackward() | Deal() as primitive:
                 return windows.moved(primitive, args)
             case _:
                 return self._moved(step, args[0])
+
+    def _attended(self, primitive: Scores | Blend | Softmax | SoftmaxBackward, step: Step, args: list[Value]) -> Value:
+        samples, shapes = self.plan.samples, [self.plan.program.shape(a) for a in step.instruction.args]
+        full = [self._full(x, int(s.channels), samples * int(s.places)) for x, s in zip(args, shapes, strict=True)]
+        return kernels_attention.attended(primitive, full, samples)
 
     def _norm(self, norm: Standardize) -> dict[str, Any]:
         options = {"center": norm.center, "eps": number(norm.eps, "eps")}

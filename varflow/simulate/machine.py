@@ -26,9 +26,9 @@ from typing import Any
 from llvmlite import binding
 
 COMPILED_MODULES = (
-    "elementary", "handlers", "jit", "kernels", "kernels_collapse", "kernels_gradient", "kernels_haar",
-    "kernels_narrow", "kernels_pointwise", "kernels_pool", "kernels_product", "kernels_standardize", "kernels_tape",
-    "kernels_window", "kinds", "lanes", "machine", "rng", "steps", "tiles", "vectors", "vm",
+    "elementary", "handlers", "jit", "kernels", "kernels_attention", "kernels_collapse", "kernels_gradient",
+    "kernels_haar", "kernels_narrow", "kernels_pointwise", "kernels_pool", "kernels_product", "kernels_standardize",
+    "kernels_tape", "kernels_window", "kinds", "lanes", "machine", "rng", "steps", "tiles", "vectors", "vm",
 )  # fmt: skip
 
 
