@@ -22,11 +22,25 @@ DRAWN = (
     "print(y.tobytes().hex() + kernels.moments(y).tobytes().hex(), 'numba' in sys.modules)\n"
 )
 
+TAPED = (
+    "import sys, varflow as vf\n"
+    "from varflow.lowering import lower\n"
+    "from varflow.simulate.cpu import Simulator\n"
+    "net = vf.Network('tape')\n"
+    "x = net.dropout(net.input('x', 40), '1/4')\n"
+    "h = net.activation(net.linear(x, 30, name='a', bias='1/10', variance='1/fan_in'), 'gelu')\n"
+    "h = net.relu(net.linear(h, 30, name='b', variance='2/fan_in'))\n"
+    "net.add(h, net.linear(h, 30, name='c', weight='b'))\n"
+    "run = Simulator(lower(net), samples=2, method='collapsed')\n"
+    "print(run.run(70).digest() + type(run.tape).__name__, 'numba' in sys.modules)\n"
+)
+"""Sources, pointwise steps and collapsed products, of one column and of several, all of them handlers."""
 
-def drawn(folder: Path, **settings: str) -> tuple[str, str]:
+
+def drawn(folder: Path, code: str = DRAWN, **settings: str) -> tuple[str, str]:
     """The bits of a product in a process of its own, and whether it had to import numba."""
     given = os.environ | {"NUMBA_CACHE_DIR": str(folder)} | settings
-    done = subprocess.run([sys.executable, "-c", DRAWN], env=given, capture_output=True, text=True, check=True,
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True,
                           timeout=300)  # fmt: skip
     bits, loaded = done.stdout.split()
     return bits, loaded
@@ -55,6 +69,15 @@ def test_kept_code_runs_without_numba_and_damaged_code_never(tmp_path: Path) -> 
 def test_numba_itself_draws_the_same_bits(tmp_path: Path) -> None:
     """The way of machines and versions of numba on which this was not tried."""
     assert drawn(tmp_path / "a", VARFLOW_PLAIN_NUMBA="1") == (drawn(tmp_path / "b")[0], "True")
+    assert not list((tmp_path / "a").glob("*.code"))
+
+
+def test_numba_itself_runs_the_handlers_of_a_tape(tmp_path: Path) -> None:
+    """In C's convention: numba's own is known of one series only."""
+    bits, _ = drawn(tmp_path / "b", TAPED)
+    assert bits.endswith("Tape")
+    assert drawn(tmp_path / "a", TAPED, VARFLOW_PLAIN_NUMBA="1") == (bits, "True")
+    assert drawn(tmp_path / "a", TAPED, VARFLOW_PLAIN_NUMBA="1") == (bits, "True"), "from numba's own cache"
     assert not list((tmp_path / "a").glob("*.code"))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from llvmlite import ir
 
 from varflow.simulate.jit import CONTRACT, intrinsic, numbas, prepare
-from varflow.simulate.machine import Code, address_of, compiled
+from varflow.simulate.machine import Code, address_of, compiled, is_known
 
 cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
 carray = numbas("numba:carray")
@@ -46,12 +47,24 @@ class Handler:
     @cached_property
     def address(self) -> int:
         """Where its machine code is; compiled, or read from the disk, when first asked for."""
+        if not is_known():
+            return int(self._plain.address)
         return address_of(f"{self.function.__module__}.{self.function.__name__}", "", self._compiled)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """A function in C's convention, which any numba can make."""
+        prepare()
+        options = {"error_model": "numpy", "fastmath": set(CONTRACT), "cache": True}
+        return import_module("numba").cfunc(types.void(*self._arguments), **options)(self.function)
 
     def _compiled(self) -> Code:
         prepare()
-        arguments = (types.int64,) * self.function.__code__.co_argcount
-        return compiled(self.function, arguments, {"fastmath": set(CONTRACT)})
+        return compiled(self.function, self._arguments, {"fastmath": set(CONTRACT)})
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        return (types.int64,) * self.function.__code__.co_argcount
 
 
 def handler(function: Callable[..., None]) -> Handler:
@@ -60,8 +73,13 @@ def handler(function: Callable[..., None]) -> Handler:
 
 
 def _emit_call(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-    """A call in numba's convention: places for a result and an exception, of which there are none, come first."""
+    """A call in numba's convention: places for a result and an exception, of which there are none, come first. In C's
+    convention where numba's is not known."""
     address, *given = arguments
+    if not is_known():
+        plain = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(given))
+        b.call(b.inttoptr(address, plain.as_pointer()), given)
+        return context.get_dummy_value()
     nothing = ir.IntType(8).as_pointer()
     places = [cgutils.alloca_once(b, nothing) for _ in range(2)]
     kind = ir.FunctionType(ir.IntType(32), [nothing.as_pointer()] * 2 + [ir.IntType(64)] * len(given))
