@@ -9,15 +9,12 @@ import pytest
 
 import varflow as vf
 from varflow.derive import Derivation
-from varflow.errors import UnsupportedError
 from varflow.laws.moments import EXACTNESS, TIERS
 from varflow.laws.sampled import SourceSample
 from varflow.program import has_windows
 
 GRAPHS = sorted(Path(__file__).parent.parent.joinpath("graphs").glob("*.yaml"))
 SIZES = {"n": 32, "L": 4, "B": 8, "p": 0.1, "p_in": 0.1, "m": 2, "s": 8, "size": 32, "a": 0.2, "c": 8}
-WITHOUT_NUMBERS = {"DenseNet-121", "Inception v3, stem"}
-"""Gradients at their first layers need a population that is refused (docs/limitations)."""
 
 
 def _values(d: Derivation) -> dict[str, float]:
@@ -60,10 +57,6 @@ def test_numbers(derived: Derivation) -> None:
 def test_numbers_of_images(derived: Derivation) -> None:
     if not has_windows(derived.program):
         pytest.skip("in the quick tests")
-    if derived.network.name in WITHOUT_NUMBERS:
-        with pytest.raises(UnsupportedError, match="too many for a population"):
-            _check(derived)
-        return
     _check(derived)
 
 

@@ -18,17 +18,28 @@ SMALL = 1e-4
 """A direction that varies less than that share of the first is left out."""
 SPARE = 4.0
 """Evaluated rows for each term that is fitted."""
+GOOD, MORE = 3e-3, 4
+"""Error at the fitted rows, in units of the largest value, beyond which more rows are evaluated, and how many times."""
 
 
-def fitted(rows: Array, evaluate: Callable[[Array], float], exactly: int) -> Array:
-    """``evaluate`` at every one of the (different) rows: one by one up to ``exactly`` of them, else by the fit."""
+def fitted(rows: Array, evaluate: Callable[[Array], float], exactly: int, counts: Array | None = None) -> Array:
+    """``evaluate`` at every one of the (different) rows: one by one up to ``exactly`` of them, else by the fit. Where
+    the fit is not good at the rows it was made from, up to ``MORE`` times as many are evaluated, frequent ones (of
+    ``counts``) first."""
     if len(rows) <= exactly:
         return np.array([evaluate(row) for row in rows])
     terms = _terms(rows)
     chosen = _spread(terms, min(exactly, int(SPARE * terms.shape[1])))
     known = np.array([evaluate(rows[k]) for k in chosen])
     coefficients = np.linalg.lstsq(terms[chosen], known, rcond=None)[0]
-    return np.asarray(terms @ coefficients)
+    found = np.asarray(terms @ coefficients)
+    if np.abs(found[chosen] - known).max() > GOOD * np.abs(known).max():
+        others = np.setdiff1d(np.arange(len(rows)), chosen)
+        often = others if counts is None else others[np.argsort(-counts[others], kind="stable")]
+        more = often[: MORE * exactly - len(chosen)]
+        found[more] = [evaluate(rows[k]) for k in more]
+    found[chosen] = known
+    return found
 
 
 def _terms(rows: Array) -> Array:

@@ -18,6 +18,8 @@ from varflow.laws.points import antithetic, root_of
 from varflow.laws.positions import Array
 
 PANELS, ORDER, LEVELS = 24, 12, 121
+FINE = 128
+"""Pieces of a panel, two points each, for functions that may jump anywhere: good to 0.2 % there."""
 NARROW = 0.02
 """Least ratio of variances that the integrals resolve."""
 
@@ -34,10 +36,10 @@ class Winner:
         return np.asarray(np.broadcast_to(f, self.points.shape) @ self.weights)
 
 
-def winner(matrix: Array) -> Winner:
-    """The law of the largest of Gaussian entries of this covariance."""
+def winner(matrix: Array, jumps: bool = False) -> Winner:
+    """The law of the largest of Gaussian entries of this covariance; for functions that have ``jumps``."""
     own, common = common_part(matrix)
-    return sampled_winner(matrix) if own is None else integrated_winner(own, common)
+    return sampled_winner(matrix) if own is None else integrated_winner(own, common, jumps)
 
 
 def common_part(matrix: Array) -> tuple[Array | None, float]:
@@ -54,19 +56,33 @@ def common_part(matrix: Array) -> tuple[Array | None, float]:
     return (None, 0.0) if narrow else (own, max(common, 0.0))
 
 
-def integrated_winner(own: Array, common: float) -> Winner:
+def integrated_winner(own: Array, common: float, jumps: bool = False) -> Winner:
     """Entries of independent parts and a common one: integrals over the common one and the largest."""
-    z, w = _panels(9 * float(np.sqrt(own.max() + common)))
+    reach = 9 * float(np.sqrt(own.max() + common))
+    z, w = _panels(reach)
     level, share = levels(common)
     at = (z[:, None] - level[None, :])[:, :, None] / np.sqrt(own)
     below = _log_below(at)
     density = np.exp(below.sum(axis=2, keepdims=True) - below - at**2 / 2) / np.sqrt(2 * np.pi * own)
-    return Winner(z, w[:, None] * np.einsum("u,zui->zi", share, density))
+    found = np.einsum("u,zui->zi", share, density)
+    return _between(reach, found) if jumps else Winner(z, w[:, None] * found)
 
 
-def expected_at(level: Array, own: Array, h: Callable[[Array], Any]) -> Array:
+def _between(reach: float, density: Array) -> Winner:
+    """The same law at many points between the nodes of the panels, by the polynomials through the nodes."""
+    legendre = np.polynomial.legendre
+    inner = (np.arange(FINE)[:, None] + 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)).ravel() / FINE * 2 - 1
+    nodes = legendre.leggauss(ORDER)[0]
+    through = legendre.legvander(inner, ORDER - 1) @ np.linalg.inv(legendre.legvander(nodes, ORDER - 1))
+    half = reach / PANELS
+    points = (np.linspace(-reach, reach, PANELS + 1)[:-1, None] + half * (1 + inner)).ravel()
+    found = np.einsum("fo,poi->pfi", through, density.reshape(PANELS, ORDER, -1)).reshape(len(points), -1)
+    return Winner(points, found * half / FINE)
+
+
+def expected_at(level: Array, own: Array, h: Callable[[Array], Any], jumps: bool = False) -> Array:
     """E[h(largest)] of entries of independent parts, at every level of what they have in common."""
-    law = integrated_winner(own, 0.0)
+    law = integrated_winner(own, 0.0, jumps)
     x = law.points[:, None] + level
     return np.asarray(law.weights.sum(axis=1) @ np.broadcast_to(h(x), x.shape))
 

@@ -163,7 +163,7 @@ class Reading:
         xs = tuple(distinct)
         won = _won_slope(expr, xs)
         if won is not None:
-            return self._make(Win, whole, of=won.of, top=won.top, slope=won.slope)
+            return self._make(Win, whole, of=won.of, top=won.top, slope=won.slope, coefficients=won.coefficients)
         linear = linear_form(expr, len(xs))
         if linear is None:
             return self._make(Composite, whole, expr=expr, args=xs)
@@ -179,7 +179,8 @@ def _won_slope(expr: sp.Expr, xs: tuple[Instance, ...]) -> Win | None:
             continue
         slope = expr / arg(i) if arg(i) in sp.Mul.make_args(expr) else arg(i)
         if not symbols_in(slope) - {arg(1 - i)}:
-            return Win(0, v.node, True, of=v.of, top=v.top, slope=v.slope * rename(slope, ((arg(1 - i), arg(0)),)))
+            slope = v.slope * rename(slope, ((arg(1 - i), arg(0)),))
+            return Win(0, v.node, True, of=v.of, top=v.top, slope=slope, coefficients=v.coefficients)
     return None
 
 

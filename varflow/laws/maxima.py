@@ -17,7 +17,7 @@ from varflow.laws.blocks import coefficient
 from varflow.laws.largest import common_part, expected_at, levels, winner
 from varflow.laws.numeric import vectorized
 from varflow.laws.points import antithetic, root_of
-from varflow.laws.positions import Array, Mixing, completed, mix_matrix, shared_entries, too_many
+from varflow.laws.positions import Array, completed, shared_entries, too_many
 from varflow.program import Mix
 from varflow.symbols import arg
 from varflow.window import Window
@@ -93,7 +93,7 @@ class Maximum:
             numbers = tuple(float(c[p, 0]) for c in columns)
 
             def expected() -> float:
-                law = winner(matrix)
+                law = winner(matrix, bool(numbers))
                 return float(law.expected(f(law.points, *numbers)).sum())
 
             return once(known, (key, numbers), expected)
@@ -149,7 +149,7 @@ class TwoMaxima:
         known: dict[Hashable, Array] = {}
 
         return np.array([once(known, (field.block(w)[1], h.numbers(a)),
-                              partial(expected_at, level, own[w], partial(h, window=a)))
+                              partial(expected_at, level, own[w], partial(h, window=a), h.jumps))
                          for a, w in enumerate(field.windows)])
 
     @staticmethod
@@ -180,6 +180,7 @@ class _AtWindows:
     def __init__(self, f: sp.Expr, given: tuple[Array, ...], count: int) -> None:
         self._run = compiled(f, 1, len(given))
         self._columns = [np.broadcast_to(n.ravel() if n.size in (1, count) else n.mean(), (count,)) for n in given]
+        self.jumps = bool(given)
 
     def __call__(self, x: Array, window: int | slice) -> Any:
         """At one window, or with a column for each."""
@@ -198,21 +199,17 @@ def _pair(field: Field, f: _AtWindows, g: _AtWindows, a: int, b: int) -> float:
     left, right = np.searchsorted(entries, first), np.searchsorted(entries, second)
     if len(entries) == len(first) + len(second):
         if not field.matrix[np.ix_(first, second)].any():
-            laws = [winner(field.matrix[np.ix_(i, i)]) for i in (first, second)]
+            laws = [winner(field.matrix[np.ix_(i, i)], f.jumps) for i in (first, second)]
             one, two = (law.expected(h(law.points, k)).sum() for law, h, k in zip(laws, (f, g), (a, b), strict=True))
             return float(one * two)
         own, common = common_part(matrix)
         if own is not None:
-            return _conditionally_independent(partial(f, window=a), partial(g, window=b), own[left], own[right], common)
+            level, share = levels(common)
+            one, two = (expected_at(level, own[side], partial(h, window=k), h.jumps)
+                        for side, h, k in ((left, f, a), (right, g, b)))
+            return float((share * one * two).sum())
     x = antithetic(len(entries)) @ root_of(matrix).T
     return float(np.mean(f(x[:, left].max(axis=1), a) * g(x[:, right].max(axis=1), b)))
-
-
-def _conditionally_independent(f: Callable[..., Any], g: Callable[..., Any], left: Array, right: Array,
-                               common: float) -> float:
-    """E f g of two windows that have a common component only."""
-    level, share = levels(common)
-    return float((share * expected_at(level, left, f) * expected_at(level, right, g)).sum())
 
 
 def together(field: Field, a: Index, b: Index, digits: int = DIGITS) -> tuple[Index, Hashable]:
@@ -235,33 +232,6 @@ class Missing:
         return np.where(self.window.table()[:, [self.tap]] < 0, FAR, 0.0)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """E[slope(largest) 1(entry p wins window A)] as a matrix over (P, P')."""
-
-    window: Window
-    slope: sp.Expr
-
-    def matrix(self, second: Array, other: Array) -> Any:
-        """Sparse (P, P')."""
-        from scipy.sparse import csr_array
-
-        field, f = Field(self.window, second, other, False), compiled(self.slope, 1, 0)
-        known: dict[Hashable, Array] = {}
-        parts = []
-        for entries in field.windows:
-            matrix, key = field.block(entries)
-            parts.append(once(known, key, lambda m=matrix: _wins(m, f)))  # type: ignore[misc]
-        rows = np.concatenate(field.windows)
-        columns = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
-        return csr_array((np.concatenate(parts), (rows, columns)), shape=(field.places, len(parts)))
-
-
-def _wins(matrix: Array, f: Callable[..., Any]) -> Array:
-    law = winner(matrix)
-    return law.expected(f(law.points))
-
-
 def neighbours(field: Field) -> list[tuple[int, int]]:
     """Pairs (A, B), A < B, of windows that share an entry."""
     holders: dict[int, list[int]] = {}
@@ -269,145 +239,6 @@ def neighbours(field: Field) -> list[tuple[int, int]]:
         for i in entries.tolist():
             holders.setdefault(i, []).append(k)
     return sorted({(a, b) for ks in holders.values() for a in ks for b in ks if a < b})
-
-
-@dataclass(frozen=True)
-class Won:
-    """E[(sum over windows A of d_A s(M_A) 1(p wins A))^2] at every entry p of the windows, for gradients d of given
-    moments that are independent of the entries; ``square`` is s^2. Two windows are won by the largest of both."""
-
-    window: Window
-    square: sp.Expr
-
-    def apply(self, second: Array, other: Array, own: Array, apart: Array) -> Array:
-        """(P, 1), from moments of the entries and of d at one place (P', 1) and between two (P', P')."""
-        field, f = Field(self.window, second, other, self.window.covers_evenly), compiled(self.square, 1, 0)
-        if field.alike:
-            return self._on_average(field, float(own.mean()), float(apart.mean()))
-        count = len(field.windows)
-        found = Shares(self.window, self.square).matrix(second, other) @ np.broadcast_to(own, (count, 1))
-        if not apart.any():
-            return np.asarray(found)
-        pairs = np.broadcast_to(apart, (count, count))
-        known: dict[Hashable, Array] = {}
-        near = neighbours(field)
-        for a, b in near:
-            union, key = together(field, field.windows[a], field.windows[b], FEW if len(near) > MOST_CASES else DIGITS)
-            wins = once(known, key, lambda u=union: _wins(field.block(u)[0], f))  # type: ignore[misc]
-            both = np.isin(union, field.windows[a]) & np.isin(union, field.windows[b])
-            found[union[both], 0] += (pairs[a, b] + pairs[b, a]) * wins[both]
-        return np.asarray(found)
-
-    def _on_average(self, field: Field, own: float, apart: float) -> Array:
-        f, q, c = compiled(self.square, 1, 0), float(field.matrix[0, 0]), float(field.matrix[0, -1])
-
-        def wins(n: int) -> float:
-            return float(_wins(completed(np.full((1, 1), c), np.full((1, 1), q), n), f).sum())
-
-        found = own * wins(self.window.taps) * windows_per_entry(self.window)
-        if apart:
-            found += apart * sum(float(share) / size * wins(size) for size, share in overlaps(self.window))
-        return np.full((1, 1), found)
-
-
-@dataclass(frozen=True)
-class WonApart:
-    """E of the product of what two entries p and p' win, sum over A and B of d_A s(M_A) 1(p wins A) d_B t(M_B)
-    1(p' wins B)."""
-
-    window: Window
-    left: sp.Expr
-    right: sp.Expr
-
-    def apply(self, second: Array, other: Array, own: Array, apart: Array) -> Array:
-        """(P, P), from moments of the entries and of d at one place (P', 1) and between two (P', P')."""
-        field = Field(self.window, second, other, self.window.covers_evenly)
-        f, g = compiled(self.left, 1, 0), compiled(self.right, 1, 0)
-        if field.alike:
-            block = field.matrix[np.ix_(field.windows[0], field.windows[0])]
-            one, two = (float(_wins(block, h).sum()) for h in (f, g))
-            return np.full((1, 1), one * two * windows_per_entry(self.window) ** 2 * float(apart.mean()))
-        count = len(field.windows)
-        one, two = (Shares(self.window, h).matrix(second, other).toarray() for h in (self.left, self.right))
-        pairs = completed(apart, own, count)
-        found = one @ pairs @ two.T
-        for k, entries in enumerate(field.windows):
-            found[np.ix_(entries, entries)] -= pairs[k, k] * np.outer(one[entries, k], two[entries, k])
-        self._correct(field, found, pairs, (one, two), (f, g))
-        return np.asarray(found)
-
-    def _correct(self, field: Field, found: Array, pairs: Array, shares: tuple[Array, Array],
-                 slopes: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
-        """Windows whose entries are correlated are not won independently."""
-        known: dict[Hashable, Array] = {}
-        near = self._entangled(field) if pairs.any() else []
-        digits = FEW if len(near) > MOST_CASES else DIGITS
-        for a, b in [*near, *((b, a) for a, b in near)]:
-            left, right = field.windows[a], field.windows[b]
-            union, key = together(field, left, right, digits)
-            table = once(known, key, lambda u=union, p=left, q=right: _jointly(field, u, p, q, slopes))  # type: ignore[misc]
-            lone = np.outer(shares[0][left, a], shares[1][right, b])
-            found[np.ix_(left, right)] += pairs[a, b] * (table - lone)
-
-    def _entangled(self, field: Field) -> list[tuple[int, int]]:
-        """Pairs of windows that are not won independently: those that share an entry and, where windows are few, those
-        whose entries covary by more than a common component."""
-        if len(field.windows) > MOST_WINDOWS:
-            return neighbours(field)
-        least = 1e-6 if self.left == self.right == 1 else 0.0
-
-        def tied(a: int, b: int) -> bool:
-            block = field.matrix[np.ix_(field.windows[a], field.windows[b])] / field.scale
-            return bool(np.ptp(block) > least or (least == 0 and block.any()))
-
-        return [(a, b) for a in range(len(field.windows)) for b in range(a + 1, len(field.windows)) if tied(a, b)]
-
-
-def _jointly(field: Field, union: Index, a: Index, b: Index,
-             slopes: tuple[Callable[..., Any], Callable[..., Any]]) -> Array:
-    """E[s(M_A) 1(i wins A) t(M_B) 1(j wins B)] for all entries i of A and j of B."""
-    x = antithetic(len(union)) @ root_of(field.block(union)[0]).T
-    parts = []
-    for entries, f in zip((a, b), slopes, strict=True):
-        inside = x[:, np.searchsorted(union, entries)]
-        first = inside.argmax(axis=1)
-        slope = np.broadcast_to(f(inside[np.arange(len(x)), first]), len(x))
-        parts.append((first, slope, len(entries)))
-    (i, s, rows), (j, t, columns) = parts
-    table = np.zeros((rows, columns))
-    np.add.at(table, (i, j), s * t / len(x))
-    return table
-
-
-@dataclass(frozen=True)
-class WonBeside:
-    """E of what entry p wins, sum over A of d_A s(M_A) 1(p wins A), times a value at p (or ``between``, elsewhere)
-    that is a mixture of positions (``mix``), the position itself (None), or the same everywhere (``fixed``)."""
-
-    window: Window
-    slope: sp.Expr
-    mix: Mix | None
-    between: bool
-    fixed: bool = False
-
-    def apply(self, second: Array, other: Array, same: Array, apart: Array) -> Array:
-        """(P, 1) or (P, P), from moments of the entries, and E[d_A v] at one place and between two."""
-        field, f = Field(self.window, second, other, self.window.covers_evenly), compiled(self.slope, 1, 0)
-        if field.alike:
-            mean = _wins(field.matrix[np.ix_(field.windows[0], field.windows[0])], f).sum()
-            return np.asarray(mean * self._on_average(same, apart))
-        shares = Shares(self.window, self.slope).matrix(second, other)
-        if self.fixed:
-            return np.asarray(shares @ np.broadcast_to(same, (shares.shape[1], 1)))
-        full = shares @ completed(apart, same, shares.shape[1])
-        full = full if self.mix is None else (mix_matrix(self.mix) @ full.T).T
-        return np.asarray(full) if self.between else np.diag(full)[:, None].copy()
-
-    def _on_average(self, same: Array, apart: Array) -> Array:
-        if self.fixed:
-            return np.full((1, 1), windows_per_entry(self.window) * same.mean())
-        return Mixing(evenly(self.window), self.mix, self.between).apply(same.mean(keepdims=True),
-                                                                        apart.mean(keepdims=True))
 
 
 def evenly(window: Window) -> Mix:

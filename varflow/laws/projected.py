@@ -123,7 +123,9 @@ class Projection(Reading):
         else:
             scale, read = self._as_read(d, y)
             expr, args, count = scale * arg(0) * arg(1), (d, read), places
-        yield Piece(mo.constant(quotient(count, places)), self._make(Composite, False, expr=expr, args=args), count)
+        numbers = v.coefficients if isinstance(v, Win) else ()
+        made = self._make(Composite, False, expr=expr, args=args, coefficients=numbers)
+        yield Piece(mo.constant(quotient(count, places)), made, count)
 
     def _as_read(self, d: Instance, y: Instance) -> tuple[sp.Expr, Instance]:
         """y as a multiple of what a gradient depends on: gamma y, rather than two variables of correlation 1."""

@@ -157,7 +157,8 @@ class SourceSample:
             return np.full((1, 1), self._expected(tuple(float(g.mean()) for g in given)))
         rows = _between_places(np.stack([np.broadcast_to(g, shape) for g in given], axis=-1)).reshape(-1, len(given))
         first, place = different_rows(rows)
-        values = fitted(rows[first], lambda row: self._expected(tuple(row.tolist())), MOST_ROWS)
+        counts = np.bincount(place).astype(np.float64)
+        values = fitted(rows[first], lambda row: self._expected(tuple(row.tolist())), MOST_ROWS, counts)
         return np.asarray(values[place].reshape(shape))
 
     def _expected(self, given: tuple[float, ...]) -> float:

@@ -260,11 +260,12 @@ class Largest(Variable):
 @dataclass(eq=False)
 class Win(Variable):
     """What an entry gets from the windows it wins: the sum over windows of ``of`` times ``slope``, a function of the
-    largest entry arg(0); ``top`` is the :class:`Largest`."""
+    largest entry arg(0) and of ``coefficients``; ``top`` is the :class:`Largest`."""
 
     of: Instance | None = None
     top: Instance | None = None
     slope: sp.Expr = sp.S.One
+    coefficients: tuple[Quantity, ...] = ()
 
     @property
     def largest(self) -> Largest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import sympy as sp
 
 from varflow.binormal import normal_cdf
@@ -103,7 +105,8 @@ class Windows(Reading):
         if top is None:
             return self._unknown(x, d)
         terms = factored(d, top)
-        parts = [self._make(Win, whole and len(terms) == 1, of=of, top=top, slope=s) for of, s in terms]
+        alone = whole and len(terms) == 1
+        parts = [self._make(Win, alone, of=t.of, top=top, slope=t.slope, coefficients=t.coefficients) for t in terms]
         return parts[0] if len(parts) == 1 else self._combination([(sp.S.One, p) for p in parts], whole=whole)
 
     def _odds(self, g: Instance) -> tuple[sp.Expr, tuple[Instance, ...], list[Quantity]]:
@@ -138,27 +141,51 @@ def as_function(x: Instance) -> tuple[sp.Expr, Instance] | None:
     return (f, inner[1]) if increasing(f) else None
 
 
-def factored(d: Instance, top: Instance) -> list[tuple[Instance, sp.Expr]]:
+def factored(d: Instance, top: Instance) -> list[Part]:
     """A gradient as a sum of gradients times functions of the largest; itself times 1 where it is no such sum."""
-    expr, args = _opened(d)
+    numbers: list[Quantity] = []
+    expr, args = _opened(d, top, numbers)
     gradients = {arg(i): x for i, x in enumerate(args) if x.variable.backward}
     table = tuple((arg(i), arg(0)) for i, x in enumerate(args) if not x.variable.backward)
     slopes = [(x, sp.diff(expr, symbol)) for symbol, x in gradients.items()]
-    if any(x not in (top, *gradients.values()) for x in args) or any(symbols_in(s) - dict(table).keys()
-                                                                    for _, s in slopes):
-        return [(d, sp.S.One)]
-    return [(x, rename(s, table)) for x, s in slopes]
+    known = {s for s, _ in table} | {coefficient(i) for i in range(len(numbers))}
+    if any(x not in (top, *gradients.values()) for x in args) or any(symbols_in(s) - known for _, s in slopes):
+        return [Part(d, sp.S.One, ())]
+    return [_with_numbers(x, rename(s, table), numbers) for x, s in slopes]
 
 
-def _opened(x: Instance) -> tuple[sp.Expr, tuple[Instance, ...]]:
-    """A value as an expression of others that are no expressions; of itself where it has coefficients."""
+class Part(NamedTuple):
+    """A gradient times a slope: a function of the largest arg(0) and of coefficients."""
+
+    of: Instance
+    slope: sp.Expr
+    coefficients: tuple[Quantity, ...]
+
+
+def _with_numbers(x: Instance, slope: sp.Expr, numbers: list[Quantity]) -> Part:
+    """The part with those of the numbers that its slope has."""
+    used = [i for i in range(len(numbers)) if coefficient(i) in symbols_in(slope)]
+    table = tuple((coefficient(i), coefficient(k)) for k, i in enumerate(used))
+    return Part(x, rename(slope, table), tuple(numbers[i] for i in used))
+
+
+def _opened(x: Instance, top: Instance, numbers: list[Quantity]) -> tuple[sp.Expr, tuple[Instance, ...]]:
+    """A value as an expression of the largest, of others that are not made of it, and of coefficients, which
+    ``numbers`` takes up."""
     v = x.variable
-    if not isinstance(v, Composite) or v.coefficients:
+    if not isinstance(v, Composite) or not _made_of(x, top):
         return arg(0), (x,)
     found: dict[Instance, int] = {}
-    table = []
+    table = [(coefficient(i), coefficient(len(numbers) + i)) for i in range(len(v.coefficients))]
+    numbers += v.coefficients
     for i, a in enumerate(v.args):
-        inner, args = _opened(carried(a, x))
+        inner, args = _opened(carried(a, x), top, numbers)
         names = tuple((arg(k), arg(found.setdefault(b, len(found)))) for k, b in enumerate(args))
         table.append((arg(i), rename(inner, names)))
     return rename(v.expr, tuple(table)), tuple(found)
+
+
+def _made_of(x: Instance, top: Instance) -> bool:
+    """Whether an expression has the largest in it."""
+    return isinstance(x.variable, Composite) and any(
+        a == top or _made_of(a, top) for a in (carried(b, x) for b in x.variable.args))

@@ -11,10 +11,21 @@ from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.distributions import NoFormula
-from varflow.laws.maxima import Maximum, TwoMaxima, Won, WonApart, WonBeside, evenly, overlaps
+from varflow.laws.maxima import Maximum, TwoMaxima, evenly, overlaps
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.positions import Mixing
-from varflow.laws.variables import POSITION, SAME, Instance, Largest, Mixed, Variable, View, Win
+from varflow.laws.variables import (
+    POSITION,
+    SAME,
+    Composite,
+    Instance,
+    Largest,
+    Mixed,
+    Variable,
+    View,
+    Win,
+)
+from varflow.laws.won import Won, WonApart, WonBeside
 from varflow.symbols import arg
 
 if TYPE_CHECKING:
@@ -71,30 +82,39 @@ def _two_factors(expr: sp.Expr, count: int) -> tuple[sp.Expr, sp.Expr]:
 # -- gradients of winners ------------------------------------------------------------------------------------------
 
 
-def won_second(laws: Laws, v: Win, w: Win | None = None, beside: sp.Expr = sp.S.One) -> Formula:
-    """E[v w beside(entry)] of what an entry gets from the windows it wins; ``w`` is ``v`` unless given."""
+def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
+    """E[v w] of what an entry gets from the windows it wins; ``w`` is ``v`` unless given."""
     w = w or v
     assert v.of is not None and w.of is not None and v.top is not None
-    both = v.slope * w.slope * beside
+    both, given = v.slope * _moved(w.slope, w, len(v.coefficients)), (*v.coefficients, *w.coefficients)
     apart = laws.pair(v.of, replace(w.of, there=True), POSITION)
     if laws.profiles:
-        own = (laws.quantity(laws.pair(v.of, w.of, SAME)), laws.quantity(apart))
-        return _operated(laws, v, Won(v.window, both), (*_entries(laws, v.largest), *own))
-    alone = laws.expectation(both * arg(1) * arg(2), (v.top, v.of, w.of), (), SAME)
+        own = laws.pair(v.of, w.of, SAME)
+        if own.is_zero and apart.is_zero:
+            return mo.ZERO
+        gradients = (laws.quantity(own), laws.quantity(apart))
+        return _operated(laws, v, Won(v.window, both), (*_entries(laws, v.largest), *gradients, *given))
+    alone = laws.expectation(both * arg(1) * arg(2), (v.top, v.of, w.of), given, SAME)
     alone = mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0), [alone])
     unions = overlaps(v.window)
     if apart.is_zero or not unions:
         return alone
-    parts = [mo.combine(share * mo.part(0), [_wins(laws, v, both, size)]) for size, share in unions]
+    parts = [mo.combine(share * mo.part(0), [_wins(laws, v, both, given, size)]) for size, share in unions]
     return mo.total([alone, mo.product(apart, mo.total(parts))])
 
 
-def _wins(laws: Laws, v: Win, f: sp.Expr, size: int) -> Formula:
+def _moved(f: sp.Expr, v: Win | Largest, by: int) -> sp.Expr:
+    """A function of a variable's coefficients with these ``by`` places further."""
+    return rename(f, tuple((coefficient(i), coefficient(i + by)) for i in range(len(v.coefficients))))
+
+
+def _wins(laws: Laws, v: Win, f: sp.Expr, given: tuple[Quantity, ...], size: int) -> Formula:
     """E[f(entry) 1(it wins among ``size``)]."""
     if f == 1:
         return mo.constant(sp.Rational(1, size))
     top = v.largest
-    return laws.expectation(f * top.below ** (size - 1), top.weight_args, top.coefficients, SAME)
+    below = _moved(top.below, top, len(given))
+    return laws.expectation(f * below ** (size - 1), top.weight_args, (*given, *top.coefficients), SAME)
 
 
 def won_pair(laws: Laws, x: Instance, y: Instance, view: View) -> Formula:
@@ -108,6 +128,8 @@ def won_pair(laws: Laws, x: Instance, y: Instance, view: View) -> Formula:
 def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formula:
     v, w = won.variable, other.variable
     assert isinstance(v, Win) and v.of is not None
+    if isinstance(w, Composite) and any(isinstance(a.variable, Win) for a in w.args):
+        return _opened(laws, won, other, view)
     of = replace(carried(v.of, won), there=False)
     if isinstance(w, Win):
         return _two_won(laws, v, w, won.moves == other.moves, view)
@@ -125,7 +147,7 @@ def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formu
     if laws.profiles:
         operator = WonBeside(v.window, v.slope, mix, view.position, fixed)
         given = (laws.quantity(same), laws.quantity(apart))
-        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
+        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given, *v.coefficients))
     slope = _slope(laws, v)
     if fixed:
         return mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0) * mo.part(1), [same, slope])
@@ -133,8 +155,18 @@ def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formu
     return mo.combine((alike * mo.part(0) + beside * mo.part(1)) * mo.part(2), [same, apart, slope])
 
 
+def _opened(laws: Laws, won: Instance, other: Instance, view: View) -> Formula:
+    """E of what entries win times an expression of what entries win."""
+    w = other.variable
+    assert isinstance(w, Composite)
+    args = tuple(replace(carried(a, other), there=not view.same) for a in w.args)
+    expr = rename(w.expr, tuple((arg(i), arg(i + 1)) for i in range(len(args)))) * arg(0)
+    numbers = tuple(laws.turned_quantity(q) for q in w.coefficients) if view.position else w.coefficients
+    return laws.expectation(expr, (won, *args), numbers, view)
+
+
 def _slope(laws: Laws, v: Win) -> Formula:
-    return mo.ONE if v.slope == 1 else of_largest(laws, v.slope, v.largest)
+    return mo.ONE if v.slope == 1 else of_largest(laws, v.slope, v.largest, v.coefficients)
 
 
 def _two_won(laws: Laws, v: Win, w: Win, same_channel: bool, view: View) -> Formula:
@@ -146,8 +178,10 @@ def _two_won(laws: Laws, v: Win, w: Win, same_channel: bool, view: View) -> Form
         return won_second(laws, v, w)
     own, apart = laws.pair(v.of, w.of, SAME), laws.pair(v.of, replace(w.of, there=True), POSITION)
     if laws.profiles:
-        operator = WonApart(v.window, v.slope, w.slope)
-        given = (laws.quantity(own), laws.quantity(apart))
+        if own.is_zero and apart.is_zero:
+            return mo.ZERO
+        operator = WonApart(v.window, v.slope, w.slope, len(v.coefficients))
+        given = (laws.quantity(own), laws.quantity(apart), *v.coefficients, *w.coefficients)
         return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
     shape = mo.part(0) * mo.part(1) * mo.part(2) / v.window.spacing**2
     return mo.combine(shape, [apart, _slope(laws, v), _slope(laws, w)])
@@ -181,7 +215,7 @@ def _squared(laws: Laws, x: Instance, rest: sp.Expr, args: tuple[Instance, ...])
     assert isinstance(v, Win) and isinstance(w, Win)
     if left != 1:
         raise NoFormula("what entries win beside what they depend on", v.node)
-    found = won_second(laws, v, beside=w.slope / v.slope)
+    found = won_second(laws, v, w)
     return laws.turned(found) if x.there else found
 
 
@@ -197,5 +231,5 @@ def _with_slope(x: Instance, rest: sp.Expr, args: tuple[Instance, ...]) -> tuple
     if not own:
         return x, rest
     slope = v.slope * rename(sp.Mul(*own), tuple((s, arg(0)) for s in mine))
-    made = Win(v.born, v.node, v.backward, of=v.of, top=v.top, slope=slope)
+    made = Win(v.born, v.node, v.backward, of=v.of, top=v.top, slope=slope, coefficients=v.coefficients)
     return Instance(made, x.moves, x.there), sp.Mul(*(f for f in factors if f not in own))
