@@ -6,6 +6,7 @@ Plackett (1954), d Phi2 / dr = density, integrated over the arc sine of r (any n
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import sympy as sp
@@ -51,6 +52,8 @@ class Phi2(sp.Function):  # type: ignore[misc]
             return normal_cdf(h) - cls(h, -k, -r)
         if sp.default_sort_key(k) < sp.default_sort_key(h):
             return cls(k, h, r)
+        if 0 in (h, k) and r.could_extract_minus_sign():
+            return normal_cdf(k if h == 0 else h) - cls(h, k, -r)
         return None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
@@ -73,18 +76,23 @@ class Phi2(sp.Function):  # type: ignore[misc]
         return True
 
     def _eval_evalf(self, prec: int) -> sp.Expr | None:
-        import mpmath as mp
-
         if not all(a.is_number for a in self.args):
             return None
-        with mp.workprec(prec + 20):
-            values = [mp.mpf(a._to_mpmath(prec + 20)) for a in self.args]
-            return sp.Float._new(by_mpmath(*values)._mpf_, prec)
+        return sp.Float._new(_at(self, prec), prec)
 
     def _latex(self, printer: Any, exp: Any = None) -> str:
         h, k, r = (printer._print(a) for a in self.args)
         text = rf"\Phi_2\left({h}, {k}; {r}\right)"
         return text if exp is None else rf"{text}^{{{exp}}}"
+
+
+@lru_cache(maxsize=4096)
+def _at(value: Phi2, prec: int) -> Any:
+    """Phi2 of numbers with so many bits: sympy asks for signs of sums of them again and again."""
+    import mpmath as mp
+
+    with mp.workprec(prec + 20):
+        return by_mpmath(*(mp.mpf(a._to_mpmath(prec + 20)) for a in value.args))._mpf_
 
 
 def by_numpy(h: Any, k: Any, r: Any) -> Any:

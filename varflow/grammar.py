@@ -15,6 +15,7 @@ from sympy.logic.boolalg import BooleanAtom
 
 from varflow.binormal import Phi2, normal_cdf
 from varflow.errors import ExpressionError
+from varflow.waves import WAVES, CosTail, Dawson, SinTail
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -78,16 +79,17 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     | {n: Function(sp.Min, 1, MAX_RELATIONS) for n in ("min", "Min")}
     | {"abs": Function(sp.Abs), "sqrt": Function(sp.sqrt), "Phi": Function(normal_cdf)}
     | {"Heaviside": Function(sp.Heaviside, 1, 2), "floor": Function(sp.floor)}
-    | {"Phi2": Function(Phi2, 3, 3), "besselk": Function(sp.besselk, 2, 2)}
+    | {"Phi2": Function(Phi2, 3, 3), "besselk": Function(sp.besselk, 2, 2), "Dawson": Function(Dawson)}
+    | {"CosTail": Function(CosTail, 2, 2), "SinTail": Function(SinTail, 2, 2)}
 )
 """Every function that is not an activation or a choice (``Piecewise``, ``where``)."""
-OF_RESULTS = ("Phi2", "besselk", "floor")
+OF_RESULTS = ("Phi2", "besselk", "floor", "CosTail", "SinTail", "Dawson")
 """Functions that formulas of results hold: no activation is made of them."""
 CHOICES = ("Piecewise", "where")
 SAYABLE = (
     *(sp.Symbol, sp.Rational, sp.Float, type(sp.pi), type(sp.E), sp.Add, sp.Mul, sp.Pow),
     *(sp.Piecewise, ExprCondPair, Relational, sp.And, sp.Or, sp.Not, BooleanAtom),
-    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside, sp.floor, Phi2, sp.besselk),
+    *(*_CLASSES, sp.Max, sp.Min, sp.Heaviside, sp.floor, Phi2, sp.besselk, *WAVES),
 )
 """What an expression is made of."""
 NOT_REAL = (sp.zoo, sp.nan, sp.oo, -sp.oo, sp.I)

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
-from varflow.binormal import Phi2
 from varflow.derive import Derivation, WeightLaw
 from varflow.export.bounded import Bounded
 from varflow.export.document import (
@@ -23,12 +22,12 @@ from varflow.export.document import (
     WeightRow,
 )
 from varflow.export.formulas import (
-    BINORMAL,
     RUNNING,
     Notation,
     Pattern,
     Running,
     formula,
+    meanings,
     numbers_in,
     pattern,
     printed,
@@ -140,9 +139,7 @@ class Assembly:
         symbols = sorted({str(s) for e in self._shapes() for s in e.free_symbols})
         rows += [(symbol_latex(s), "size of the network") for s in symbols]
         told = (step for di in (FORWARD, BACKWARD) for group in self.steps.groups(di) for step in group)
-        if any(line.template is not None and line.template.has(Phi2) for step in told for line in step.lines):
-            rows.append(BINORMAL)
-        return tuple(rows)
+        return (*rows, *meanings(line.template for step in told for line in step.lines))
 
     def _shapes(self) -> Iterable[sp.Expr]:
         for value in self.d.program.values.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,10 +11,12 @@ import sympy as sp
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.precedence import PRECEDENCE
 
+from varflow.binormal import Phi2
 from varflow.export.names import Labels, math_name, symbol_latex
 from varflow.export.rounding import DIGITS, rounded
 from varflow.export.steps import Name
 from varflow.laws.integral import GaussianExpectation
+from varflow.waves import CosTail, Dawson, SinTail
 
 WIDEST_CASE = 44.0
 """Letters of a case beyond which its condition stands below it."""
@@ -89,6 +91,18 @@ def pattern(names: Sequence[str], index: Sequence[int]) -> Pattern | str | None:
 
 
 BINORMAL = (r"\Phi_2(h, k; r)", "the probability that two standard normals of correlation r lie below h and k")
+NAMED: dict[type[sp.Expr], tuple[str, str]] = {
+    Phi2: BINORMAL,
+    CosTail: (r"Q_{\cos}(a; b)", "the mean of cos(b x) over x > a, x standard normal (0 elsewhere)"),
+    SinTail: (r"Q_{\sin}(a; b)", "the mean of sin(b x) over x > a, x standard normal (0 elsewhere)"),
+    Dawson: (r"D_{+}(x)", "Dawson's integral, exp(-x^2) times the integral of exp(t^2) from 0 to x"),
+}
+
+
+def meanings(formulas: Iterable[sp.Basic | None]) -> tuple[tuple[str, str], ...]:
+    """Functions in formulas that not everybody knows by their symbol, and what they are."""
+    told = [f for f in formulas if f is not None]
+    return tuple(meaning for kind, meaning in NAMED.items() if any(f.has(kind) for f in told))
 
 
 OPEN, CLOSE = "\ue010", "\ue011"

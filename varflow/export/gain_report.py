@@ -12,10 +12,9 @@ from typing import Any
 
 import sympy as sp
 
-from varflow.binormal import Phi2
 from varflow.errors import InputError
 from varflow.export.document import Equation
-from varflow.export.formulas import BINORMAL, printed
+from varflow.export.formulas import meanings, printed
 from varflow.export.latex import display, prose, set_pdf
 from varflow.export.names import latex_text, markdown_code, markdown_text
 from varflow.export.rendering import environment
@@ -141,7 +140,7 @@ def _meanings(report: GainReport) -> tuple[tuple[str, str], ...]:
     """Functions that not everybody knows by their symbol."""
     maps = report.maps
     told = [getattr(report.gain, n) for n in FIELDS] + ([maps.kernel, maps.derivative_kernel] if maps else [])
-    return (BINORMAL,) if any(e is not None and e.has(Phi2) for e in told) else ()
+    return meanings(told)
 
 
 def _setting(report: GainReport) -> str:

@@ -16,6 +16,7 @@ from varflow.errors import UnsupportedError
 from varflow.laws.algebra import ordered
 from varflow.laws.precise import function_of, guarded
 from varflow.laws.straight import NoProgram, bottom_up
+from varflow.waves import BY_NUMPY, CosTail, SinTail
 
 Array = npt.NDArray[np.float64]
 
@@ -44,8 +45,20 @@ class exp_erfc(sp.Function):  # type: ignore[misc]
     nargs = 3
 
 
+class exp_cos_tail(sp.Function):  # type: ignore[misc]
+    """exp(e) CosTail(a, b), given e, a, b, e - a^2/2 and e - b^2/2."""
+
+    nargs = 5
+
+
+class exp_sin_tail(sp.Function):  # type: ignore[misc]
+    """exp(e) SinTail(a, b), given e, a, b, e - a^2/2 and e - b^2/2."""
+
+    nargs = 5
+
+
 def stable(expr: sp.Expr) -> sp.Expr:
-    """Logistic functions, softplus and exp * erfc in a form that floats can evaluate."""
+    """Logistic functions, softplus and exp times a tail in a form that floats can evaluate."""
     made: sp.Expr = bottom_up(expr, (_rewritten,))
     return made
 
@@ -151,12 +164,17 @@ def _balanced(expr: sp.Mul) -> sp.Expr:
 
 def _tail(expr: sp.Mul) -> sp.Expr:
     powers = [a for a in expr.args if isinstance(a, sp.exp)]
-    tails = [a for a in expr.args if isinstance(a, sp.erfc)]
+    tails = [a for a in expr.args if isinstance(a, (sp.erfc, CosTail, SinTail))]
     if len(powers) != 1 or len(tails) != 1:
         return expr
-    a, b = powers[0].args[0], tails[0].args[0]
-    rest = [f for f in expr.args if f not in (powers[0], tails[0])]
-    return sp.Mul(exp_erfc(a, b, sp.expand(a - b**2)), *rest)
+    e, tail = powers[0].args[0], tails[0]
+    rest = [f for f in expr.args if f not in (powers[0], tail)]
+    if isinstance(tail, sp.erfc):
+        b = tail.args[0]
+        return sp.Mul(exp_erfc(e, b, sp.expand(e - b**2)), *rest)
+    a, b = tail.args
+    both = exp_cos_tail if isinstance(tail, CosTail) else exp_sin_tail
+    return sp.Mul(both(e, a, b, sp.expand(e - a**2 / 2), sp.expand(e - b**2 / 2)), *rest)
 
 
 def _np_softplus(x: Array) -> Array:
@@ -222,6 +240,7 @@ _MODULE = {
     "arcsin": _np_asin,
     "sqrt": _np_sqrt,
     "Phi2": by_numpy,
+    **BY_NUMPY,
 }
 
 

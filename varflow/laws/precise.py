@@ -18,6 +18,7 @@ from sympy.core.function import UndefinedFunction
 
 from varflow.binormal import by_mpmath
 from varflow.laws.straight import NoProgram, Program, bind, program, text_of
+from varflow.waves import BY_MPMATH
 
 TOLERANCE = 1e-10
 MOST_DIGITS = 800
@@ -283,6 +284,7 @@ def _mp_names(made: Program, digits: int) -> dict[str, Any]:
         "loggamma": mp.loggamma,
         "besselk": mp.besselk,
         "Phi2": by_mpmath,
+        **BY_MPMATH,
         "_one": mp.mpf(1),
         "_zero": mp.mpf(0),
         "_nan": mp.nan,

@@ -30,6 +30,14 @@ _SLOPES = {
     "asin": "{1} / sqrt(absolute(1 - {2} * {2}) + {1})",
 }
 """Error of a function from its value {0}, the error {1} and the value {2} of its argument."""
+_TAILS = ("CosTail", "SinTail", "exp_cos_tail", "exp_sin_tail")
+_BESIDE = (
+    "{near} * (1.2 * {da}"
+    " + ({db} * (1 + absolute({a})) + {dn} + _eps * (120 + absolute({n}) + 2 * absolute({a} * {b})))"
+    " / (1 + maximum(absolute({a}), absolute({b}))))"
+    " + where({a} < 0, {far} * ({df} + {db} + _eps * (4 + absolute({f}))), 0)"
+)
+"""Error of exp(e) T(a, b) from near = exp(n), n = e - a^2/2, and far = exp(f), f = e - b^2/2; d.. are theirs."""
 
 
 class NoProgram(Exception):
@@ -229,6 +237,8 @@ class Program:
             return self.rounded(expr, self.step(text, *reads))
         if name == "Phi2":
             return self._fault_of_probability(expr)
+        if name in _TAILS:
+            return self._fault_of_tail(expr)
         error = self.fault(argument)
         if error is None:
             return self.rounded(expr)
@@ -239,6 +249,17 @@ class Program:
         slope = expr.func(*expr.args[:-1], stand_in).diff(stand_in).xreplace({stand_in: argument})
         return self.rounded(expr, self.step("absolute({0}) * {1}", self.value(slope), error))
 
+    def _fault_of_tail(self, expr: sp.Function) -> int:
+        """Of a mean of cos(b x) or sin(b x) over x > a: that of the complex number T it is a part of."""
+        places = [self.value(x) for x in expr.args[-4:]]
+        errors = [self.fault_or_zero(x) for x in expr.args[-4:]]
+        if len(expr.args) == 2:
+            errors += [self.step("absolute({0}) * {1}", x, e) for x, e in zip(places, errors, strict=True)]
+            places += [self.step("-{0} * {0} / 2", x) for x in places]
+        places += [self.call("exp", x) for x in places[2:]]
+        names = ("a", "b", "n", "f", "near", "far", "da", "db", "dn", "df")
+        template = _BESIDE.format(**{name: f"{{{k}}}" for k, name in enumerate(names)})
+        return self.step(template, *places, *errors)
 
     def _fault_of_probability(self, expr: sp.Function) -> int:
         """Of Phi2, a difference of numbers up to one: its own error does not shrink with it."""

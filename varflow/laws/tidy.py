@@ -7,6 +7,7 @@ from functools import lru_cache
 import sympy as sp
 
 from varflow.laws.algebra import size
+from varflow.waves import CosTail, Dawson, SinTail
 
 JOINED = 150
 """Nodes of an expression beyond which its fractions are left apart."""
@@ -61,6 +62,8 @@ def _settle(expr: sp.Expr) -> sp.Expr:
         if isinstance(expr, sp.asin) and not inner.is_number and inner.is_rational_function():
             return sp.asin(sp.factor(sp.cancel(inner)))
         return expr.func(tidy(inner))
+    if isinstance(expr, (CosTail, SinTail, Dawson)):
+        return expr.func(*map(tidy, expr.args))
     return expr
 
 

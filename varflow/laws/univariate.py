@@ -1,7 +1,7 @@
 """Closed forms of one cell: sums of polynomial x exp(quadratic) x erf x sin/cos over half spaces.
 
 exp(linear) shifts the mean (Girsanov), exp(square) changes the covariance, erf(L) is the probability of a
-half space of a fresh Gaussian, sin and cos are exponentials of an imaginary argument.
+half space of a fresh Gaussian, sin and cos are exponentials of an imaginary argument (oscillations.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sympy as sp
 from varflow.laws.algebra import Line, affine, line, ordered, products
 from varflow.laws.cells import Bounds, NotFlat, split
 from varflow.laws.distributions import NoFormula
+from varflow.laws.oscillations import Oscillation, Tail, above, whole
 from varflow.laws.pairs import Matrix, NotClosed, moment
 from varflow.laws.quadratics import root_moment
 from varflow.laws.reach import radical
@@ -99,6 +100,8 @@ def _closed(
 def _work(piece: Piece) -> int:
     """What a piece costs, in simple ones: truncated moments of high degree are long, those of two erf longer."""
     degree = sum(k for _, k in piece.powers)
+    if piece.waves and piece.halves:
+        return (1 + len(piece.waves) // 2 + degree // 4) << len(piece.errors)
     long = (1 + degree // 2) * (1 + degree // 4) if len(piece.errors) > 1 else 1 + degree // 4 if piece.halves else 1
     work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * long
     return work
@@ -192,17 +195,15 @@ def _expect(piece: Piece, covariance: Covariance) -> sp.Expr:
 
 def _with_root(piece: Piece, covariance: Covariance) -> sp.Expr:
     """A monomial times a power of a quadratic, over the whole line."""
-    whole = sp.Mul(*piece.roots)
-    names = frozenset(
-        whole.free_symbols & {v for v in whole.free_symbols if _is_variable(v, covariance)}
-    )
-    found = radical(whole, names)
+    roots = sp.Mul(*piece.roots)
+    names = frozenset(v for v in roots.free_symbols if _is_variable(v, covariance))
+    found = radical(roots, names)
     simple = not (piece.errors or piece.halves or piece.waves) and piece.exponent == 0
     if found is None or not simple or any(v != found[0] for v, _ in piece.powers):
         raise NotClosed
     degree = sum(k for _, k in piece.powers)
     z, a, b = found
-    power = whole.exp
+    power = roots.exp
     return a**power * root_moment(degree, power, b / a, covariance(z, z))
 
 
@@ -275,7 +276,7 @@ def _integrate(piece: Piece, phase: sp.Expr, covariance: Covariance) -> sp.Expr:
         law.shift(linear)
     scale = sp.exp(constant) * law.factor
     if any(wave):
-        return scale * _oscillating(piece, law, wave, offset)
+        return scale * _oscillating(piece, law, wave, offset, scale != 1)
     return scale * sp.cos(offset) * _moment(piece, law, tilted=scale != 1)
 
 
@@ -315,18 +316,37 @@ def _wave(law: _Law, phase: sp.Expr) -> tuple[list[sp.Expr], sp.Expr]:
     return [found[0].get(v, sp.S.Zero) for v in law.names], found[1]
 
 
-def _oscillating(piece: Piece, law: _Law, wave: list[sp.Expr], offset: sp.Expr) -> sp.Expr:
-    """E[monomial cos(wave.x + offset)] by the characteristic function; no half spaces."""
-    if piece.halves:
-        raise NotClosed
+def _oscillating(
+    piece: Piece, law: _Law, wave: list[sp.Expr], offset: sp.Expr, tilted: bool
+) -> sp.Expr:
+    """E[monomial cos(wave.x + offset)], over the whole space or one half space."""
     image = law.image(wave)
-    damping = sp.exp(-law.dot(wave, image) / 2)
-    angle = sp.expand(offset + law.dot(wave, law.mean))
-    law.mean = [m + sp.I * x for m, x in zip(law.mean, image, strict=True)]
-    value = sp.expand(_moment(piece, law, tilted=False))
-    imaginary = value.coeff(sp.I, 1)
-    real = sp.expand(value - sp.I * imaginary)
-    return damping * (real * sp.cos(angle) - imaginary * sp.sin(angle))
+    places = [law.names.index(v) for v, _ in piece.powers]
+    swing = Oscillation(
+        tuple(k for _, k in piece.powers),
+        tuple(law.mean[i] for i in places),
+        tuple(tuple(law.cov[i][j] for j in places) for i in places),
+        tuple(image[i] for i in places),
+        law.dot(wave, image),
+        sp.expand(offset + law.dot(wave, law.mean)),
+    )
+    if not piece.halves:
+        return whole(swing)
+    forms, thresholds = _coordinates(piece.halves)
+    if len(forms) > 1:
+        raise NotClosed
+    form = law.vector(forms[0])
+    spread = law.image(form)
+    tail = Tail(
+        _tidy(sp.expand(thresholds[0] - law.dot(form, law.mean))),
+        _tidy(law.dot(form, spread)),
+        tuple(_tidy(spread[i]) for i in places),
+        _tidy(law.dot(form, image)),
+        tilted,
+    )
+    if tail.variance == 0:
+        raise NotClosed
+    return above(swing, tail)
 
 
 def _moment(piece: Piece, law: _Law, tilted: bool) -> sp.Expr:
