@@ -38,9 +38,11 @@ def _network(name: str, fields: Mapping[str, Any], dense: bool) -> Network:
     net = Network(name)
     image = OPS[name].__module__ in OVER_IMAGES or name in ("group_norm", "instance_norm")
     size = LARGE_IMAGE if name == "instance_norm" else IMAGE
-    positions = (PLACES,) if name in OVER_POSITIONS else size if image else ()
+    over_tokens = OPS[name].__module__ == "varflow.ops.attention"
+    positions = (PLACES,) if name in OVER_POSITIONS or over_tokens else size if image else ()
+    width = int(fields["heads"]) * PLACES if name == "blend" else WIDTH
     count = OPS[name].arity[0] if OPS[name].arity[0] > 1 or OPS[name].arity[1] is not None else 2
-    inputs = [_input(net, choose, f"x{k}", positions, dense, function) for k in range(count)]
+    inputs = [_input(net, choose, f"x{k}", positions, dense, function, width) for k in range(count)]
     given = {"variance": "1/fan_in", **fields} if name == "linear" else fields
     made = net.apply(name, *inputs, name="op", **given)
     for k, h in enumerate(made if isinstance(made, tuple) else (made,)):
@@ -52,11 +54,11 @@ def _network(name: str, fields: Mapping[str, Any], dense: bool) -> Network:
 
 
 def _input(net: Network, choose: random.Random, name: str, positions: tuple[int, ...], dense: bool,
-           function: str) -> Handle:
+           function: str, width: int) -> Handle:
     mean, spread, within = choose.choice(["1/2", "-1/4", "1"]), choose.choice([1, 2]), choose.choice(["0", "1/3"])
-    x = net.input(name, WIDTH, positions=positions, mean=mean, second_moment=f"({mean})**2 + {spread}",
+    x = net.input(name, width, positions=positions, mean=mean, second_moment=f"({mean})**2 + {spread}",
                   position_correlation=within if positions else 0)
-    return net.activation(net.linear(x, WIDTH, variance="2/fan_in", bias="1/10"), function) if dense else x
+    return net.activation(net.linear(x, width, variance="2/fan_in", bias="1/10"), function) if dense else x
 
 
 @pytest.mark.parametrize(("name", "fields", "dense"), list(_examples()))

@@ -11,6 +11,8 @@ from varflow.calculus import difference
 from varflow.laws.distributions import NoFormula
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
+    Attended,
+    Blended,
     Block,
     BlockChoice,
     Blocks,
@@ -106,7 +108,15 @@ def parts(v: Variable) -> tuple[Instance, ...]:
             return (of,)
         case Win(of=of) if of is not None:
             return (of, v.entry)
+        case Attended() | Blended():
+            return within_attention(v)
     return ()
+
+
+def within_attention(v: Attended | Blended) -> tuple[Instance, ...]:
+    """The logits, and what is mixed."""
+    inner = (v.logits, v.slope) if isinstance(v, Attended) else (v.weights, v.of)
+    return tuple(x for x in inner if x is not None)
 
 
 def rooted(v: Variable) -> tuple[bool, tuple[Instance, ...]]:
@@ -122,6 +132,8 @@ def rooted(v: Variable) -> tuple[bool, tuple[Instance, ...]]:
             return True, (of,)
         case Win(of=of) if of is not None:
             return False, (of, v.entry)
+        case Attended() | Blended():
+            return False, within_attention(v)
     return True, ()
 
 

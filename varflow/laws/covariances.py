@@ -11,6 +11,7 @@ import sympy as sp
 
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
+from varflow.laws.attention import logit_covariance, varies_in_attention
 from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine, rooted
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
@@ -151,7 +152,7 @@ class Covariances(ABC):
                 return any(self.varies(a.variable, sample) for a in args)
             case Opaque(roots=roots):
                 return any(self.varies(a.variable, sample) for a in roots)
-        return True
+        return varies_in_attention(self, v, sample)
 
     def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
         """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far
@@ -394,7 +395,7 @@ class Covariances(ABC):
             return self._product_covariance(u, v, view)
         if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
             return self._sum_covariance(u, v, view)
-        return mo.ZERO
+        return logit_covariance(self, u, v, view)
 
     def _sum_covariance(self, u: Variable, v: Variable, view: View) -> Formula:
         """Of two sums over channels: n (E[a b] - E[a] E[b]) for every block, where channels are independent; of a

@@ -17,6 +17,7 @@ import sympy as sp
 from varflow.calculus import rename, symbols_in
 from varflow.laws import labels
 from varflow.laws import moments as mo
+from varflow.laws.attention import OF_TOKENS, mean_in_attention, pair_in_attention
 from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.cells import KINKED
 from varflow.laws.closure import closed
@@ -142,6 +143,8 @@ class Laws(Covariances):
                 return walk[0] if walk else self.expectation(expr, args, coefficients, SAME)
             case Opaque(mean=mean):
                 return self._given(mean)
+            case _ if isinstance(v, OF_TOKENS):
+                return mean_in_attention(self, v)
         raise NoFormula(f"no mean is known for {type(v).__name__}", v.node)
 
     def _given(self, quantity: Quantity) -> Formula:
@@ -173,6 +176,8 @@ class Laws(Covariances):
                 return walk[1] if walk else self.expectation(expr**2, args, coefficients, SAME)
             case Opaque(second=second):
                 return self._given(second)
+            case _ if isinstance(v, OF_TOKENS):
+                return pair_in_attention(self, x, x, SAME)
         raise NoFormula(f"no second moment is known for {type(v).__name__}", v.node)
 
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
@@ -238,6 +243,8 @@ class Laws(Covariances):
                 return self._pair_average(a.variable, b, view)
             if isinstance(a.variable, Mixed):
                 return resampled(self, a, b, a is x, view, self.pair)
+            if isinstance(a.variable, OF_TOKENS) and not isinstance(b.variable, Composite):
+                return pair_in_attention(self, a, b, view)
         if isinstance(x.variable, Win) or isinstance(y.variable, Win):
             return won_pair(self, x, y, view)
         for a, b in ((x, y), (y, x)):
@@ -369,7 +376,7 @@ class Laws(Covariances):
             return of_largest(self, f, v, coefficients)
         if isinstance(v, Depthwise):
             return of_symmetric(self, f, v, coefficients)
-        if isinstance(v, Opaque | PositionAverage | SampleMean | Mixed | Win) and not v.gaussian:
+        if isinstance(v, (Opaque, PositionAverage, SampleMean, Mixed, Win, *OF_TOKENS)) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
         return self._basic(f, [0], (Instance(v),), coefficients, SAME)
 

@@ -25,6 +25,7 @@ import sympy as sp
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws import population_cells as cells
 from varflow.laws import population_windows as windows
+from varflow.laws.population_attention import attended
 from varflow.laws.population_cells import (
     Array,
     Value,
@@ -36,6 +37,7 @@ from varflow.laws.population_cells import (
 from varflow.laws.population_weights import HaarMatrix, Matrix, solve, turned
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -54,7 +56,10 @@ from varflow.program import (
     Program,
     Repeat,
     RepeatBackward,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
@@ -218,6 +223,8 @@ class _Run:
                 return windows.largest(args[0], window)
             case WindowMaxBackward(forward=forward):
                 return windows.winners(args[0], args[1], forward.window)
+            case Scores() | Softmax() | SoftmaxBackward() | Blend():
+                return attended(step, args)
             case primitive:
                 return self._moved(primitive, args, channels)
 

@@ -17,6 +17,7 @@ from varflow.laws.making import there
 from varflow.laws.moments import Formula
 from varflow.laws.normalization import Normalization
 from varflow.laws.repetition import Repetition
+from varflow.laws.tokens import Attention
 from varflow.laws.variables import (
     POSITION,
     SAMPLE,
@@ -31,6 +32,7 @@ from varflow.laws.variables import (
 from varflow.laws.windows import Windows
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -48,7 +50,10 @@ from varflow.program import (
     Program,
     Repeat,
     RepeatBackward,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
@@ -60,7 +65,7 @@ DEEP = 150
 """Instructions of a program whose covariances are named as it is read."""
 
 
-class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
+class Propagation(Contraction, Normalization, Layout, Windows, Attention, Repetition):
     """The laws of a program's values. ``values[i]`` are the blocks of instruction i's value."""
 
     def __init__(self, program: Program, closures: bool = False, profiles: bool = False,
@@ -126,6 +131,8 @@ class Propagation(Contraction, Normalization, Layout, Windows, Repetition):
                 return self._window(step, args)
             case Concat() | Slice() | Embed() | Permute() | Flatten() | Unflatten() | Deal():
                 return self._layout(step, args)
+            case Scores() | Softmax() | SoftmaxBackward() | Blend():
+                return self._attention(step, args)
             case Repeat() as repeat:
                 return self._one(self._repeat(repeat, args[0]))
             case RepeatBackward(forward=repeat):

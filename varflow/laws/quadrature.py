@@ -30,6 +30,7 @@ from varflow.laws.numeric import (
     with_enough_digits,
 )
 from varflow.laws.separable import Sides, evaluated, sides
+from varflow.laws.softmax import SoftmaxMoment, with_softmax
 
 TINY = 1e-100
 OUTER_PANELS = 4000
@@ -431,4 +432,6 @@ def compile_formula(expr: sp.Expr, symbols: Sequence[sp.Symbol]) -> Callable[...
     unknown = expr.free_symbols - set(symbols)
     if unknown:
         raise ValueError(f"no value for {sorted(map(str, unknown))}")
+    if expr.has(SoftmaxMoment):
+        return with_softmax(expr, tuple(symbols), compile_formula)
     return _compiled(expr, tuple(symbols))

@@ -287,6 +287,41 @@ class Win(Variable):
 
 
 @dataclass(eq=False)
+class Logit(Variable):
+    """The inner product of a token's ``queries`` with another token's ``keys`` over the ``width`` channels of a head:
+    a sum of many terms, Gaussian. A channel is a head and a key token; ``there`` is another query token."""
+
+    queries: Instance | None = None
+    keys: Instance | None = None
+    width: sp.Expr = sp.S.One
+    gaussian = True
+    normal = False
+
+
+@dataclass(eq=False)
+class Attended(Variable):
+    """The softmax over ``tokens`` of ``scale`` times a :class:`Logit`; with a ``slope``, the gradient of its weights,
+    the softmax's derivative applied to it. Channels as those of the logits."""
+
+    logits: Instance | None = None
+    scale: Quantity = sp.S.One
+    tokens: sp.Expr = sp.S.One
+    slope: Instance | None = None
+
+
+@dataclass(eq=False)
+class Blended(Variable):
+    """``factor`` times a value ``of`` (at ``tokens`` tokens) mixed by ``weights`` for each of ``places`` query tokens;
+    ``transpose``: a value of the query tokens brought to the tokens. A mixture of Gaussians, known by two moments."""
+
+    weights: Instance | None = None
+    factor: Quantity = sp.S.One
+    of: Instance | None = None
+    transpose: bool = False
+    places: sp.Expr = sp.S.One
+
+
+@dataclass(eq=False)
 class MaskEntry(Variable):
     """Zero or one; the same for all positions of a sample if ``per_sample``."""
 
