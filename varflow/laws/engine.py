@@ -35,7 +35,7 @@ from varflow.laws.integral import GaussianExpectation, even_part, is_odd
 from varflow.laws.pairs import NotClosed
 from varflow.laws.reach import in_reach
 from varflow.laws.tidy import tidy
-from varflow.laws.univariate import MAX_PIECES, Budget, Covariance, Exhausted, closed
+from varflow.laws.univariate import MAX_CUTS, MAX_PIECES, Budget, Covariance, Exhausted, closed
 
 Powers = dict[sp.Expr, int]
 MAX_DIMENSION = 2
@@ -197,9 +197,26 @@ def expectation(expr: sp.Expr, law: Law, depth: int = 0) -> sp.Expr:
 def _summed(
     result: _Sum, expr: sp.Expr, variables: set[sp.Symbol], law: Law, depth: int
 ) -> sp.Expr:
-    for coefficient, powers in products(expr, variables):
+    terms = list(products(expr, variables))
+    if len(variables) <= MAX_DIMENSION and any(_many_tails(powers, law) for _, powers in terms):
+        return integral(expr, frozenset(variables), law, depth)
+    for coefficient, powers in terms:
         _add_term(result, coefficient, powers, law, depth)
     return result.total(expr)
+
+
+def _many_tails(powers: Powers, law: Law) -> bool:
+    """Whether a term is an orthant of four or more correlated Gaussians: no part of its sum is worth a formula."""
+    if _tails(powers) <= MAX_CUTS:
+        return False
+    names = set().union(*(f.free_symbols for f in powers)) & law.distributions.keys()
+    if not all(isinstance(law.distributions[v], Normal) for v in names):
+        return False
+    return any(_tails(part) > MAX_CUTS for _, part in components(powers, law))
+
+
+def _tails(powers: Powers) -> int:
+    return sum(k for f, k in powers.items() if isinstance(f, (sp.erf, sp.erfc)))
 
 
 def _too_wide(expr: sp.Expr, variables: set[sp.Symbol], law: Law) -> bool:

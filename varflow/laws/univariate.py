@@ -15,6 +15,7 @@ import sympy as sp
 from varflow.laws.algebra import Line, affine, line, ordered, products
 from varflow.laws.cells import Bounds, NotFlat, split
 from varflow.laws.distributions import NoFormula
+from varflow.laws.orthants import Corner, corner_moment
 from varflow.laws.oscillations import Oscillation, Tail, above, whole
 from varflow.laws.pairs import Matrix, NotClosed, moment
 from varflow.laws.quadratics import root_moment
@@ -60,6 +61,8 @@ class Piece:
     errors: tuple[Line, ...]
     halves: tuple[Half, ...]
     roots: tuple[sp.Expr, ...] = ()
+    single: bool = False
+    """Whether it is a function of one variable."""
 
 
 def closed(
@@ -102,7 +105,8 @@ def _work(piece: Piece) -> int:
     degree = sum(k for _, k in piece.powers)
     if piece.waves and piece.halves:
         return (1 + len(piece.waves) // 2 + degree // 4) << len(piece.errors)
-    long = (1 + degree // 2) * (1 + degree // 4) if len(piece.errors) > 1 else 1 + degree // 4 if piece.halves else 1
+    cuts = len(piece.errors) + len(piece.halves)
+    long = (1 + degree // 2) * (1 + degree // 4) if cuts > 2 else 1 + degree // 4 if cuts > 1 or piece.halves else 1
     work: int = 2 ** len(piece.errors) * (1 + len(piece.waves)) * long
     return work
 
@@ -125,7 +129,7 @@ def _pieces(
     body: sp.Expr, variables: frozenset[sp.Symbol], halves: tuple[Half, ...]
 ) -> Iterator[Piece]:
     for coefficient, powers in products(_plain(body), variables):
-        piece = Piece(coefficient, (), sp.S.Zero, (), (), halves)
+        piece = Piece(coefficient, (), sp.S.Zero, (), (), halves, single=len(variables) == 1)
         for factor, power in powers.items():
             piece = _absorb(piece, factor, power, variables)
         yield piece
@@ -270,14 +274,15 @@ def _integrate(piece: Piece, phase: sp.Expr, covariance: Covariance) -> sp.Expr:
     symbols |= phase.free_symbols | {v for v, _ in piece.powers}
     names = ordered(s for s in symbols if _is_variable(s, covariance))
     law = _Law(names, covariance)
-    constant, linear = _tilt(law, piece.exponent)
+    constant, linear, bounded = _tilt(law, piece.exponent)
     wave, offset = _wave(law, phase)
     if any(linear):
         law.shift(linear)
     scale = sp.exp(constant) * law.factor
     if any(wave):
         return scale * _oscillating(piece, law, wave, offset, scale != 1)
-    return scale * sp.cos(offset) * _moment(piece, law, tilted=scale != 1)
+    growing = scale != 1 and not (len(piece.halves) == 2 and bounded)
+    return scale * sp.cos(offset) * _moment(piece, law, growing)
 
 
 def _is_variable(symbol: sp.Symbol, covariance: Covariance) -> bool:
@@ -287,8 +292,8 @@ def _is_variable(symbol: sp.Symbol, covariance: Covariance) -> bool:
         return False
 
 
-def _tilt(law: _Law, exponent: sp.Expr) -> tuple[sp.Expr, list[sp.Expr]]:
-    """Apply the quadratic part of the exponent; give back its constant and linear part."""
+def _tilt(law: _Law, exponent: sp.Expr) -> tuple[sp.Expr, list[sp.Expr], bool]:
+    """Apply the quadratic part of the exponent; its constant and linear part, and whether it is bounded above."""
     index = {v: i for i, v in enumerate(law.names)}
     constant: sp.Expr = sp.S.Zero
     linear: list[sp.Expr] = [sp.S.Zero] * len(index)
@@ -306,7 +311,9 @@ def _tilt(law: _Law, exponent: sp.Expr) -> tuple[sp.Expr, list[sp.Expr]]:
             constant += coefficient
     if not weights.is_zero_matrix:
         law.quadratic(weights)
-    return constant, linear
+    square = weights.is_diagonal() and all(weights[i, i].is_nonpositive for i in index.values())
+    bounded = square and all(weights[i, i].is_negative for i, a in enumerate(linear) if a != 0)
+    return constant, linear, bool(bounded)
 
 
 def _wave(law: _Law, phase: sp.Expr) -> tuple[list[sp.Expr], sp.Expr]:
@@ -367,6 +374,12 @@ def _moment(piece: Piece, law: _Law, tilted: bool) -> sp.Expr:
     mean = tuple(_tidy(law.dot(a, law.mean)) for a in vectors)
     if any(gram[i][i] == 0 for i in thresholds):
         raise NotClosed
+    if piece.single and len(thresholds) == 2 and gram[0][1] != 0 and not tilted:
+        gaps = tuple(sp.expand(t - mean[i]) for i, t in thresholds.items())
+        if any(gaps):
+            i = next((i for i, k in enumerate(exponents) if k), 0)
+            both = Corner(mean[i], gram[i][i], gram[i][:2], gaps, (gram[0][0], gram[1][1]), gram[0][1])
+            return sign * corner_moment(exponents[i], both)
     return sign * moment(tuple(exponents), mean, gram, thresholds, tilted)
 
 
