@@ -20,6 +20,7 @@ from varflow.laws.variables import (
     Depthwise,
     GaussianSum,
     Instance,
+    Inverse,
     Largest,
     MaskEntry,
     Mixed,
@@ -30,6 +31,7 @@ from varflow.laws.variables import (
     Product,
     SampleMean,
     SphereEntry,
+    Standardized,
     Variable,
     Win,
 )
@@ -104,7 +106,7 @@ def parts(v: Variable) -> tuple[Instance, ...]:
         case Largest(of=of, weight_args=beside) if of is not None:
             return (of, *beside)
         case (SampleMean(of=of) | PositionAverage(of=of) | SphereEntry(of=of) | Mixed(of=of)
-              | Depthwise(of=of) | Normed(of=of)) if of is not None:
+              | Depthwise(of=of) | Normed(of=of) | Standardized(of=of) | Inverse(of=of)) if of is not None:
             return (of,)
         case Win(of=of) if of is not None:
             return (of, v.entry)
@@ -130,6 +132,8 @@ def rooted(v: Variable) -> tuple[bool, tuple[Instance, ...]]:
             return False, (of, *beside)
         case Depthwise(of=of) if of is not None:
             return True, (of,)
+        case (Standardized(of=of) | Inverse(of=of)) if of is not None:
+            return False, (of,)
         case Win(of=of) if of is not None:
             return False, (of, v.entry)
         case Attended() | Blended():

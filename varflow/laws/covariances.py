@@ -27,6 +27,7 @@ from varflow.laws.variables import (
     Depthwise,
     GaussianSum,
     Instance,
+    Inverse,
     Largest,
     MaskEntry,
     Mixed,
@@ -37,6 +38,7 @@ from varflow.laws.variables import (
     Product,
     SampleMean,
     SphereEntry,
+    Standardized,
     Variable,
     View,
     view_of,
@@ -125,7 +127,7 @@ class Covariances(ABC):
                 return kind != "bias" and (sample or placed)
             case MaskEntry(per_sample=per_sample, placed=placed):
                 return sample or (placed and not per_sample)
-            case BlockChoice():
+            case BlockChoice() | Inverse():
                 return False
             case SampleMean(of=of, channels=channels) if of is not None and channels is not None:
                 return sample and self.varies(of.variable, sample)
@@ -136,7 +138,7 @@ class Covariances(ABC):
             case Mixed(of=of, mix=mix) if of is not None and mix is not None:
                 return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
                     mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
-            case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) if of is not None:
+            case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) | Standardized(of=of) if of is not None:
                 return self.varies(of.variable, sample)
             case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
                 return True

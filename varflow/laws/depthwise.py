@@ -22,7 +22,15 @@ from varflow.laws.given import coefficient_formula
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.positions import Array, Mixing, Overall, completed, too_many, window_matrices
 from varflow.laws.shared import parity
-from varflow.laws.variables import POSITION, SAME, Composite, Depthwise, Instance, View
+from varflow.laws.variables import (
+    POSITION,
+    SAME,
+    Composite,
+    Depthwise,
+    Instance,
+    Standardized,
+    View,
+)
 from varflow.program import Mix
 from varflow.symbols import arg
 from varflow.window import Window
@@ -47,7 +55,7 @@ def even_part(f: sp.Expr, x: sp.Symbol) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     return a, b, c
 
 
-def of_symmetric(laws: Laws, f: sp.Expr, v: Depthwise, coefficients: tuple[Quantity, ...]) -> Formula:
+def of_symmetric(laws: Laws, f: sp.Expr, v: Depthwise | Standardized, coefficients: tuple[Quantity, ...]) -> Formula:
     """E[f(v)]. Raises NoFormula."""
     a, b, c = even_part(f, arg(0))
     parts = [coefficient_formula(a, coefficients)]
@@ -89,10 +97,12 @@ class MeanSize:
         return np.asarray(np.sqrt(2 / np.pi * second) * chi)
 
 
-def mean_size(laws: Laws, v: Depthwise) -> Formula:
+def mean_size(laws: Laws, v: Depthwise | Standardized) -> Formula:
     """E|v|, by the law of chi where what it reads is Gaussian and independent from place to place."""
     of = v.of
     assert of is not None
+    if isinstance(v, Standardized):
+        raise NoFormula("the mean size of a normalized depthwise convolution", v.node)
     if v.distribution != "normal" or not of.variable.gaussian or not v.terms.is_Integer or v.transpose or v.backward:
         raise NoFormula("the mean size of a depthwise convolution of what is not Gaussian", v.node)
     if not laws.varies(of.variable, False) or not laws.covariance(of, Instance(of.variable, of.moves, True),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import sympy as sp
@@ -22,7 +23,7 @@ from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.cells import KINKED
 from varflow.laws.closure import closed
 from varflow.laws.covariances import Covariances, moments_of
-from varflow.laws.depthwise import beside, of_symmetric, tied
+from varflow.laws.depthwise import of_symmetric, tied
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
@@ -30,6 +31,7 @@ from varflow.laws.positions import Overall
 from varflow.laws.resampling import resampled, spread_of
 from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
+from varflow.laws.standardized import MIXTURES, beside
 from varflow.laws.templates import template, variable
 from varflow.laws.variables import (
     SAME,
@@ -44,6 +46,7 @@ from varflow.laws.variables import (
     PositionAverage,
     SampleMean,
     SphereEntry,
+    Standardized,
     Variable,
     View,
     Win,
@@ -89,7 +92,7 @@ class Laws(Covariances):
         """E[x]; a value of the backward pass is odd in the cotangent: 0. Raises NoFormula where there is no
         formula and no population can supply it."""
         v = x.variable
-        if v.gaussian or isinstance(v, SphereEntry | Depthwise) or v.backward:
+        if v.gaussian or isinstance(v, SphereEntry | Depthwise | Standardized) or v.backward:
             return mo.ZERO
         if v not in self._mean:
             self._mean[v] = self._named("m", v, "mean", self._find_mean)
@@ -222,7 +225,7 @@ class Laws(Covariances):
             except NoFormula as error:
                 self._failed[key] = error
                 raise
-            self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=_born).node,
+            self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=attrgetter("born")).node,
                                                          backward=u.backward or v.backward))
         return self._oriented(self._pair[key], asked, view, first, u, v)
 
@@ -233,7 +236,7 @@ class Laws(Covariances):
         except NoFormula:
             if not self.sampling or self.closures:
                 raise
-            return sampled(self, [x, y], view, max(x.variable, y.variable, key=_born))
+            return sampled(self, [x, y], view, max(x.variable, y.variable, key=attrgetter("born")))
         finally:
             self._work = work
 
@@ -374,7 +377,7 @@ class Laws(Covariances):
             return self._substitute(f, 0, (Instance(v),), coefficients, SAME)
         if isinstance(v, Largest):
             return of_largest(self, f, v, coefficients)
-        if isinstance(v, Depthwise):
+        if isinstance(v, Depthwise | Standardized):
             return of_symmetric(self, f, v, coefficients)
         if isinstance(v, (Opaque, PositionAverage, SampleMean, Mixed, Win, *OF_TOKENS)) and not v.gaussian:
             return self._polynomial(f, v, coefficients)
@@ -431,7 +434,7 @@ class Laws(Covariances):
         if any(isinstance(args[i].variable, Largest | Win) for i in indices):
             placed = tuple((arg(i), arg(k)) for k, i in enumerate(indices))
             return joint(self, rename(expr, placed), tuple(args[i] for i in indices), view, coefficients)
-        if any(isinstance(args[i].variable, Depthwise) for i in indices):
+        if any(isinstance(args[i].variable, MIXTURES) for i in indices):
             return beside(self, expr, indices, args, coefficients, view)
         given: list[Quantity] = []
         table: dict[sp.Symbol, sp.Expr] = {}
@@ -494,7 +497,3 @@ class Laws(Covariances):
 def _both(i: int, j: int) -> sp.Expr:
     """The product of two arguments."""
     return arg(i) * arg(j)
-
-
-def _born(v: Variable) -> int:
-    return v.born

@@ -12,12 +12,14 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, refine
 from varflow.laws.covariances import twin
 from varflow.laws.distributions import NoFormula
+from varflow.laws.field import field_sampled
 from varflow.laws.making import UNKNOWN, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.normed import four, shrinkage
 from varflow.laws.positions import MAX_PLACES, Overall
 from varflow.laws.projected import Projection
 from varflow.laws.scatter import MOST_GRADIENT_PLACES, MOST_PLACES
+from varflow.laws.standardized import inverse_of, standardized
 from varflow.laws.variables import (
     POSITION,
     SAME,
@@ -34,9 +36,10 @@ from varflow.laws.variables import (
     Product,
     SampleMean,
     SphereEntry,
+    Standardized,
     View,
 )
-from varflow.program import Instruction, Standardize, StandardizeBackward
+from varflow.program import Contract, Instruction, Pointwise, Standardize, StandardizeBackward
 from varflow.symbols import arg
 
 
@@ -146,6 +149,8 @@ class Normalization(Projection):
     def _sample_norm(self, rule: Standardize, law: Instance | None, whole: bool) -> Instance | None:
         if law is None:
             return None
+        if (exact := self._given_weights(rule, law)) is not None:
+            return exact
         if isinstance(v := law.variable, Depthwise) and v.twin and isinstance(v.twin.variable, Product):
             self.normalized[v.twin.variable.weight.split("#")[0]] = v.terms
         law = twin(law)
@@ -158,6 +163,26 @@ class Normalization(Projection):
         roots = self.laws.roots(law)
         return self._make(Opaque, whole, mean=sp.S.Zero, second=second, roots=roots,
                           sample=-second / (rule.batch - 1), position=UNKNOWN)
+
+    def _given_weights(self, rule: Standardize, law: Instance) -> Instance | None:
+        """A depthwise convolution over the standard deviation that its weights give it; None where its law is not known
+        so far, or what follows needs a Gaussian."""
+        plain = rule.batch is None and rule.axis == "sample" and rule.eps.is_number and not law.moves
+        if not plain or not isinstance(law.variable, Depthwise) or not self.step.shape.positions or not self._alone():
+            return None
+        try:
+            y = standardized(self.laws, law, rule.eps, **self._label())
+            field_sampled(self.laws, [y, y], SAME, y.variable)
+        except NoFormula:
+            return None
+        self._inverse[self.step.args[0], rule].append(sp.S.One)
+        return y
+
+    def _alone(self) -> bool:
+        """Whether only activations and contractions read this value forward: then no sum is normalized again."""
+        readers = [s for s in self.program if self.index in s.args and not s.backward]
+        return all(isinstance(s.primitive, Contract) or (isinstance(s.primitive, Pointwise) and len(s.args) == 1)
+                   for s in readers)
 
     def _large_batch_norm(self, rule: Standardize, base: Instance | None, law: Instance, whole: bool) -> Instance:
         if base is None:
@@ -295,6 +320,11 @@ class Normalization(Projection):
 
     def _large_batch_gradient(self, rule: Standardize, x: Blocks, d: Blocks) -> Blocks:
         """(d - mean of d) / sigma, less the projection along y: one degree of freedom of many."""
+        y = self._forward_value(rule)[0].law
+        if y is not None and isinstance(y.variable, Standardized):
+            k = inverse_of(y, **self._label(False))
+            return tuple(Block(b.size, b.law and self._make(Composite, len(d) == 1, expr=arg(0) * arg(1),
+                                                            args=(b.law, k))) for b in d)
         inverse = self._inverse.get((self.step.args[0], rule), [])
         try:
             if len(inverse) != len(x):

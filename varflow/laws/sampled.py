@@ -30,9 +30,11 @@ from varflow.laws.variables import (
     Composite,
     Depthwise,
     Instance,
+    Inverse,
     Largest,
     MaskEntry,
     Mixed,
+    Standardized,
     Variable,
     View,
 )
@@ -244,6 +246,8 @@ def _shares(laws: Laws, values: Sequence[Instance]) -> bool:
             stack += [carried(a, x) for a in x.variable.args]
         else:
             leaves[x] = None
+    if any(isinstance(x.variable, Standardized | Inverse) for x in leaves):
+        return True
     mixtures = [x for x in leaves if isinstance(x.variable, Depthwise)]
     return any(x.variable.backward or any(laws.dependent(x, y, SAME) for y in leaves if y != x) for x in mixtures)
 

@@ -224,6 +224,29 @@ class Depthwise(Variable):
 
 
 @dataclass(eq=False)
+class Standardized(Variable):
+    """A depthwise convolution ``of`` less its mean, over its standard deviation, both over a large batch and its
+    positions: functions of the channel's weights. ``scale`` are the covariances of what two taps read (taps x taps),
+    ``mean`` the mean of what is read. In profiles only."""
+
+    of: Instance | None = None
+    scale: Quantity = sp.S.One
+    mean: Quantity = sp.S.Zero
+    eps: sp.Expr = sp.S.Zero
+
+
+@dataclass(eq=False)
+class Inverse(Variable):
+    """One over the standard deviation of a depthwise convolution, as in :class:`Standardized`: the same at all places
+    of a channel."""
+
+    of: Instance | None = None
+    scale: Quantity = sp.S.One
+    mean: Quantity = sp.S.Zero
+    eps: sp.Expr = sp.S.Zero
+
+
+@dataclass(eq=False)
 class Mixed(Variable):
     """A value's positions mixed with fixed numbers (Gaussian if the value is)."""
 
