@@ -94,6 +94,14 @@ def test_laws_are_those_of_brute_force(steps: int) -> None:
         assert abs(mean - theirs) < 5 * np.hypot(error, 0.006 * theirs), (field, name, mean, theirs)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_tape_draws_what_single_steps_draw(samples: int) -> None:
+    run = Simulator(program(24), samples=samples, method="collapsed")
+    assert run.tape is not None
+    taped, run.tape = run.rows(0, 5), None
+    assert taped[..., 1:] == pytest.approx(run.rows(0, 5)[..., 1:], rel=1e-3, nan_ok=True)
+
+
 def test_collapsed_is_sampled_in_law() -> None:
     """Log norms of the last cell, of a gate, of all states, and of gradients at the first step and the inputs."""
     p, draws = program(24), 800

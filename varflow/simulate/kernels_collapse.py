@@ -31,6 +31,7 @@ from varflow.simulate.kernels_product import (
     RUN,
     TINY,
     combine_rows,
+    dot_doubles,
     dots_precise,
     draw_rows,
     factorize,
@@ -42,6 +43,7 @@ from varflow.simulate.kernels_product import (
     solve_lower,
     solve_upper,
     squares,
+    subtract_doubles,
 )
 from varflow.simulate.rng import TILE, check_counter
 from varflow.simulate.steps import (
@@ -90,6 +92,9 @@ def condition(rest: Array, factors: Array, cross: Array, flip: Number, before: N
     """What the transpose says of d_j . W x_i, in the rows before.. of ``factors``, goes into ``cross``; what the other
     terms bring is subtracted: earlier uses, and fresh normals g_i with d_j . g_i = ``rest``[j, i]."""
     across, columns = rest.shape
+    if columns == 1:
+        condition_one(rest, factors, cross, flip, before)
+        return
     for j in range(across):
         for i in range(columns):
             if flip:
@@ -104,6 +109,22 @@ def condition(rest: Array, factors: Array, cross: Array, flip: Number, before: N
             fixed = rest[j, k]
             for i in range(k, columns):
                 factors[before + j, i] -= fixed * factors[before + across + k, i]
+
+
+@device
+def condition_one(rest: Array, factors: Array, cross: Array, flip: Number, before: Number) -> None:
+    """`condition` for one column."""
+    across, start, said = rest.shape[0], factors.ctypes.data, factors.ctypes.data + 8 * before
+    for j in range(across):
+        if flip:
+            cross[before, j] = factors[before + j, 0]
+        else:
+            cross[j, before] = factors[before + j, 0]
+            factors[before + j, 0] -= dot_doubles(cross.ctypes.data + 8 * j * cross.shape[1], start, before)
+    if flip:
+        for k in range(before):
+            subtract_doubles(said, factors[k, 0], cross.ctypes.data + 8 * k * cross.shape[1], across)
+    subtract_doubles(said, factors[before + across, 0], rest.ctypes.data, across)
 
 
 @device

@@ -130,6 +130,51 @@ def squares(rows: Number, high: Number, size: Number, out: Number, pitch: Number
         triangle(rows, high, size, out, pitch)
 
 
+@reduction
+def dot_doubles(x: Number, y: Number, size: Number) -> Any:
+    """x . y of doubles."""
+    a, b, total = pointer_to_doubles(x), pointer_to_doubles(y), 0.0
+    for k in range(size):
+        total += a[k] * b[k]
+    return total
+
+
+@device
+def subtract_doubles(x: Number, factor: Number, y: Number, size: Number) -> None:
+    """x -= factor y."""
+    a, b = pointer_to_doubles(x), pointer_to_doubles(y)
+    for k in range(size):
+        a[k] -= factor * b[k]
+
+
+@device
+def lower_one(factor: Array, x: Number, size: Number) -> None:
+    """L^-1 x of a vector, zero where the pivot is."""
+    entries, rows = pointer_to_doubles(x), factor.ctypes.data
+    for k in range(size):
+        inverse = 1.0 / factor[k, k] if factor[k, k] != 0.0 else 0.0
+        entries[k] = (entries[k] - dot_doubles(rows + 8 * k * factor.shape[1], x, k)) * inverse
+
+
+@device
+def upper_one(factor: Array, x: Number, size: Number) -> None:
+    """L^-T x of a vector, zero where the pivot is."""
+    entries, rows = pointer_to_doubles(x), factor.ctypes.data
+    for k in range(size - 1, -1, -1):
+        entries[k] *= 1.0 / factor[k, k] if factor[k, k] != 0.0 else 0.0
+        subtract_doubles(x, entries[k], rows + 8 * k * factor.shape[1], k)
+
+
+@device
+def factorize_one(factor: Array, k: Number) -> Any:
+    """`factorize` for the one row k."""
+    row, length = factor.ctypes.data + 8 * k * factor.shape[1], factor[k, k]
+    lower_one(factor, row, k)
+    pivot = length - dot_doubles(row, row, k)
+    factor[k, k] = 0.0 if pivot <= DEPENDENT * length and length < np.inf else math.sqrt(pivot)
+    return pivot > UNSTEADY * length and TINY < length < LARGE
+
+
 @device
 def factorize(factor: Array, start: Number, stop: Number, column: Number, square: Number) -> Any:
     """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done.
@@ -137,6 +182,8 @@ def factorize(factor: Array, start: Number, stop: Number, column: Number, square
     Returns whether inner products in float32 are good enough for it: no pivot is small, no square near the ends of
     the range. ``column`` and ``square`` are addresses of ``stop`` doubles of scratch.
     """
+    if stop == start + 1:
+        return factorize_one(factor, start)
     entries, lengths, steady = pointer_to_doubles(column), pointer_to_doubles(square), True
     for i in range(start, stop):
         lengths[i] = factor[i, i]
@@ -170,9 +217,8 @@ def is_steady(factor: Array, size: Number) -> Any:
     """What `factorize` returned for the first rows of a factor."""
     steady = True
     for i in range(size):
-        square = 0.0
-        for k in range(i + 1):
-            square += factor[i, k] * factor[i, k]
+        row = factor.ctypes.data + 8 * i * factor.shape[1]
+        square = dot_doubles(row, row, i + 1)
         steady = steady and factor[i, i] ** 2 > UNSTEADY * square and TINY < square < LARGE
     return steady
 
@@ -195,6 +241,9 @@ def divide_row(x: Array, i: Number, pivot: Number) -> None:
 @device
 def solve_lower(factor: Array, x: Array, first: Number, size: Number) -> None:
     """Rows first..first + size of x become L^-1 of them, zero where the pivot is."""
+    if x.shape[1] == 1:
+        lower_one(factor, x.ctypes.data + 8 * first, size)
+        return
     for k in range(size):
         for j in range(k):
             subtract_row(x, first + k, factor[k, j], first + j)
@@ -204,6 +253,9 @@ def solve_lower(factor: Array, x: Array, first: Number, size: Number) -> None:
 @device
 def solve_upper(factor: Array, x: Array, first: Number, size: Number) -> None:
     """Rows first..first + size of x become L^-T of them, zero where the pivot is."""
+    if x.shape[1] == 1:
+        upper_one(factor, x.ctypes.data + 8 * first, size)
+        return
     for k in range(size - 1, -1, -1):
         for j in range(k + 1, size):
             subtract_row(x, first + k, factor[j, k], first + j)

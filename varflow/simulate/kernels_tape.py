@@ -52,6 +52,24 @@ def other_source(words: Number, reals: Number, context: Number) -> None:
 
 
 @handler
+def move(words: Number, reals: Number, context: Number) -> None:
+    """Channels of other values side by side, zero between: words (pieces, rows, channels, whether some stay zero, then
+    for each piece: where its value is, that value's channels, first channel there and here, and how many)."""
+    w, c = pointer_to_integers(words), pointer_to_integers(context)
+    pieces, rows, channels = w[0], w[1], w[2]
+    if w[3]:
+        out = pointer(c[TARGET])
+        for k in range(rows * channels):
+            out[k] = F(0.0)
+    for k in range(4, 4 + 5 * pieces, 5):
+        for row in range(rows):
+            source = pointer(c[BASE] + w[k] + 4 * (row * w[k + 1] + w[k + 2]))
+            target = pointer(c[TARGET] + 4 * (row * channels + w[k + 3]))
+            for i in range(w[k + 4]):
+                target[i] = source[i]
+
+
+@handler
 def gradient(words: Number, reals: Number, context: Number) -> None:
     """Mean square entry of a sum of outer products, into the moments: words (column, pairs, rows, columns, then for
     each pair: where its row side and its column side are, and the number of places)."""

@@ -1,7 +1,7 @@
 """Writing a plan as a tape: every value at its place in one buffer, every step as integers for its handler.
 
-Programs of random sources, pointwise steps and collapsed products become tapes; others are run step by step
-(`cpu`). Which of the two depends on the program and the samples alone, not on what is measured.
+Programs of random sources, pointwise steps, splits, concats and collapsed products become tapes; others are run step by
+step (`cpu`). Which of the two depends on the program and the samples alone, not on what is measured.
 """
 
 from __future__ import annotations
@@ -14,13 +14,24 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from varflow.program import Bias, Contract, Cotangent, Input, Instruction, Mask, Pointwise
+from varflow.program import (
+    Bias,
+    Concat,
+    Contract,
+    Cotangent,
+    Embed,
+    Input,
+    Instruction,
+    Mask,
+    Pointwise,
+    Slice,
+)
 from varflow.simulate.handlers import Handler
 from varflow.simulate.jit import over_draws
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import layout, write_product
 from varflow.simulate.kernels_pointwise import input_words, program_of, write_expression
-from varflow.simulate.kernels_tape import gradient, normal_source, other_source
+from varflow.simulate.kernels_tape import gradient, move, normal_source, other_source
 from varflow.simulate.plan import Plan, Step
 from varflow.simulate.rng import check_counter, distribution_code
 from varflow.simulate.sizes import number
@@ -46,6 +57,8 @@ def _fits(plan: Plan, step: Instruction) -> bool:
             return alone or (plan.samples == 1 and step.shape.places == 1)
         case Mask(per_sample=per_sample):
             return not per_sample or bool(step.shape.places == 1)
+        case Concat() | Slice() | Embed():
+            return not any(isinstance(plan.program.instructions[a].primitive, Bias | Mask) for a in step.args)
         case Contract(weight=name):
             source, choice = plan.program.instructions[step.args[0]].primitive, plan.choices.by_weight[name]
             moved = any(u.windowed or u.groups > 1 for u in choice.uses)
@@ -124,6 +137,8 @@ class _Writer:
                 self._pointwise(expr, step, target)
             case Contract(weight=name, transpose=transpose):
                 self._product(name, transpose, step, target)
+            case Concat() | Slice() | Embed() as primitive:
+                self._move(primitive, step, target)
             case source:
                 run, words, reals = self._source(source)
                 self.steps.add(run, words, reals, **target)
@@ -150,6 +165,18 @@ class _Writer:
         program, shape = program_of(expr, tuple(arg(i) for i in range(len(args)))), (1, *self.shapes[step.value])
         inputs = [input_words(4 * self.places[a], (1, *self.shapes[a]), shape) for a in args]
         write_expression(self.steps, program, step.channels, inputs, **target)
+
+    def _move(self, primitive: Concat | Slice | Embed, step: Step, target: dict[str, Any]) -> None:
+        rows, channels = self.shapes[step.value]
+        args, widths = step.instruction.args, [self.shapes[a][1] for a in step.instruction.args]
+        first = 0 if isinstance(primitive, Concat) else int(primitive.start)
+        starts = (first, 0) if isinstance(primitive, Slice) else (0, first)
+        pieces, at = list[int](), starts[1]
+        for a, width in zip(args, widths, strict=True):
+            size = channels if isinstance(primitive, Slice) else width
+            pieces += [4 * self.places[a], width, starts[0], at, size]
+            at += size
+        self.steps.add(move, [len(args), rows, channels, int(isinstance(primitive, Embed)), *pieces], **target)
 
     def _product(self, name: str, transpose: bool, step: Step, target: dict[str, Any]) -> None:
         revealing, x = self.plan.revealing[name], step.instruction.args[0]
