@@ -252,6 +252,26 @@ def test_functions_have_the_numbers_of_their_formulas(text: str, law: tuple[floa
         assert found[name] == pytest.approx(formula[name], rel=within)
 
 
+KINKED = {
+    "relu": lambda x: np.maximum(x, 0),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
+    "relu(x)*sin(x)": lambda x: np.maximum(x, 0) * np.sin(x),
+    "abs(x - 1/3) + abs(x + 1/7)*x": lambda x: np.abs(x - 1 / 3) + np.abs(x + 1 / 7) * x,
+}
+
+
+@pytest.mark.parametrize("text", KINKED)
+@pytest.mark.parametrize("law", [(1.0, 0.0), (2.5, 0.3), (5.0, -1.0)], ids=str)
+def test_differences_do_not_cross_kinks(text: str, law: tuple[float, float]) -> None:
+    found = gain(KINKED[text], *law).numeric()
+    formula = gain(text, *map(sp.nsimplify, law)).numeric()
+    assert found["second_moment"] == pytest.approx(formula["second_moment"], rel=1e-10)
+    assert found["derivative_second_moment"] == pytest.approx(formula["derivative_second_moment"], rel=1e-8)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
 def test_noise_is_refused(size: float) -> None:
     rng = np.random.default_rng(1)

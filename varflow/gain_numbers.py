@@ -27,10 +27,51 @@ STEP = 1e-5
 
 def slope_of(f: Function) -> Function:
     """f' almost everywhere; central differences of a function without a formula (1e-9 of its scale)."""
-    if isinstance(f, sp.Expr):
-        return derivative(logistic(f), X)
-    function = f
-    return lambda x: (function(x + STEP) - function(x - STEP)) / (2 * STEP)
+    return derivative(logistic(f), X) if isinstance(f, sp.Expr) else Differences(f)
+
+
+class Differences:
+    """Central differences of a function, none across a kink: beside one, those of the piece a little further away."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function, self.whole = function, Integrand(function)
+        self.known: dict[int, Any] = {}
+
+    def __call__(self, x: Any) -> Any:
+        """f' at points; at a kink that on its right."""
+        return self.plain(self._inside(np.asarray(x, dtype=float)))
+
+    def plain(self, x: Any) -> Any:
+        """Differences, whatever lies between."""
+        return (self.function(x + STEP) - self.function(x - STEP)) / (2 * STEP)
+
+    def _inside(self, x: Any) -> Any:
+        """The points, those within two steps of a kink moved two steps away from it."""
+        octave = int(np.ceil(np.log2(np.max(np.abs(x), initial=1.0))))
+        if octave not in self.known:
+            self.known[octave] = self._kinks(2.0**octave)
+        kinks = self.known[octave]
+        if len(kinks) == 0:
+            return x
+        after = np.clip(np.searchsorted(kinks, x, side="right"), 1, len(kinks)) - 1
+        for near in (kinks[after], kinks[np.minimum(after + 1, len(kinks) - 1)]):
+            gap = x - near
+            x = np.where(np.abs(gap) < 2 * STEP, near + np.where(gap < 0, -2 * STEP, 2 * STEP), x)
+        return x
+
+    def _kinks(self, reach: float) -> Any:
+        """Where f' jumps: of the places where f may bend, and there where the tangents from both sides meet."""
+        places = self.whole.kinks(reach)
+        far_left, left, right, far_right = (places + k * STEP for k in (-8, -4, 4, 8))
+        slopes = [np.asarray(self.plain(p)) for p in (far_left, left, right, far_right)]
+        jump = slopes[2] - slopes[1]
+        smooth = np.abs(slopes[1] - slopes[0]) + np.abs(slopes[3] - slopes[2])
+        bent = np.abs(jump) > 8 * smooth + 1e-7 * np.max(np.abs(slopes), axis=0)
+        with np.errstate(all="ignore"):
+            heights = self.function(left) - slopes[1] * left, self.function(right) - slopes[2] * right
+            meet = (heights[0] - heights[1]) / jump
+            exact = np.where(np.abs(meet - places) < 4 * STEP, meet, places)
+        return np.sort(exact[bent])
 
 
 def product(f: Function, g: Function) -> Function:

@@ -29,6 +29,8 @@ NOISE = 2e-9
 """Of its size: what a callable may be off by, before it is refused."""
 _CLOSE, _DIFFERENCES = 1e-7, np.array([1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0]) / np.sqrt(924.0)
 SMALLEST = 2.0**-20
+_APART = 1e-6
+"""Points that are closer, beside 1 or their distance to the origin, close in on one kink."""
 _ODD = 1.0 + 1 / 29.3
 """Keeps the starting points of a mesh off the round numbers where kinks are, so that these show."""
 _INSET = 1e-9
@@ -62,6 +64,7 @@ class Integrand:
         self.breaks: Array = np.array(sorted(known), dtype=float)
         self._bends = scales
         self._meshes: dict[int, Array] = {}
+        self._kinks: dict[int, Array] = {}
         self._sampled = not isinstance(f, sp.Expr)
 
     def __call__(self, x: Array) -> Array:
@@ -101,6 +104,13 @@ class Integrand:
         if octave not in self._meshes:
             self._meshes[octave] = self._find_mesh(2.0**octave)
         return self._meshes[octave]
+
+    def kinks(self, reach: float) -> Array:
+        """Where in [-X, X], X >= reach, f may bend or jump, to about 1e-7: its mesh, close points taken as one."""
+        octave = max(0, int(np.ceil(np.log2(max(reach, 1.0)))))
+        if octave not in self._kinks:
+            self._kinks[octave] = _clusters(self.mesh(reach)[1:-1])
+        return self._kinks[octave]
 
     def _find_mesh(self, reach: float) -> Array:
         known = self.breaks
@@ -166,7 +176,8 @@ class Integrand:
         own = np.abs(self(points(a, b))).max(axis=1)
         own = np.where(own < 1e250, own, 0.0)
         rounding = 1e-14 * largest[np.maximum(inside - 1, 0)] + 2e-15 * own
-        return rounding + self._noise(a, b, float(own.max())) if self._sampled else np.asarray(rounding)
+        size = float(max(own.max(), largest[-1]))
+        return rounding + self._noise(a, b, size) if self._sampled else np.asarray(rounding)
 
     def _noise(self, a: Array, b: Array, size: float) -> Array:
         """Ten standard deviations of the noise of f on every panel, from sixth differences of close neighbours.
@@ -205,6 +216,18 @@ class Integrand:
         inner, ends = values[:, :-2], values[:, -2:]
         missed = np.abs(inner @ TO_COEFFICIENTS @ _AT_ENDS - ends).max(axis=1)
         return np.abs(inner).max(axis=1), np.maximum(tails(inner), 1e-2 * missed)
+
+
+def _clusters(places: Array) -> Array:
+    """One of every group of close points: the middle of its narrowest panel."""
+    if len(places) == 0:
+        return places
+    ends = np.flatnonzero(np.diff(places) > _APART * (1 + np.abs(places[1:]))) + 1
+    found = []
+    for group in np.split(places, ends):
+        k = int(np.argmin(np.diff(group))) if len(group) > 1 else 0
+        found.append(float(group[k] + group[min(k + 1, len(group) - 1)]) / 2)
+    return np.array(found)
 
 
 def _closed_in(a: Array, b: Array, rough: npt.NDArray[np.bool_]) -> list[float]:
