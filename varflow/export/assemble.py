@@ -12,6 +12,7 @@ from varflow.activations import ACTIVATIONS
 from varflow.derive import Derivation, WeightLaw
 from varflow.export.bounded import Bounded
 from varflow.export.document import (
+    MOST_BOXED,
     Condition,
     Document,
     Entry,
@@ -47,8 +48,6 @@ from varflow.ops.base import Lemma
 from varflow.ops.pointwise import ActivationLayer
 
 MAX_CONDITIONS = 12
-MOST_BOXED = 12
-"""Groups of weights that are boxed; more of them are told in a table, by their variance."""
 BOX = 66.0
 """Letters that a line of the boxed result holds."""
 INPUT_RULE = Lemma("The entries are independent over channels, with the moments given.", "")

@@ -95,6 +95,10 @@ class Row:
     citations: tuple[Citation, ...] = ()
 
 
+MOST_BOXED = 12
+"""Groups of weights that are boxed; more of them are told in a table alone, by their variance."""
+
+
 @dataclass(frozen=True)
 class WeightRow:
     """Weights that are initialized alike; formulas in LaTeX, ``draw`` the distribution as a formula."""
@@ -170,6 +174,6 @@ class Document:
 
     @property
     def boxed(self) -> tuple[WeightRow, ...]:
-        """Weights whose row has a name of its own; none of them where the box would be long."""
-        named = tuple(w for w in self.weights if w.weights.count == 1 or w.weights.index)
-        return named if len(self.weights) <= 12 else ()
+        """All weights; none of them where the box would be long or a row has no name of its own."""
+        named = all(w.weights.count == 1 or w.weights.index for w in self.weights)
+        return self.weights if named and len(self.weights) <= MOST_BOXED else ()
