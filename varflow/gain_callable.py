@@ -21,8 +21,8 @@ class CallableGain:
 
     The fields are those of :class:`ActivationGain`, as floats: a function has no formula, so ``closed_form`` is
     False throughout. Derivatives are central differences, none of them across a kink (E f'^2 to about 1e-9,
-    with kinks 1e-8); a jump cannot be told from a steep slope, so ``chi`` of a function that jumps is large, not infinite.
-    Second derivatives and dead inputs need a formula: None.
+    with kinks 1e-8); a jump cannot be told from a steep slope, so ``chi`` of a function that jumps is large, not
+    infinite. Second derivatives and dead inputs need a formula: None.
     """
 
     activation: Callable[[Any], Any]

@@ -36,6 +36,8 @@ CASES: dict[str, tuple[sp.Expr, list[Any]]] = {
     "gaussian of two Phi": (x**2 * sp.exp(-(x**2) / 3 + x) * Phi(x) * Phi(x - 1), []),
     "outside a window": (sp.Piecewise((x**3 * sp.erf(x), sp.Abs(x) > edge), (x, True)), [-edge, edge]),
     "in a window": (sp.Piecewise((sp.exp(-(x**2)) * x * Phi(3 * x), sp.And(x > -1, x < edge)), (0, True)), [-1, edge]),
+    "size of erf": (sp.Abs(sp.erf(x - 1)) * x, [1]),
+    "high power": ((x**6 * Phi(2 * x)) * Phi(2 * x), []),
     "a cut": (sp.Piecewise((x**5 * Phi(1 - x), x > R(1, 3)), (sp.exp(x), True)), [R(1, 3)]),
 }
 
@@ -67,6 +69,15 @@ def test_extreme_variances(name: str, mean: sp.Rational) -> None:
     for power in (-6, -3, 0, 3, 6):
         want = GaussianExpectation(body, (x,), (sp.Integer(10) ** power,)).evalf()
         assert float(run(np.array(10.0**power))) == pytest.approx(float(want), rel=2e-10)
+
+
+def test_high_powers_at_mean_zero() -> None:
+    """Central orthants beyond the templates: E[x^12 Phi(3x)^2]."""
+    formula = expect(x**12 * Phi(3 * x) ** 2, {x: Normal()}, lambda s, t: q)
+    assert not formula.has(GaussianExpectation)
+    want = integral(x**12 * Phi(3 * x) ** 2, R(0), R(5, 4), [])
+    with mp.workdps(50):
+        assert abs(mp.mpf(str(formula.subs(q, R(5, 4)).n(50))) - want) < 1e-25 * want
 
 
 def test_derivatives() -> None:

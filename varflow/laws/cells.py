@@ -25,6 +25,8 @@ MAX_CELLS = 64
 SMALL = 100
 _SCALAR = {"erf": math.erf, "erfc": math.erfc, "gamma": math.gamma, "loggamma": math.lgamma}
 KINKED = (sp.Piecewise, sp.Abs, sp.Max, sp.Min, sp.Heaviside, sp.sign)
+_INCREASING = (sp.erf, sp.tanh, sp.sinh, sp.atan, sp.asinh)
+"""Functions with the sign of their argument."""
 Bounds = tuple[tuple[sp.Expr, sp.Expr, sp.Expr], ...]
 Variables = frozenset[sp.Symbol]
 
@@ -229,6 +231,8 @@ def smooth_signs(expr: sp.Expr, variables: Variables) -> list[tuple[Bounds, int]
     if isinstance(expr, sp.Pow) and expr.exp.is_Integer:
         base = smooth_signs(expr.base, variables)
         return [((), 1)] if expr.exp.is_even else base
+    if isinstance(expr, _INCREASING):
+        return smooth_signs(expr.args[0], variables)
     straight = line(expr, variables)
     if straight is not None:
         return _half_spaces(straight.form, -straight.constant / straight.scale, straight.scale)

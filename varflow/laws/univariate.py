@@ -24,6 +24,8 @@ from varflow.laws.straight import bottom_up
 
 Covariance = Callable[[sp.Symbol, sp.Symbol], sp.Expr]
 MAX_CUTS, MAX_PIECES = 3, 4000
+CENTRAL = 8
+"""Degree up to which central orthants have templates."""
 
 
 class Exhausted(Exception):
@@ -376,7 +378,7 @@ def _moment(piece: Piece, law: _Law, tilted: bool) -> sp.Expr:
         raise NotClosed
     if piece.single and len(thresholds) == 2 and gram[0][1] != 0 and not tilted:
         gaps = tuple(sp.expand(t - mean[i]) for i, t in thresholds.items())
-        if any(gaps):
+        if any(gaps) or sum(exponents) > CENTRAL:
             i = next((i for i, k in enumerate(exponents) if k), 0)
             both = Corner(mean[i], gram[i][i], gram[i][:2], gaps, (gram[0][0], gram[1][1]), gram[0][1])
             return sign * corner_moment(exponents[i], both)
