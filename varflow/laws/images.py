@@ -43,6 +43,7 @@ ENTRIES, MANY_ENTRIES = 2**22, 2**21
 """Points times places of a sample; of one that tells samples of a batch apart."""
 MOST_POINTS, LEAST_POINTS = 2**16, 2**10
 MEMBERS, LEAST_GROUPS = 8, 2**10
+MOST_PAIRED = 144
 ALIKE = 2**14
 """Entries over which what a norm takes off a channel is averaged, where samples have something in common."""
 
@@ -290,8 +291,12 @@ class _Making:
     def _measured(self, taps: Taps) -> tuple[Array, Array]:
         """Means and covariances of what taps read, over the groups that have the same in common."""
         h = self.fields[taps.of]
-        kinds = self.groups // self.alike
-        rows = np.ascontiguousarray(h.reshape(-1, h.shape[-1]).T)
+        kinds, places = self.groups // self.alike, h.shape[-1]
+        if places <= MOST_PAIRED:
+            own = h.reshape(len(h), kinds, self.alike, places).transpose(1, 0, 2, 3).reshape(kinds, -1, places)
+            level, square = own.mean(axis=1) @ reading(taps.window).T, own.transpose(0, 2, 1) @ own / own.shape[1]
+            return level, together(taps.window, square) - level[:, :, None] * level[:, None, :]
+        rows = np.ascontiguousarray(h.reshape(-1, places).T)
         found = np.stack([(m @ rows).reshape(-1, len(h), kinds, self.alike)
                           for m in window_matrices(taps.window, taps.transpose)])
         read = found.transpose(3, 0, 1, 2, 4).reshape(kinds, len(found), -1)
@@ -357,6 +362,13 @@ def reading(window: Window) -> Array:
     """(taps, P'): how often, over the places of the output, a tap reads a place of the input, over their number."""
     matrices = window_matrices(window, False)
     return np.asarray(np.stack([m.sum(axis=0) for m in matrices]) / matrices[0].shape[0])
+
+
+def together(window: Window, moment: Array) -> Array:
+    """(..., taps, taps): the mean over output places of the moment (..., P, P) of what two taps read."""
+    table = window.table()
+    inside = (table[:, :, None] >= 0) & (table[:, None, :] >= 0)
+    return np.asarray(np.where(inside, moment[..., table[:, :, None], table[:, None, :]], 0.0).mean(axis=-3))
 
 
 def _evaluated(step: Function, fields: list[Array], arrays: tuple[Array, ...]) -> Array:

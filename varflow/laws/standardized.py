@@ -25,7 +25,7 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import coefficient
 from varflow.laws.depthwise import even_part
 from varflow.laws.distributions import NoFormula
-from varflow.laws.images import reading
+from varflow.laws.images import reading, together
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.positions import Array, completed, too_many
 from varflow.laws.variables import (
@@ -63,14 +63,7 @@ class TapCovariance:
         reads = reading(w)
         places = reads.shape[1]
         full, between = completed(other, same, places), completed(apart, sample, places)
-        return np.asarray(_together(w, full) - reads @ between @ reads.T)
-
-
-def _together(w: Window, full: Array) -> Array:
-    """The mean over output places of the moment of what two taps read."""
-    table = w.table()
-    inside = (table[:, :, None] >= 0) & (table[:, None, :] >= 0)
-    return np.asarray(np.where(inside, full[table[:, :, None], table[:, None, :]], 0.0).mean(axis=0))
+        return np.asarray(together(w, full) - reads @ between @ reads.T)
 
 
 def standardized(laws: Laws, y: Instance, eps: sp.Expr, **label: object) -> Instance:
