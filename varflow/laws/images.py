@@ -148,23 +148,25 @@ class FieldSample:
 
     def _size(self, sample: Sample, given: tuple[Array, ...]) -> float:
         """The mean of 1/s^2 over that of the sample, whose tail is heavy."""
-        (k, step), = ((k, s) for k, s in enumerate(self.steps) if isinstance(s, Reciprocal))
+        (step,) = (s for s in self.steps if isinstance(s, Reciprocal))
         taps = self.steps[step.of]
         assert isinstance(taps, Taps)
         w = self.weights[taps.weight]
         if w.distribution != "normal":
             return 1.0
         means = [inverse_square(c * float(given[w.variance].mean()), step.eps) for c in sample.scales[step.of]]
-        return float(np.mean(means) / (sample.fields[k] ** 2).mean())
+        return float(np.mean(means) / sample.raw[step.of])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Fields, members x groups x places; of steps of taps that are normalized the covariances of what the taps read."""
+    """Fields, members x groups x places; of steps of taps that are normalized the covariances of what the taps read,
+    and the mean of 1/s^2 as it stands in the sample."""
 
     fields: list[Array]
     members: int
     scales: dict[int, Array]
+    raw: dict[int, float]
 
     def product(self, which: tuple[int, ...]) -> Array:
         """The product of fields."""
@@ -238,12 +240,13 @@ class _Making:
                       for k, w in enumerate(weights)]
         self.fields: list[Array] = []
         self.shared = False
-        self.known: dict[int, tuple[Array, Array]] = {}
+        self.known: dict[int, tuple[Array, Array, Array | None]] = {}
+        self.raw: dict[int, float] = {}
 
     def sample(self) -> Sample:
         for step in self.steps:
             self.fields.append(self._made(step))
-        return Sample(self.fields, self.members, {k: c for k, (_, c) in self.known.items()})
+        return Sample(self.fields, self.members, {k: known[1] for k, known in self.known.items()}, self.raw)
 
     def _made(self, step: Step) -> Array:
         match step:
@@ -259,49 +262,55 @@ class _Making:
             case Standard():
                 return self._standard(step)
             case Reciprocal():
+                self.raw[step.of] = float((1 / self._variance(step, True)).mean())
                 return np.asarray(self._variance(step) ** -0.5)
             case Function():
                 return _evaluated(step, self.fields, self.arrays)
 
-    def _variance(self, step: Standard | Reciprocal) -> Array:
-        """(1, groups, 1): w^T C w, C the covariances of what two taps read."""
-        w, _, scale = self._statistics(step)
-        found = np.einsum("tug,uts,sug->ug", w, scale, w).reshape(1, -1, 1) + step.eps
-        return np.asarray(np.maximum(found, 1e-300))
+    def _variance(self, step: Standard | Reciprocal, plain: bool = False) -> Array:
+        """(1, groups, 1): w^T C w, C the covariances of what two taps read. Unless ``plain``, more by the variance e of
+        its relative error, as two halves of its sample show it: 1 over it would be 1 + e too large on average."""
+        w, _, scale, halves = self._statistics(step)
+        found = np.maximum(_squared(w, scale), 1e-300)
+        found = found if plain or halves is None else found * (1 + (_squared(w, halves) / found) ** 2)
+        return np.asarray(found.reshape(1, -1, 1) + step.eps)
 
     def _standard(self, step: Standard) -> Array:
-        w, level, _ = self._statistics(step)
+        w, level, _, _ = self._statistics(step)
         mean = np.einsum("tug,ut->ug", w, level).reshape(1, -1, 1)
         found = (self.fields[step.of] - mean) / np.sqrt(self._variance(step))
         return np.asarray(found / np.sqrt((found**2).mean())) if step.eps == 0 else np.asarray(found)
 
-    def _statistics(self, step: Standard | Reciprocal) -> tuple[Array, Array, Array]:
+    def _statistics(self, step: Standard | Reciprocal) -> tuple[Array, Array, Array, Array | None]:
         """Weights (taps x kinds x groups of a kind), and of every kind the means (kinds x taps) and the covariances
-        (kinds x taps x taps) of what taps read: given what samples have in common, or of all."""
+        (kinds x taps x taps) of what taps read: given what samples have in common, or of all; and half the difference
+        of the covariances of two halves."""
         taps = self.steps[step.of]
         assert isinstance(taps, Taps)
         if step.of not in self.known:
             reads = reading(taps.window)
             mean = np.broadcast_to(self.arrays[step.mean], (reads.shape[1], 1))[:, 0]
-            given = (reads @ mean)[None], self.arrays[step.scale][None]
+            given = (reads @ mean)[None], self.arrays[step.scale][None], None
             self.known[step.of] = self._measured(taps) if self.shared else given
-        level, scale = self.known[step.of]
-        return self.lists[taps.weight].reshape(len(level[0]), len(level), -1), level, scale
+        level, scale, halves = self.known[step.of]
+        return self.lists[taps.weight].reshape(len(level[0]), len(level), -1), level, scale, halves
 
-    def _measured(self, taps: Taps) -> tuple[Array, Array]:
+    def _measured(self, taps: Taps) -> tuple[Array, Array, Array]:
         """Means and covariances of what taps read, over the groups that have the same in common."""
         h = self.fields[taps.of]
         kinds, places = self.groups // self.alike, h.shape[-1]
         if places <= MOST_PAIRED:
             own = h.reshape(len(h), kinds, self.alike, places).transpose(1, 0, 2, 3).reshape(kinds, -1, places)
-            level, square = own.mean(axis=1) @ reading(taps.window).T, own.transpose(0, 2, 1) @ own / own.shape[1]
-            return level, together(taps.window, square) - level[:, :, None] * level[:, None, :]
-        rows = np.ascontiguousarray(h.reshape(-1, places).T)
-        found = np.stack([(m @ rows).reshape(-1, len(h), kinds, self.alike)
-                          for m in window_matrices(taps.window, taps.transpose)])
-        read = found.transpose(3, 0, 1, 2, 4).reshape(kinds, len(found), -1)
-        level = read.mean(axis=2)
-        return level, read @ read.transpose(0, 2, 1) / read.shape[2] - level[:, :, None] * level[:, None, :]
+            level = own.mean(axis=1) @ reading(taps.window).T
+            squares = [together(taps.window, _square(x)) for x in np.split(own, 2, axis=1)]
+        else:
+            rows = np.ascontiguousarray(h.reshape(-1, places).T)
+            found = np.stack([(m @ rows).reshape(-1, len(h), kinds, self.alike)
+                              for m in window_matrices(taps.window, taps.transpose)])
+            read = found.transpose(3, 2, 1, 4, 0).reshape(kinds, -1, len(found))
+            level, squares = read.mean(axis=1), [_square(x) for x in np.split(read, 2, axis=1)]
+        scale = (squares[0] + squares[1]) / 2 - level[:, :, None] * level[:, None, :]
+        return level, scale, (squares[0] - squares[1]) / 2
 
     # -- sources ---------------------------------------------------------------------------------------------------
 
@@ -344,6 +353,16 @@ def _alike(steps: tuple[Step, ...], members: int, groups: int) -> int:
     grids = [s.window.inputs if s.transpose else s.window.outputs for s in steps if isinstance(s, Taps)]
     places = min((int(np.prod([int(n) for n in g])) for g in grids), default=1)
     return int(2 ** np.floor(np.log2(np.clip(ALIKE / (members * places), 1, groups))))
+
+
+def _square(x: Array) -> Array:
+    """Second moments of columns: kinds x points x columns."""
+    return np.asarray(x.transpose(0, 2, 1) @ x / x.shape[1])
+
+
+def _squared(w: Array, scale: Array) -> Array:
+    """w^T C w (kinds x groups)."""
+    return np.asarray(np.einsum("tug,uts,sug->ug", w, scale, w))
 
 
 def _tapped(h: Array, w: Array, window: Window, transpose: bool) -> Array:
