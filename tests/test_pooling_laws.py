@@ -313,3 +313,18 @@ def test_averages_behind_normalized_maxima() -> None:
     numbers = vf.derive(net).numbers({})
     error = 4 * squares.std() / np.sqrt(len(squares)) + 0.002 * squares.mean()
     assert numbers.second("y") == pytest.approx(squares.mean(), abs=error)
+
+
+def test_pixel_shuffle_behind_a_nonlinearity() -> None:
+    """Zero-padded sub-pixel convolution (Shi et al. 2016): places of a cell are other channels, and all have numbers."""
+    net, x = image(N, 16, 16)
+    h = net.relu(net.conv(x, N, 3, padding=1, name="c", **HE), name="r")
+    h = net.conv(net.pixel_shuffle(h, 2, name="s"), N, 5, padding=2, name="d", **GAIN)
+    net.activation(h, "tanh", name="y")
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("r", F.relu(draw.name("c", draw.conv(draw.input(N, 16, 16), N, 3, 2, padding=1))))
+        h = draw.name("s", F.pixel_shuffle(h, 2))
+        return torch.tanh(draw.name("d", draw.conv(h, N, 5, 1, padding=2)))
+
+    check(net, forward, bias=0.015)

@@ -28,7 +28,7 @@ from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Norma
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Overall
-from varflow.laws.resampling import resampled, spread_of
+from varflow.laws.resampling import resampled, spread_of, sum_of_resampled
 from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.standardized import MIXTURES, beside
@@ -244,7 +244,7 @@ class Laws(Covariances):
         for a, b in ((y, x), (x, y)):
             if isinstance(a.variable, PositionAverage | SampleMean):
                 return self._pair_average(a.variable, b, view)
-            if isinstance(a.variable, Mixed):
+            if isinstance(a.variable, Mixed) and not sum_of_resampled(b.variable):
                 return resampled(self, a, b, a is x, view, self.pair)
             if isinstance(a.variable, OF_TOKENS) and not isinstance(b.variable, Composite):
                 return pair_in_attention(self, a, b, view)

@@ -12,8 +12,9 @@ from varflow.laws.blocks import carried
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula
 from varflow.laws.positions import Mixing, Spread
-from varflow.laws.variables import Instance, Mixed, View
+from varflow.laws.variables import Composite, Instance, Mixed, Variable, View
 from varflow.program import Mix
+from varflow.symbols import arg
 
 if TYPE_CHECKING:
     from varflow.laws.covariances import Covariances
@@ -53,6 +54,14 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
     tiles = v.mix is None or (v.mix.window.covers_evenly and not v.mix.transpose)
     return noted(laws.operated(mixing, (same, other), limit), "" if tiles else NEIGHBOURS)
+
+
+def sum_of_resampled(v: Variable) -> bool:
+    """Whether a value is linear in resampled ones (pixel shuffle), which are paired one by one."""
+    if not isinstance(v, Composite) or not all(isinstance(a.variable, Mixed) for a in v.args):
+        return False
+    symbols = [arg(i) for i in range(len(v.args))]
+    return bool(v.expr.is_polynomial(*symbols)) and sp.Poly(v.expr, *symbols).total_degree() <= 1
 
 
 def _on_one_grid(v: Mixed) -> None:
