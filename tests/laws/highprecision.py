@@ -92,6 +92,15 @@ ONE: dict[str, tuple[sp.Expr, tuple[sp.Expr | int, ...]]] = {
     "bent_identity": ((sp.sqrt(x**2 + 1) - 1) / 2 + x, ()),
     "squareplus": ((x + sp.sqrt(x**2 + b)) / 2, ()),
     "rational": (x**2 / (a + b * x**2) ** 2, ()),
+    "relu_sin": (relu(x) * sp.sin(a * x), (0,)),
+    "sin_or_linear": (pw((sp.sin(x), x > 0), (x, True)), (0,)),
+    "half_snake": (pw((x + sp.sin(a * x) ** 2 / a, x > 0), (x, True)), (0,)),
+    "cut_cos_gaussian": (pw((sp.cos(3 * x) * sp.exp(-(x**2) / 3), x > b), (0, True)), (b,)),
+    "window_cos": (pw((x * sp.cos(2 * x + a), sp.Abs(x) < b), (sp.exp(x / 2), True)), (-b, b)),
+    "exp_sin_piece": (pw((sp.exp(a * x) * sp.sin(x), x < 0), (sp.sin(x), True)), (0,)),
+    "step_erf": (pw((sp.erf(x), x > b), (x, True)), (b,)),
+    "two_erf": (sp.erf(x) * sp.erf(2 * x - a), ()),
+    "cubic_gelu": (x**2 * gelu(x), ()),
 }
 USES: dict[str, Callable[[sp.Expr], sp.Expr]] = {
     "mean": lambda f: f,
