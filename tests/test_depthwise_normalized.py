@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import varflow as vf
-from tests.convolutional import HE, Draw, F, Forward, Tensor, brute, check, image, norm
+from tests.convolutional import HE, Draw, F, Forward, Tensor, brute, check, image, near, norm
 from varflow.network import Handle, Network
 
 PI = math.pi
@@ -100,3 +100,25 @@ def test_few_taps() -> None:
           draws=40, samples=512)
     back = (w**2 / (w**2).sum(axis=1, keepdims=True)).mean() * 0.5 / (0.5 - 0.5 / math.pi)
     assert numbers["r"]["grad_second_moment"] == pytest.approx(back, rel=0.01)
+
+
+def test_what_samples_share() -> None:
+    """Padding gives a channel's places means that all samples share: they set the variance that the next depthwise
+    convolution is normalized with, which sees one channel of four places at a time."""
+    net, a = channel(2, 1, "zeros", "relu")
+    h = net.relu(net.batch_norm(net.pointwise_conv(a, "c", name="pw", **HE), name="m"), name="s")
+    h = net.batch_norm(net.depthwise_conv(h, 3, stride=2, padding=1, name="dw2", **HE))
+    net.linear(net.flatten(net.relu(h, name="top")), 8, name="z", variance="1/fan_in")
+
+    def forward(draw: Draw) -> Tensor:
+        drawn(2, 1, "zeros", "relu")(draw)
+        c = draw.values["a"].shape[1]
+        h = draw.name("s", F.relu(draw.name("m", norm(draw.name("pw", draw.conv(draw.values["a"], c, 1, 2))))))
+        h = draw.name("dw2", F.conv2d(h, draw.weight(c, 1, 3, 3, scale=2), padding=1, stride=2, groups=c))
+        return F.linear(draw.name("top", F.relu(norm(h))).flatten(1), draw.weight(8, c))
+
+    numbers = vf.derive(net).numeric({"c": 64})
+    for name, (value, gradient) in brute(forward, draws=30, samples=384).items():
+        if name in ("s", "m", "top"):
+            near(numbers[name]["second_moment"], value, 0.01, name)
+            near(numbers[name]["grad_second_moment"], gradient, 0.015, name)
