@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sympy as sp
@@ -16,13 +19,27 @@ from varflow.policy import Segment
 from varflow.program import Bias, Contract, Pointwise, Program
 from varflow.symbols import arg
 
+DEEP = 10_000
+"""Calls within each other: a covariance of values some hundred uses of a shared weight apart takes thousands."""
+
+
+@contextmanager
+def deep_calls() -> Iterator[None]:
+    """Let calls go deeper than Python's default; its own stack frames take no room on the machine's stack."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEEP))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
 
 class Part:
     """The whole network's program, or the body of a block repeated a symbolic number of times."""
 
     def __init__(self, program: Program, closures: bool = False) -> None:
         self.program = program
-        with rare_collections():
+        with rare_collections(), deep_calls():
             self.propagation = Propagation(program, closures)
 
     @property
