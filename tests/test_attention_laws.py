@@ -14,6 +14,7 @@ from varflow.laws.softmax import SoftmaxOverlap, SoftmaxResponse, moments
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.simulate.cpu import simulate
+from varflow.verify_widths import ladder
 
 
 def block(n: Any = 1024, tokens: Any = 6, heads: Any = 16, rho: Any = "1/3", scale: Any = None, causal: bool = False,
@@ -167,6 +168,21 @@ def test_between_samples() -> None:
     found = law.numeric({})["f"]["grad_second_moment"]
     assert law["f"].grad_second_moment is not None
     assert abs(found / seen.second_moment - 1) < 0.06 + 4 * seen.standard_error / seen.second_moment
+
+
+def test_heads_are_scaled_with_their_channels() -> None:
+    """Limits of many heads of many channels are extrapolated where both grow; logits at other widths are others."""
+    net = block(192, 3, 4, scale=1)
+    scales, note = ladder(net, lower(net))
+    sizes = [(s.factor, s.program.shape(s.program.values["q"]).channels, s.program.shape(s.program.values["logits"]))
+             for s in scales]
+    assert [(str(f), int(n), str(shape)) for f, n, shape in sizes] == [
+        ("1/2", 48, "(3, 6)"), ("1", 192, "(3, 12)"), ("2", 768, "(3, 24)")]
+    assert "heads" in note
+    assert [s.of_width for s in scales] == [True, False, True]
+    assert [vf.derive(s.network).numeric({})["logits"]["second_moment"] for s in scales] == [96, 192, 384]
+    odd, _ = ladder(block(192, 4, 3), lower(block(192, 4, 3)))
+    assert [str(s.factor) for s in odd] == ["1", "2", "4"]
 
 
 # -- without a formula ---------------------------------------------------------------------------------

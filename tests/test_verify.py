@@ -198,9 +198,9 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
 
 def layers() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
     """Every example of every layer at the first positions that it takes (instance norm: enough of them, as its
-    gradient has no second moment at 3)."""
+    gradient has no second moment at 3). Attention, whose limit needs many heads, is in test_attention_laws."""
     found: list[tuple[str, dict[str, Any], tuple[int, ...]]] = []
-    for op in OPS:
+    for op in (name for name in OPS if OPS[name].__module__ != "varflow.ops.attention"):
         for fields in OPS[op].examples:
             for positions in ((), (48,) if op == "instance_norm" else (3,)):
                 try:

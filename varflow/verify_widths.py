@@ -16,20 +16,22 @@ from varflow.lowering import lower
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.ops.linear import weight_group
-from varflow.program import Bias, Contract, Program, Standardize, Weight
+from varflow.program import Bias, Contract, Program, Scores, Standardize, Weight
 from varflow.symbols import FAN_IN
 from varflow.verify_check import Prediction
 from varflow.verify_report import Key
 
 LEAST_WIDTH = 12
 """The narrowest width at which an error of O(1/n) is taken for b/n."""
+SQUARED = "heads, and channels of a head, are scaled alike: other widths by the square"
 LADDERS = tuple(tuple(Fraction(f) for f in text.split()) for text in ("1/4 1/2 1", "1/2 1 2", "1 2 4"))
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A network with all channel counts times ``factor``; ``rounded`` where a count was not divisible. ``inputs``: by
-    what else the channels of an input were multiplied, where all of them go into products with weights."""
+    """A network with all channel counts times ``factor`` (its square where the heads of attention are multiplied by
+    ``factor`` too); ``rounded`` where a count was not divisible. ``inputs``: by what else the channels of an input were
+    multiplied, where all of them go into products with weights."""
 
     factor: Fraction
     network: Network
@@ -49,7 +51,11 @@ class Scaled:
         constant = any(w.distribution == "constant" and w.value != 0 for w in self.program.weights.values())
         grouped = any(isinstance(s.primitive, Standardize) and s.primitive.groups not in (1, s.shape.channels)
                       for s in self.program)
-        return self.rounded or grouped or (constant and self.factor != 1)
+        return self.rounded or grouped or ((constant or _attends(self.program)) and self.factor != 1)
+
+
+def _attends(program: Program) -> bool:
+    return any(isinstance(s.primitive, Scores) for s in program)
 
 
 @dataclass
@@ -60,6 +66,7 @@ class _Scaling:
     weights: Mapping[str, Weight]
     biases: Mapping[str, sp.Expr]
     multiplied: Collection[str] = ()
+    heads: Fraction = Fraction(1)
     rounded: bool = False
     inputs: dict[str, Fraction] = field(default_factory=dict)
 
@@ -78,6 +85,13 @@ class _Scaling:
         whole = max(1, int(exact + Fraction(1, 2)))
         self.rounded |= exact != whole
         return sp.Integer(whole)
+
+    def of_heads(self, count: sp.Expr) -> sp.Integer:
+        """Raises InputError where heads are no whole number any more, or one is left."""
+        found = Fraction(int(count)) * self.heads
+        if found.denominator != 1 or (found < 2 and self.heads < 1):
+            raise InputError(f"{count} heads times {self.heads}", instead="an even number of heads, four at least")
+        return sp.Integer(found.numerator)
 
     def copy(self, network: Network, prefix: str = "") -> Network:
         result = Network(network.name, preserve=network.preserve, source=network.source)
@@ -101,6 +115,8 @@ class _Scaling:
             of_groups = (layer.name, f.name) == ("group_norm", "groups") and value != 1
             if str(f.type).startswith("Channels") or of_groups:
                 fields[f.name] = self.size(value)
+            elif f.name == "heads":
+                fields[f.name] = self.of_heads(value)
             elif (layer.name, f.name) == ("split", "sizes"):
                 fields[f.name] = tuple(self.size(v) for v in value)
         for part, field_name in layer.variances.items():
@@ -113,17 +129,19 @@ class _Scaling:
         return type(layer)(**fields), fields
 
 
-def scaled(network: Network, program: Program, factor: Fraction) -> Scaled:
-    """The network, which has numbers for all symbols and lowers to ``program``, at ``factor`` times its widths.
+def scaled(network: Network, program: Program, factor: Fraction, squared: bool = False) -> Scaled:
+    """The network, which has numbers for all symbols and lowers to ``program``, at ``factor`` times its widths;
+    ``squared``: times its heads, and the square times its widths.
 
-    Raises ShapeError where rounded widths no longer fit together.
+    Raises InputError where rounded widths, or heads, no longer fit together.
     """
     if factor == 1:
         return Scaled(factor, network, program, False)
     weights = {weight_group(n): w for n, w in program.weights.items()}
     biases = {weight_group(s.primitive.name): s.primitive.variance
               for s in program if isinstance(s.primitive, Bias)}  # fmt: skip
-    scaling = _Scaling(factor, weights, biases, _multiplied(program))
+    widths, heads = (factor**2, factor) if squared else (factor, Fraction(1))
+    scaling = _Scaling(widths, weights, biases, _multiplied(program), heads)
     copy = scaling.copy(network)
     return Scaled(factor, copy, lower(copy), scaling.rounded, scaling.inputs)
 
@@ -154,6 +172,11 @@ def ladder(
     if factors is not None:
         chosen = sorted({Fraction(1), *(Fraction(f).limit_denominator(4096) for f in factors)})
         return [scaled(network, program, f) for f in chosen], ""
+    if _attends(program):
+        try:
+            return [scaled(network, program, f, squared=True) for f in LADDERS[1]], SQUARED
+        except InputError:
+            pass
     for steps in LADDERS:
         if steps[0] < 1 and narrowest * steps[0] < LEAST_WIDTH:
             continue
