@@ -14,6 +14,7 @@ from tests.false_alarm import (
     alarms,
     alarms_of_networks,
     alarms_on_a_log_scale,
+    planted_in_networks,
     powers,
 )
 
@@ -47,6 +48,12 @@ def test_wrong_formulas_are_caught_as_promised(draws: int, shape: float) -> None
         assert row["kept"], row
 
 
+@pytest.mark.slow
+def test_errors_planted_in_networks_are_caught_as_promised() -> None:
+    for row in planted_in_networks(300):
+        assert row["kept"], row
+
+
 def test_the_whole_study() -> None:
     """The committed result: 10,000 verifications of the plain kinds, every rate what was promised."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -55,6 +62,8 @@ def test_the_whole_study() -> None:
     assert names[: len(CASES)] == [case.name for case in CASES]
     assert [row["name"] for row in found["rates"] if not row["kept"]] == []
     assert [row["times"] for row in found["rates"][: len(CASES)]] == [10_000 // case.share for case in CASES]
+    dear = [row for row in found["rates"] if row["name"].startswith(("network", "planted"))]
+    assert [row["times"] for row in dear] == [10_000] * (2 + 2 * len(PLANTED))
     for row in found["rates"]:
         if row["promise"] == "exactly":
             assert row["interval"][0] <= row["rate"] <= row["interval"][1]

@@ -43,6 +43,20 @@ def test_a_skewed_interval_reaches_farther_up() -> None:
     assert mirrored == pytest.approx((-high, -low))
 
 
+def test_power_is_how_often_such_intervals_end_early() -> None:
+    """Means of 200 gamma(2) numbers; the harder side is that of larger values."""
+    rng, draws, t = np.random.default_rng(3), 200, 2.5
+    q = rng.gamma(2.0, 0.5, (20_000, draws))
+    mean, error = q.mean(axis=1), q.std(axis=1, ddof=1) / draws**0.5
+    found = [Estimate(m, e, (2 / draws) ** 0.5 * e**3) for m, e in zip(mean, error, strict=True)]
+    ends = np.array([e.interval(t) for e in found])
+    above, below = (ends[:, 1] < 1.17).mean(), (ends[:, 0] > 0.83).mean()
+    said = float(np.mean([e.power(t, 0.17, 0.17) for e in found]))
+    assert 0.2 < said < 0.8
+    assert said == pytest.approx(min(above, below), abs=0.02)
+    assert Estimate(1.0, 0.0).power(t, 0.1, 0.1) == 1.0
+
+
 def test_small_skewness_changes_little() -> None:
     wide, narrow = (Estimate(1.0, 0.1, third=k * 1e-3).interval(3.0) for k in (1e-5, 1e-9))
     assert wide == pytest.approx(narrow, abs=1e-4)

@@ -188,12 +188,13 @@ class Judge:
 
     def _decided(self, blank: Check, prediction: Prediction, whole: Estimate, tolerance: float, t: float) -> Check:
         """The verdict of an interval at quantile t."""
-        p = prediction.value
+        p, edge = prediction.value, tolerance * abs(prediction.value)
         ci, width = whole.interval(t), t + (whole.bias / whole.error if whole.error else 0.0)
         wrong = [decide(ci, p * (1 + k * tolerance), tolerance) for k in (-2, 2)]
         check = replace(
             blank, estimate=whole.value, ci=ci, verdict=decide(ci, p, tolerance), rejects=wrong == [FAIL, FAIL],
-            power=_power(tolerance * abs(p), tolerance, whole.error, width), note=LOG_SCALE * whole.log_scale,
+            power=whole.power(t, (1 - 2 * tolerance) * edge, (1 + 2 * tolerance) * edge),
+            note=LOG_SCALE * whole.log_scale,
         )  # fmt: skip
         if check.verdict != INCONCLUSIVE:
             return check
@@ -227,13 +228,6 @@ class Judge:
         if left <= 0:
             return replace(check, note="the predicted number, a population's, is not precise enough")
         return replace(check, draws_needed=math.ceil(check.draws * sampling**2 / left))
-
-
-def _power(edge: float, tolerance: float, error: float, t: float) -> float:
-    """Probability that a formula too large by 2 tolerances is refuted (the harder side) where the truth is p."""
-    if error == 0:
-        return 1.0
-    return 0.5 * math.erfc(-((1 - 2 * tolerance) * edge / error - t) / math.sqrt(2))
 
 
 def curvature(readings: Sequence[Reading], p: float) -> tuple[float, float]:

@@ -43,9 +43,36 @@ class Estimate:
     def interval(self, t: float) -> tuple[float, float]:
         """Between the quantiles -t and t of the studentized value, made symmetric by Hall's transformation
         (Hall 1992, "On the removal of skewness by transformation"); widened by the bias."""
-        skew = self.third / self.error**3 if self.error else 0.0
-        low, high = (_skewed(z, skew) for z in (-t, t))
+        low, high = (_skewed(z, self.skewness) for z in (-t, t))
         return self.value - high * self.error - self.bias, self.value - low * self.error + self.bias
+
+    @property
+    def skewness(self) -> float:
+        """What Hall's transformation takes away."""
+        return self.third / self.error**3 if self.error else 0.0
+
+    def power(self, t: float, above: float, below: float) -> float:
+        """The least probability that the interval at quantile t ends less than ``above`` over the truth, or starts less
+        than ``below`` under it: the studentized value is as skewed as the interval takes it to be."""
+        if not self.error:
+            return 1.0
+        bias, low, high = self.bias / self.error, _skewed(-t, self.skewness), _skewed(t, self.skewness)
+        ends = (above / self.error - bias, -low, self.skewness), (below / self.error - bias, high, -self.skewness)
+        return min(_reached(*end) for end in ends)
+
+
+def _reached(room: float, reach: float, skew: float) -> float:
+    """Probability that a studentized mean of that skewness is below room - reach. The room is in units of the sample's
+    standard error, which varies with the mean (their covariance is skew / 2): the less of two approximations, one
+    good where this is seldom, the other where it is often."""
+    seldom = _straight(room - reach, skew)
+    often = (room - reach) / math.sqrt(max(1 + reach * skew + 0.375 * (reach * skew) ** 2, 0.1))
+    return min(_beyond(-seldom), _beyond(-often))
+
+
+def _straight(x: float, skew: float) -> float:
+    """The quantile of a symmetric law at which the studentized mean, of that skewness, is x: undoes `_skewed`."""
+    return x if abs(skew) < 1e-6 else skew / 6 + ((1 + skew * x / 3) ** 3 - 1) / skew
 
 
 def _skewed(z: float, skew: float) -> float:
