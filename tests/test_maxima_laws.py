@@ -10,9 +10,9 @@ from scipy.stats import norm as normal
 
 import varflow as vf
 from tests.convolutional import GAIN, HE, Draw, F, N, Tensor, check, image, profile
+from varflow.laws.evaluation import Evaluation
 from varflow.laws.largest import sampled_winner, winner
 from varflow.laws.maxima import Maximum
-from varflow.laws.moments import Evaluation
 from varflow.symbols import arg
 from varflow.window import Window
 

@@ -11,7 +11,8 @@ import sympy as sp
 
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
-from varflow.laws.moments import Evaluation, Moment, Quantity
+from varflow.laws.evaluation import Evaluation
+from varflow.laws.moments import Moment, Quantity
 from varflow.laws.population import Population, run_population
 from varflow.laws.profile import Profile
 from varflow.lowering import lower

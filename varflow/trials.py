@@ -8,7 +8,8 @@ import numpy as np
 import sympy as sp
 
 from varflow.errors import UnsupportedError
-from varflow.laws.moments import Evaluation, Moment, Quantity
+from varflow.laws.evaluation import Evaluation
+from varflow.laws.moments import Moment, Quantity
 from varflow.roots import Root
 
 LEAST, MOST, POINTS = 1e-3, 1e3, 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import sympy as sp
 from varflow.calculus import quotient
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
-from varflow.laws.moments import Evaluation, Formula, Moment
+from varflow.laws.evaluation import Evaluation
+from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Array
 from varflow.laws.propagate import Propagation
 from varflow.laws.variables import Blocks, Instance
@@ -45,18 +47,32 @@ class Profile:
     def _found(self, value: int, second: bool) -> Array | None:
         key = (value, second)
         if key not in self._known:
-            laws = self._propagation.laws
-            self._known[key] = self._average(value, laws.second if second else laws.mean)
+            quantity = self._asked[key] if key in self._asked else self._quantity(value, second)
+            self._known[key] = None if quantity is None else self._numbers(value, quantity)
         return self._known[key]
 
-    def _average(self, value: int, of: Callable[[Instance], Formula]) -> Array | None:
-        blocks = self._propagation.values[value]
+    @cached_property
+    def _asked(self) -> dict[tuple[int, bool], Quantity | None]:
+        """What is asked for of every node: stated before the first number, so that arrays are kept no longer than
+        something reads them."""
+        values = dict.fromkeys((*self.program.values.values(), *self.program.gradients.values()))
+        forward = [v for v in values if not self.program.instructions[v].backward]
+        keys = [(v, True) for v in values] + [(v, False) for v in forward]
+        found = {key: self._quantity(*key) for key in keys}
+        self._evaluation.plan(q for q in found.values() if q is not None)
+        return found
+
+    def _quantity(self, value: int, second: bool) -> Quantity | None:
+        laws, blocks = self._propagation.laws, self._propagation.values[value]
+        of: Callable[[Instance], Formula] = laws.second if second else laws.mean
         n = sp.Add(*(b.size for b in blocks))
         try:
             parts = [mo.product(mo.constant(quotient(b.size, n)), of(b.law)) for b in blocks if b.law]
-            quantity = self._propagation.laws.quantity(mo.total(parts))
+            return laws.quantity(mo.total(parts))
         except NoFormula:
             return None
+
+    def _numbers(self, value: int, quantity: Quantity) -> Array:
         found = np.atleast_1d(np.asarray(self._evaluation.of(quantity), dtype=np.float64))
         places = int(self.program.shape(value).places)
         return np.broadcast_to(found.ravel(), (places,)) if found.size == 1 else found.ravel()
