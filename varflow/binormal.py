@@ -7,6 +7,7 @@ Plackett (1954), d Phi2 / dr = density, integrated over the arc sine of r (any n
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import sympy as sp
@@ -86,13 +87,23 @@ class Phi2(sp.Function):  # type: ignore[misc]
         return text if exp is None else rf"{text}^{{{exp}}}"
 
 
+MOST_DOUBLINGS = 6
+
+
 @lru_cache(maxsize=4096)
 def _at(value: Phi2, prec: int) -> Any:
-    """Phi2 of numbers with so many bits: sympy asks for signs of sums of them again and again."""
+    """Phi2 of numbers with so many bits that count: a small one is a difference of large ones. Sympy asks for signs of
+    sums of them again and again."""
     import mpmath as mp
 
-    with mp.workprec(prec + 20):
-        return by_mpmath(*(mp.mpf(a._to_mpmath(prec + 20)) for a in value.args))._mpf_
+    bits = prec + 20
+    for _ in range(MOST_DOUBLINGS):
+        with mp.workprec(bits):
+            found = by_mpmath(*(mp.mpf(a._to_mpmath(bits)) for a in value.args))
+        if found > 0 and bits + mp.mag(found) >= prec + 20:
+            break
+        bits = 2 * bits if found <= 0 else prec + 30 - mp.mag(found)
+    return max(found, mp.mpf(0))._mpf_
 
 
 def by_numpy(h: Any, k: Any, r: Any) -> Any:
@@ -148,3 +159,81 @@ def _positive(h: Any, k: Any, r: Any) -> Any:
         return mp.ncdf(h) * mp.ncdf(k) + mp.quad(density, steps) / (2 * mp.pi)
     steps = [mp.mpf(0), *(angle / 4**n for n in reversed(range(7)))]
     return mp.ncdf(min(h, k)) - mp.quad(density, steps) / (2 * mp.pi)
+
+
+class exp_phi2(sp.Function):  # type: ignore[misc]
+    """exp(e) Phi2(h, k; r), given e, h, k, r: a growing factor times the tail that holds it."""
+
+    nargs = 4
+
+
+DEEP = 45.0
+"""What is smaller than the largest value by so many powers of e adds nothing in doubles."""
+
+
+def exp_phi2_by_numpy(e: Any, h: Any, k: Any, r: Any) -> Any:
+    """exp(e) Phi2(h, k; r) of arrays in doubles, relative to itself: exp(e) by Owen's T where Phi2 is no tail, else
+    the integral of exp(e - x^2/2) Phi((k - r x)/sqrt(1 - r^2)) over x < h, whose logarithm is concave."""
+    import numpy as np
+
+    e, h, k, r = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (e, h, k, r)))
+    plain = np.asarray(by_numpy(h, k, r))
+    deep = (plain < 1e-2) & (np.abs(r) < 1) & np.isfinite(e + h + k)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.asarray(np.exp(e) * plain)
+    if deep.any():
+        low, high = np.minimum(h, k)[deep], np.maximum(h, k)[deep]
+        found[deep] = _tail_integral(e[deep], low, high, r[deep])
+    return found
+
+
+def _tail_integral(e: Any, h: Any, k: Any, r: Any) -> Any:
+    """The integral over x = h - t, t > 0, in Gauss-Legendre panels between the mode, the ends and where Phi turns."""
+    import numpy as np
+    from scipy.special import log_ndtr
+
+    width = np.sqrt((1 - r) * (1 + r))
+
+    def height(t: Any) -> Any:
+        x = h - t.T
+        return (e - x * x / 2 + log_ndtr((k - r * x) / width)).T
+
+    far = np.abs(h) + np.abs(k) + 60.0
+    top = _highest(height, np.zeros_like(far), far)
+    level = height(top) - DEEP
+    first = np.where(height(0 * top) >= level, 0.0, _crossing(height, level, top, np.zeros_like(top)))
+    last = _crossing(height, level, top, top + far)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn, scale = h - k / r, width / np.abs(r)
+        turns = [np.nan_to_num(turn + c * scale, posinf=0.0, neginf=0.0) for c in (-8, -2, 0, 2, 8)]
+    ends = np.sort([first, top, last, *(np.clip(t, first, last) for t in turns)], axis=0)
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    total = np.zeros_like(h)
+    for a, b in pairwise(ends):
+        t = (a + b)[:, None] / 2 + (b - a)[:, None] / 2 * nodes
+        with np.errstate(over="ignore"):
+            total += (b - a) / 2 * (np.exp(height(t)) @ weights)
+    return total / np.sqrt(2 * np.pi)
+
+
+def _highest(height: Any, low: Any, high: Any) -> Any:
+    """Where a concave function of t is largest, by golden sections."""
+    import numpy as np
+
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        left = height(a) > height(b)
+        low, high = np.where(left, low, a), np.where(left, b, high)
+    return (low + high) / 2
+
+
+def _crossing(height: Any, level: Any, inside: Any, outside: Any) -> Any:
+    """Where a concave function falls below a level, by bisection; ``outside`` where it does not."""
+    import numpy as np
+
+    for _ in range(50):
+        middle = (inside + outside) / 2
+        above = height(middle) >= level
+        inside, outside = np.where(above, middle, inside), np.where(above, outside, middle)
+    return outside

@@ -13,7 +13,7 @@ import sympy as sp
 
 import varflow as vf
 from tests.laws.test_waves import almost, integral
-from varflow.binormal import Phi2
+from varflow.binormal import Phi2, by_mpmath, exp_phi2_by_numpy
 from varflow.laws.expectation import GaussianExpectation, Normal, expect
 from varflow.laws.numeric import with_enough_digits
 from varflow.laws.orthants import Corner, corner_moment
@@ -112,3 +112,34 @@ def test_many_tails_answer_soon(text: str) -> None:
     assert gain.numeric()["second_moment"] and not gain.closed_form["second_moment"]
     assert maps.kernel is not None and maps.derivative_kernel is not None
     assert time.process_time() - start < 8
+
+
+@pytest.mark.parametrize("r", [-0.8, -0.5, 0.3, 0.95])
+def test_growing_factor_times_a_deep_corner(r: float) -> None:
+    """exp(e) Phi2(h, k; r) = 1 where Phi2 is down to 1e-60, far below what a difference of doubles holds."""
+    for h, k in ((-1.0, -2.0), (-6.0, 1.0), (-4.0, -3.0), (0.5, -8.0)):
+        mp.mp.dps = 400
+        log = mp.log(by_mpmath(mp.mpf(h), mp.mpf(k), mp.mpf(r)))
+        assert float(exp_phi2_by_numpy(-float(log), h, k, r)) == pytest.approx(1.0, rel=1e-11)
+        mp.mp.dps = 15
+
+
+@pytest.mark.parametrize("text, q, m", [("step(x)*exp(-x)*(1+erf(x))", 30, -2), ("step(-x)*exp(x)*(1+erf(x))", 60, 1),
+                                        ("exp(x)*erf(x)", 60, 1), ("exp(-x)*(1+erf(x))", 60, 1)])
+def test_growing_exponentials_times_two_tails(text: str, q: float, m: float) -> None:
+    """Formulas at any mean, their numbers against quadrature in 25 digits."""
+    f: dict[str, Any] = {
+        "step(x)*exp(-x)*(1+erf(x))": lambda t: (t > 0) * mp.exp(-t) * (1 + mp.erf(t)),
+        "step(-x)*exp(x)*(1+erf(x))": lambda t: (t < 0) * mp.exp(t) * (1 + mp.erf(t)),
+        "exp(x)*erf(x)": lambda t: mp.exp(t) * mp.erf(t),
+        "exp(-x)*(1+erf(x))": lambda t: mp.exp(-t) * (1 + mp.erf(t))}
+    report = vf.gain(text, q=q, mean=m)
+    use = "mean" if text.startswith("step") else "second_moment"
+    assert not getattr(report, use).has(GaussianExpectation)
+    with mp.workdps(25):
+        centres = (mp.mpf(m), m + mp.mpf(q), m - mp.mpf(q), m + 2 * mp.mpf(q), m - 2 * mp.mpf(q), mp.mpf(0))
+        steps = sorted({m - 40 * mp.sqrt(q), m + 40 * mp.sqrt(q), *centres, *(c + d for c in centres for d in (
+            -40, -10, -1, 1, 10, 40))})
+        power = 1 if use == "mean" else 2
+        stated = mp.quad(lambda t: f[text](t) ** power * mp.npdf(t, m, mp.sqrt(q)), steps)
+    assert report.numeric()[use] == pytest.approx(float(stated), rel=1e-10)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
-from varflow.binormal import by_numpy
+from varflow.binormal import Phi2, by_numpy, exp_phi2, exp_phi2_by_numpy
 from varflow.errors import UnsupportedError
 from varflow.laws.algebra import ordered
 from varflow.laws.precise import function_of, guarded
@@ -164,7 +164,7 @@ def _balanced(expr: sp.Mul) -> sp.Expr:
 
 def _tail(expr: sp.Mul) -> sp.Expr:
     powers = [a for a in expr.args if isinstance(a, sp.exp)]
-    tails = [a for a in expr.args if isinstance(a, (sp.erfc, CosTail, SinTail))]
+    tails = [a for a in expr.args if isinstance(a, (sp.erfc, CosTail, SinTail, Phi2))]
     if len(powers) != 1 or len(tails) != 1:
         return expr
     e, tail = powers[0].args[0], tails[0]
@@ -172,6 +172,8 @@ def _tail(expr: sp.Mul) -> sp.Expr:
     if isinstance(tail, sp.erfc):
         b = tail.args[0]
         return sp.Mul(exp_erfc(e, b, sp.expand(e - b**2)), *rest)
+    if isinstance(tail, Phi2):
+        return sp.Mul(exp_phi2(e, *tail.args), *rest)
     a, b = tail.args
     both = exp_cos_tail if isinstance(tail, CosTail) else exp_sin_tail
     return sp.Mul(both(e, a, b, sp.expand(e - a**2 / 2), sp.expand(e - b**2 / 2)), *rest)
@@ -240,6 +242,7 @@ _MODULE = {
     "arcsin": _np_asin,
     "sqrt": _np_sqrt,
     "Phi2": by_numpy,
+    "exp_phi2": exp_phi2_by_numpy,
     **BY_NUMPY,
 }
 

@@ -237,6 +237,8 @@ class Program:
             return self.rounded(expr, self.step(text, *reads))
         if name == "Phi2":
             return self._fault_of_probability(expr)
+        if name == "exp_phi2":
+            return self._fault_of_corner(expr)
         if name in _TAILS:
             return self._fault_of_tail(expr)
         error = self.fault(argument)
@@ -272,6 +274,16 @@ class Program:
                 slope = expr.func(*stand_ins).fdiff(k + 1).xreplace(back)
                 total = self.step("{0} + absolute({1}) * {2}", total, self.value(slope), error)
         return total
+
+    def _fault_of_corner(self, expr: sp.Function) -> int:
+        """Of exp(e) Phi2(h, k; r): relative to itself, with the slopes of its logarithm (at most |h| + |k| + 1, over
+        1 - r^2 for each) and the size of the exponents that it is made of."""
+        places = [self.value(x) for x in expr.args]
+        errors = [self.fault_or_zero(x) for x in expr.args]
+        text = ("absolute({0}) * (_eps * (64 + absolute({1}) + 4 * ({2} * {2} + {3} * {3}) / (1 - {4} * {4})) + {5}"
+                " + (1 + absolute({2}) + absolute({3})) / (1 - {4} * {4}) * ({6} + {7}"
+                " + (1 + absolute({2}) + absolute({3})) / (1 - {4} * {4}) * {8}))")
+        return self.rounded(expr, self.step(text, self.value(expr), *places, *errors))
 
 
 def _name(expr: sp.Function) -> str:

@@ -283,7 +283,7 @@ def _integrate(piece: Piece, phase: sp.Expr, covariance: Covariance) -> sp.Expr:
     scale = sp.exp(constant) * law.factor
     if any(wave):
         return scale * _oscillating(piece, law, wave, offset, scale != 1)
-    growing = scale != 1 and not (len(piece.halves) == 2 and bounded)
+    growing = scale != 1 and not (len(piece.halves) == 2 and (bounded or piece.single))
     return scale * sp.cos(offset) * _moment(piece, law, growing)
 
 
