@@ -228,10 +228,10 @@ def _value(step: Instruction, args: list[Array], shape: tuple[int, int, int], gi
             return np.concatenate(args, axis=2)
         case Scores(heads=heads):
             q, k = (_by_head(x, heads) for x in args)
-            return np.einsum("sphc,srhc->sphr", q, k).reshape(shape)
+            return np.asarray(np.einsum("sphc,srhc->sphr", q, k).reshape(shape))
         case Blend(heads=heads, transpose=flipped):
             a, v = (_by_head(x, heads) for x in args)
-            return np.einsum("sphr,sphc->srhc" if flipped else "sphr,srhc->sphc", a, v).reshape(shape)
+            return np.asarray(np.einsum("sphr,sphc->srhc" if flipped else "sphr,srhc->sphc", a, v).reshape(shape))
         case Softmax() as rule:
             return _softmax(rule, args[0])
         case SoftmaxBackward(forward=rule):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -26,7 +27,8 @@ def test_quantiles_are_those_of_scipy() -> None:
 
 @pytest.mark.parametrize("title", ["", "a title"])
 def test_plain_tables_are_those_of_rich(title: str) -> None:
-    rows = [["x", 1.5, None], ["long name", "two\nlines", "last"], ["日本 é", "e\u0301", ""], ["a\tb", "c", "d"]]
+    rows: list[list[Any]] = [["x", 1.5, None], ["long name", "two\nlines", "last"],
+                             ["日本 é", "e\u0301", ""], ["a\tb", "c", "d"]]
     made, text = table(["node", "", "two\nlines of a head"], rows, title), io.StringIO()
     Console(file=text, width=10_000, markup=False, emoji=False, color_system=None).print(made.rich())
     assert list(made.lines()) == [line.rstrip() for line in text.getvalue().splitlines()]

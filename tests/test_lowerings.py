@@ -227,9 +227,8 @@ def test_lowering_is_the_torch_layer(
 
 
 def test_every_layer_has_a_counterpart() -> None:
-    from tests.test_lowerings_conv import COUNTERPARTS as OVER_POSITIONS
-
     from tests.test_lowerings_attention import COUNTERPARTS as OF_TOKENS
+    from tests.test_lowerings_conv import COUNTERPARTS as OVER_POSITIONS
 
     assert set(OPS) == set(COUNTERPARTS) | set(OVER_POSITIONS) | set(OF_TOKENS)
 

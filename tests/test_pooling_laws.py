@@ -316,7 +316,7 @@ def test_averages_behind_normalized_maxima() -> None:
 
 
 def test_pixel_shuffle_behind_a_nonlinearity() -> None:
-    """Zero-padded sub-pixel convolution (Shi et al. 2016): places of a cell are other channels, and all have numbers."""
+    """Zero-padded sub-pixel convolution (Shi et al. 2016): places of a cell are other channels; all have numbers."""
     net, x = image(N, 16, 16)
     h = net.relu(net.conv(x, N, 3, padding=1, name="c", **HE), name="r")
     h = net.conv(net.pixel_shuffle(h, 2, name="s"), N, 5, padding=2, name="d", **GAIN)

@@ -236,5 +236,5 @@ def dawson_by_numpy(x: Any) -> Any:
     return dawsn(x)
 
 
-BY_NUMPY = {"CosTail": cos_by_numpy, "SinTail": sin_by_numpy, "Dawson": dawson_by_numpy,
+BY_NUMPY: dict[str, Any] = {"CosTail": cos_by_numpy, "SinTail": sin_by_numpy, "Dawson": dawson_by_numpy,
             "exp_cos_tail": exp_cos_by_numpy, "exp_sin_tail": exp_sin_by_numpy}
