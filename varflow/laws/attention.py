@@ -21,6 +21,7 @@ import sympy as sp
 
 from varflow.calculus import quotient
 from varflow.laws import moments as mo
+from varflow.laws.blocks import parts
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula
 from varflow.laws.softmax import SoftmaxOverlap, SoftmaxResponse
@@ -61,6 +62,13 @@ def varies_in_attention(laws: Covariances, v: Variable, sample: bool) -> bool:
             own = laws.varies(weights.variable, sample) or (sample and laws.varies(of.variable, sample))
             return own or (transpose and not sample)
     return True
+
+
+def blends(v: Variable, known: dict[Variable, bool]) -> bool:
+    """Whether a variable is made of mixed values, which depend on all tokens; ``known`` is kept between calls."""
+    if v not in known:
+        known[v] = isinstance(v, Blended) or any(blends(x.variable, known) for x in parts(v))
+    return known[v]
 
 
 def logit_covariance(laws: Covariances, u: Variable, v: Variable, view: View) -> Formula:

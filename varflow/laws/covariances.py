@@ -11,7 +11,7 @@ import sympy as sp
 
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
-from varflow.laws.attention import logit_covariance, varies_in_attention
+from varflow.laws.attention import blends, logit_covariance, varies_in_attention
 from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine, rooted
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
@@ -87,6 +87,8 @@ class Covariances(ABC):
     _backward_bits: int = 0
     _turns: dict[Moment, Moment] = field(default_factory=dict)
     _mixtures: dict[Variable, bool] = field(default_factory=dict)
+    _blends: dict[Variable, bool] = field(default_factory=dict)
+    mixes_tokens: bool = False
 
     @abstractmethod
     def mean(self, x: Instance) -> Formula:
@@ -175,7 +177,8 @@ class Covariances(ABC):
         if not shared or fresh(x, y) or fresh(y, x):
             return False
         between = self._view_of(x, y, view)
-        if self.profiles and between.position and self._overlaps(x.variable) and self._overlaps(y.variable):
+        near = self.profiles and self._overlaps(x.variable) and self._overlaps(y.variable)
+        if between.position and (near or (self.mixes_tokens and any(blends(z.variable, self._blends) for z in (x, y)))):
             here = View(False, between.sample)
             return any(self._touching(x, y, shared, w) for w in (between, here))
         return self._touching(x, y, shared, between)

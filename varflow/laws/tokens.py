@@ -88,6 +88,7 @@ class Attention(Reading):
         if self.laws.dependent(inner, of, SAME) or self.laws.dependent(inner, there(of), POSITION):
             return None
         places = self.program.shape(self.step.args[0]).places
+        self.laws.mixes_tokens = True
         return self._make(Blended, weights=inner, factor=self.laws.quantity(factor, "k"), of=of, transpose=transpose,
                           places=places)
 
