@@ -8,6 +8,7 @@ import sympy as sp
 
 import varflow as vf
 from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, profile, torch
+from varflow.laws.positions import Average
 
 
 def test_conv_relu_maxpool_conv() -> None:
@@ -328,3 +329,8 @@ def test_pixel_shuffle_behind_a_nonlinearity() -> None:
         return torch.tanh(draw.name("d", draw.conv(h, N, 5, 1, padding=2)))
 
     check(net, forward, bias=0.015)
+
+
+def test_mean_of_one_place_has_no_pairs() -> None:
+    """The moment of two places, of which there are none, may be anything."""
+    assert Average().apply(np.full((1, 1), 2.0), np.full((1, 1), np.nan), np.array(1.0)).item() == 2.0

@@ -123,6 +123,8 @@ class Average:
     def apply(self, same: Array, other: Array, count: Array) -> Array:
         """(P, 1) and (P, P') become (P, 1)."""
         n = int(count.item())
+        if n == 1:
+            return np.full((1, 1), same.mean())
         if max(same.size, other.size) == 1 or n > MAX_PLACES:
             return np.full((1, 1), (same.mean() + (n - 1) * other.mean()) / n)
         return np.asarray(completed(other, same, n).mean(axis=1, keepdims=True))
