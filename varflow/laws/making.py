@@ -91,7 +91,7 @@ class Reading:
         self.bodies: list[Any] = []
         self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
-        self._tops: dict[tuple[Window, Instance], Instance] = {}
+        self._tops: dict[tuple[Window, Instance, sp.Expr], Instance] = {}
         self.returning: dict[Variable, Formula | None] = {}
         self._forward_depthwise: dict[str, Instance] = {}
         self._gathered: dict[Variable, tuple[int, Blocks]] = {}

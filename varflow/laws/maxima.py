@@ -14,10 +14,11 @@ import numpy.typing as npt
 import sympy as sp
 
 from varflow.laws.blocks import coefficient
-from varflow.laws.largest import common_part, expected_at, levels, winner
+from varflow.laws.largest import common_part, levels
 from varflow.laws.numeric import vectorized
 from varflow.laws.points import antithetic, root_of
 from varflow.laws.positions import Array, completed, shared_entries, too_many
+from varflow.laws.ranked import ITSELF, greatest, ranking, winner_of, winners_at
 from varflow.program import Mix
 from varflow.symbols import arg
 from varflow.window import Window
@@ -32,9 +33,11 @@ DIGITS, FEW = 9, 2
 
 class Field:
     """The windows of a grid, and the covariance of its places from moments at one (P, 1) and between two (P, P);
-    one window and one far from it where places are too many, or alike and all windows too (``even``)."""
+    one window and one far from it where places are too many, or alike and all windows too (``even``). Windows are won
+    by the entry of largest ``score``."""
 
-    def __init__(self, window: Window, second: Array, other: Array, even: bool) -> None:
+    def __init__(self, window: Window, second: Array, other: Array, even: bool, score: sp.Expr = ITSELF) -> None:
+        self.score = ranking(score)
         self.alike = too_many(window) or (second.size == other.size == 1 and even)
         if self.alike:
             places = 2 * window.taps
@@ -75,14 +78,15 @@ def _columns(given: tuple[Array, ...], rows: int, columns: int) -> list[Array]:
 
 @dataclass(frozen=True)
 class Maximum:
-    """E[f(largest entry)] of every window, ``f`` of arg(0) and coefficients."""
+    """E[f(largest entry)] of every window, ``f`` of arg(0) and coefficients; or of the entry of largest ``score``."""
 
     window: Window
     f: sp.Expr
+    score: sp.Expr = ITSELF
 
     def apply(self, second: Array, other: Array, *given: Array) -> Array:
         """From the entries' moments at one place (P, 1) and between two (P, P); coefficients (P', 1)."""
-        field = Field(self.window, second, other, self.window.uniform)
+        field = Field(self.window, second, other, self.window.uniform, self.score)
         windows = field.windows[:1] if field.alike else field.windows
         count = max([len(windows), *(len(g) for g in given)])
         columns, f = _columns(given, count, 1), compiled(self.f, 1, len(given))
@@ -93,7 +97,7 @@ class Maximum:
             numbers = tuple(float(c[p, 0]) for c in columns)
 
             def expected() -> float:
-                law = winner(matrix, bool(numbers))
+                law = winner_of(matrix, bool(numbers), field.score)
                 return float(law.expected(f(law.points, *numbers)).sum())
 
             return once(known, (key, numbers), expected)
@@ -104,16 +108,17 @@ class Maximum:
 @dataclass(frozen=True)
 class TwoMaxima:
     """E[f(largest entry of one window) g(largest entry of another)] for all pairs of windows; ``f`` and ``g`` of arg(0)
-    and coefficients."""
+    and coefficients. Or of the entries of largest ``score``."""
 
     window: Window
     f: sp.Expr
     g: sp.Expr
+    score: sp.Expr = ITSELF
 
     def apply(self, second: Array, other: Array, *given: Array) -> Array:
         """(P', P') from the entries' moments at one place (P, 1) and between two (P, P); coefficients (P', 1) for f,
         (1, P') for g, or the same for all."""
-        field = Field(self.window, second, other, self.window.covers_evenly)
+        field = Field(self.window, second, other, self.window.covers_evenly, self.score)
         f, g = (_AtWindows(h, given, len(field.windows)) for h in (self.f, self.g))
         if field.alike:
             return np.full((1, 1), _pair(field, f, g, 0, 1))
@@ -149,7 +154,7 @@ class TwoMaxima:
         known: dict[Hashable, Array] = {}
 
         return np.array([once(known, (field.block(w)[1], h.numbers(a)),
-                              partial(expected_at, level, own[w], partial(h, window=a), h.jumps))
+                              partial(winners_at, level, own[w], partial(h, window=a), h.jumps, field.score))
                          for a, w in enumerate(field.windows)])
 
     @staticmethod
@@ -166,9 +171,9 @@ class TwoMaxima:
         """All windows at once by random draws of the whole image; means as integrals."""
         noise = np.random.default_rng(0).standard_normal((DRAWS, field.places))
         x = noise @ root_of(field.matrix).T
-        largest = np.stack([x[:, w].max(axis=1) for w in field.windows], axis=1)
+        largest = np.stack([greatest(x[:, w], field.score) for w in field.windows], axis=1)
         columns = tuple(np.reshape(n, (-1, 1)) for n in given)
-        means = [Maximum(self.window, h).apply(second, other, *columns) for h in (self.f, self.g)]
+        means = [Maximum(self.window, h, self.score).apply(second, other, *columns) for h in (self.f, self.g)]
         values = [np.broadcast_to(h(largest, slice(None)), largest.shape) for h in (f, g)]
         one, two = (v - v.mean(axis=0) for v in values)
         return np.asarray(one.T @ two / DRAWS + means[0] * means[1].T)
@@ -199,17 +204,17 @@ def _pair(field: Field, f: _AtWindows, g: _AtWindows, a: int, b: int) -> float:
     left, right = np.searchsorted(entries, first), np.searchsorted(entries, second)
     if len(entries) == len(first) + len(second):
         if not field.matrix[np.ix_(first, second)].any():
-            laws = [winner(field.matrix[np.ix_(i, i)], f.jumps) for i in (first, second)]
+            laws = [winner_of(field.matrix[np.ix_(i, i)], f.jumps, field.score) for i in (first, second)]
             one, two = (law.expected(h(law.points, k)).sum() for law, h, k in zip(laws, (f, g), (a, b), strict=True))
             return float(one * two)
         own, common = common_part(matrix)
         if own is not None:
             level, share = levels(common)
-            one, two = (expected_at(level, own[side], partial(h, window=k), h.jumps)
+            one, two = (winners_at(level, own[side], partial(h, window=k), h.jumps, field.score)
                         for side, h, k in ((left, f, a), (right, g, b)))
             return float((share * one * two).sum())
     x = antithetic(len(entries)) @ root_of(matrix).T
-    return float(np.mean(f(x[:, left].max(axis=1), a) * g(x[:, right].max(axis=1), b)))
+    return float(np.mean(f(greatest(x[:, left], field.score), a) * g(greatest(x[:, right], field.score), b)))
 
 
 def together(field: Field, a: Index, b: Index, digits: int = DIGITS) -> tuple[Index, Hashable]:

@@ -25,6 +25,7 @@ from varflow.laws.maxima import Missing
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.points import POINTS, drawn, root_of
+from varflow.laws.ranked import ITSELF
 from varflow.laws.variables import (
     SAME,
     Composite,
@@ -56,11 +57,13 @@ LARGEST = sp.Symbol("largest")
 
 @dataclass(frozen=True)
 class _Step:
-    """A function of earlier values (by index) and of coefficients (by their place among the operator's arguments)."""
+    """A function of earlier values (by index) and of coefficients (by their place among the operator's arguments); or
+    that of them whose ``score`` is largest."""
 
     expr: sp.Expr
     args: tuple[int, ...]
     coefficients: tuple[int, ...]
+    score: sp.Expr = ITSELF
 
 
 @dataclass
@@ -105,7 +108,7 @@ class _Recipe:
                 raise NoFormula("too many sources for a sample of them", v.node)
             return -len(self.sources)
         if isinstance(v, Largest) and v.of is not None:
-            if self.laws.profiles:
+            if self.laws.profiles or v.ranked:
                 return self._largest(v, x)
             of = carried(v.of, x)
             beside = tuple(carried(a, x) for a in v.weight_args)
@@ -122,11 +125,11 @@ class _Recipe:
         """The largest of the window's entries, each a value of its own; those outside the grid are far below."""
         assert v.window is not None
         args = [self.value(carried(tap, x)) for tap in taps_of(self.laws, v)]
-        numbers = [] if v.window.uniform else [
+        numbers = [] if v.window.uniform or not self.laws.profiles else [
             self.laws.system.operate(Missing(v.window, t), (sp.S.One,), "k", v.node, False) for t in range(len(args))]
         turned = x.there and self.view.position
         own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
-        return self._step(_Step(LARGEST, tuple(args), tuple(self.quantity(q) for q in own)))
+        return self._step(_Step(LARGEST, tuple(args), tuple(self.quantity(q) for q in own), v.score))
 
     def _function(self, expr: sp.Expr, args: tuple[Instance, ...], numbers: tuple[Quantity, ...], x: Instance) -> int:
         turned = x.there and self.view.position
@@ -190,7 +193,9 @@ class SourceSample:
             return np.asarray(at(step.args[0]) * _gamma_scale(column, number))
         if step.expr == LARGEST:
             below = [numbers[i] for i in step.coefficients] or [0.0] * len(step.args)
-            return np.asarray(np.max([at(i) - b for i, b in zip(step.args, below, strict=True)], axis=0))
+            x = np.stack([at(i) for i in step.args], axis=1)
+            score = x if step.score == ITSELF else np.asarray(vectorized(step.score, (arg(0),))(x))
+            return np.asarray(x[np.arange(len(x)), (score - np.asarray(below)).argmax(axis=1)])
         symbols = (*(arg(i) for i in range(len(step.args))), *(coefficient(i) for i in range(len(step.coefficients))))
         inputs = [*(at(i) for i in step.args), *(numbers[i] for i in step.coefficients)]
         with np.errstate(all="ignore"):

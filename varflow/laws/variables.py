@@ -14,8 +14,10 @@ import sympy as sp
 
 from varflow.laws.moments import Moment, Quantity
 from varflow.program import Mix, Standardize
+from varflow.symbols import arg
 from varflow.window import Window
 
+ITSELF = arg(0)
 Move: TypeAlias = tuple[str, object]
 
 
@@ -264,7 +266,8 @@ class Largest(Variable):
     """The largest of a Gaussian value ``entry`` over a ``window`` of positions. Far from borders
     E[f(largest)] = E[f(``of``) ``weight``], ``of`` the entry itself and ``weight`` how much more often an entry of this
     size wins; ``below`` is the probability that another one is smaller, an expression of ``weight_args`` and
-    coefficients. In profiles ``of`` is the mean of the window, which says what it depends on."""
+    coefficients. In profiles ``of`` is the mean of the window, which says what it depends on. With a ``score``, a
+    function of arg(0), it is the entry of the largest score instead (``below`` is not used)."""
 
     of: Instance | None = None
     entry: Instance | None = None
@@ -272,6 +275,12 @@ class Largest(Variable):
     below: sp.Expr = sp.S.One
     weight_args: tuple[Instance, ...] = ()
     coefficients: tuple[Quantity, ...] = ()
+    score: sp.Expr = ITSELF
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the largest is not that of the entries themselves."""
+        return bool(self.score != ITSELF)
 
     @property
     def weight(self) -> sp.Expr:

@@ -71,29 +71,32 @@ class Windows(Reading):
         return found
 
     def _largest(self, window: Window, x: Instance, whole: bool) -> Instance:
-        """Maxima of an increasing function of Gaussians: the function of the largest of them."""
+        """Maxima of an increasing function of Gaussians: the function of the largest of them; of any other, the
+        function of the one where it is largest."""
         found = as_function(x)
-        top = None if found is None else self._top(window, found[1], whole and found[0] == arg(0))
+        top = None if found is None else self._top(window, *found, whole and found[0] == arg(0))
         if found is None or top is None:
             return self._unknown(x)
         made = self._pointwise(found[0], (top,), whole)
         assert made is not None
         return made
 
-    def _top(self, window: Window, g: Instance, whole: bool) -> Instance | None:
-        """The largest entry of a window; one variable for all its uses."""
-        key = (window, g)
+    def _top(self, window: Window, f: sp.Expr, g: Instance, whole: bool) -> Instance | None:
+        """The entry of a window where ``f`` is largest; one variable for all its uses."""
+        score = arg(0) if increasing(f) else f
+        key = (window, g, score)
         if key not in self._tops:
             try:
-                self._tops[key] = self._first(window, g, whole)
+                self._tops[key] = self._first(window, g, score, whole)
             except NoFormula:
                 return None
         return self._tops[key]
 
-    def _first(self, window: Window, g: Instance, whole: bool) -> Instance:
-        if self.laws.profiles:
+    def _first(self, window: Window, g: Instance, score: sp.Expr, whole: bool) -> Instance:
+        if self.laws.profiles or score != arg(0):
             mean = Mix(window, (sp.Rational(1, window.taps),) * window.taps)
-            return self._make(Largest, whole, of=self._make(Mixed, False, of=g, mix=mean), entry=g, window=window)
+            return self._make(Largest, whole, of=self._make(Mixed, False, of=g, mix=mean), entry=g, window=window,
+                              score=score)
         below, beside, numbers = self._odds(g)
         return self._make(Largest, whole, of=g, entry=g, window=window, below=below, weight_args=(g, *beside),
                           coefficients=tuple(numbers))
@@ -101,7 +104,7 @@ class Windows(Reading):
     def _won(self, window: Window, x: Instance | None, d: Instance, whole: bool) -> Instance | None:
         """What reaches an entry from the windows it wins."""
         found = None if x is None else as_function(x)
-        top = None if found is None else self._top(window, found[1], False)
+        top = None if found is None else self._top(window, *found, False)
         if top is None:
             return self._unknown(x, d)
         terms = factored(d, top)
@@ -127,7 +130,7 @@ def _there(x: Instance) -> Instance:
 
 
 def as_function(x: Instance) -> tuple[sp.Expr, Instance] | None:
-    """(f, g) with x = f(g), f an increasing function of arg(0) and g Gaussian; None for anything else."""
+    """(f, g) with x = f(g), f a function of arg(0) and g Gaussian; None for anything else."""
     if x.variable.gaussian:
         return arg(0), x
     v = x.variable
@@ -138,7 +141,7 @@ def as_function(x: Instance) -> tuple[sp.Expr, Instance] | None:
         return None
     numbers = tuple((coefficient(i), c) for i, c in enumerate(v.coefficients))
     f = rename(v.expr, ((arg(0), inner[0]), *numbers))
-    return (f, inner[1]) if increasing(f) else None
+    return None if f.free_symbols - {arg(0)} else (f, inner[1])
 
 
 def factored(d: Instance, top: Instance) -> list[Part]:

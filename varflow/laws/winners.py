@@ -14,6 +14,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.maxima import Maximum, TwoMaxima, evenly, overlaps
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.positions import Mixing
+from varflow.laws.ranked import Race
 from varflow.laws.variables import (
     POSITION,
     SAME,
@@ -35,12 +36,20 @@ if TYPE_CHECKING:
 def of_largest(laws: Laws, f: sp.Expr, v: Largest, given: tuple[Quantity, ...] = ()) -> Formula:
     """E[f(largest)], ``f`` of arg(0) and coefficients."""
     assert v.window is not None
-    if laws.profiles:
+    if laws.profiles or v.ranked:
         free = sorted(symbols_in(f) - {arg(0), *(coefficient(i) for i in range(len(given)))}, key=str)
         f = rename(f, tuple((s, coefficient(len(given) + i)) for i, s in enumerate(free)))
-        return _operated(laws, v, Maximum(v.window, f), (*_entries(laws, v), *given, *free))
+        operator = Maximum(v.window, f, v.score) if laws.profiles else _race(v, f, None, len(given) + len(free))
+        return _operated(laws, v, operator, (*_entries(laws, v), *given, *free))
     table = tuple((coefficient(i), coefficient(i + len(given))) for i in range(len(v.coefficients)))
     return laws.expectation(f * rename(v.weight, table), v.weight_args, given + v.coefficients, SAME)
+
+
+def _race(v: Largest, f: sp.Expr, g: sp.Expr | None, numbers: int, count: int | None = None) -> Race:
+    """E[f(winner)] of a window far from borders, or with ``g`` of two far from each other; of ``count`` entries one of
+    which wins."""
+    taps = v.window.taps if v.window else 1
+    return Race(count or taps, 1 if count else taps, f, g, v.score, numbers)
 
 
 def _entries(laws: Laws, v: Largest) -> tuple[Quantity, Quantity]:
@@ -51,7 +60,11 @@ def _entries(laws: Laws, v: Largest) -> tuple[Quantity, Quantity]:
 
 
 def _operated(laws: Laws, v: Variable, operator: Any, args: tuple[Quantity, ...]) -> Formula:
-    return mo.named(laws.system.operate(operator, args, "c", v.node, v.backward))
+    moment = laws.system.operate(operator, args, "c", v.node, v.backward)
+    if isinstance(operator, Race):
+        moment.tier, moment.exactness = mo.weakest(mo.TIERS, (moment.tier, "quadrature")), mo.weakest(
+            mo.EXACTNESS, (moment.exactness, "wide"))
+    return mo.named(moment)
 
 
 def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View, given: tuple[Quantity, ...]) -> Formula:
@@ -63,11 +76,12 @@ def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View, giv
     apart = first.there != second.there and view == POSITION
     if not isinstance(u, Largest) or (u, first.moves) != (second.variable, second.moves) or not apart:
         raise NoFormula("a maximum beside what it depends on", u.node)
-    if not laws.profiles or u.window is None:
+    if u.window is None or not (laws.profiles or u.ranked):
         raise NoFormula("maxima of overlapping windows", u.node)
     if first.there:
         f, g = g, f
-    return _operated(laws, u, TwoMaxima(u.window, f, g), (*_entries(laws, u), *given))
+    operator = TwoMaxima(u.window, f, g, u.score) if laws.profiles else _race(u, f, g, len(given))
+    return _operated(laws, u, operator, (*_entries(laws, u), *given))
 
 
 def _two_factors(expr: sp.Expr, count: int) -> tuple[sp.Expr, sp.Expr]:
@@ -93,7 +107,8 @@ def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
         if own.is_zero and apart.is_zero:
             return mo.ZERO
         gradients = (laws.quantity(own), laws.quantity(apart))
-        return _operated(laws, v, Won(v.window, both), (*_entries(laws, v.largest), *gradients, *given))
+        operator = Won(v.window, both, v.largest.score)
+        return _operated(laws, v, operator, (*_entries(laws, v.largest), *gradients, *given))
     alone = laws.expectation(both * arg(1) * arg(2), (v.top, v.of, w.of), given, SAME)
     alone = mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0), [alone])
     unions = overlaps(v.window)
@@ -113,6 +128,9 @@ def _wins(laws: Laws, v: Win, f: sp.Expr, given: tuple[Quantity, ...], size: int
     if f == 1:
         return mo.constant(sp.Rational(1, size))
     top = v.largest
+    if top.ranked:
+        race = _race(top, f, None, len(given), size)
+        return _operated(laws, v, race, (*_entries(laws, top), *given))
     below = _moved(top.below, top, len(given))
     return laws.expectation(f * below ** (size - 1), top.weight_args, (*given, *top.coefficients), SAME)
 
@@ -145,7 +163,7 @@ def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formu
     if same.is_zero and apart.is_zero:
         return mo.ZERO
     if laws.profiles:
-        operator = WonBeside(v.window, v.slope, mix, view.position, fixed)
+        operator = WonBeside(v.window, v.slope, mix, view.position, fixed, v.largest.score)
         given = (laws.quantity(same), laws.quantity(apart))
         return _operated(laws, v, operator, (*_entries(laws, v.largest), *given, *v.coefficients))
     slope = _slope(laws, v)
@@ -180,7 +198,7 @@ def _two_won(laws: Laws, v: Win, w: Win, same_channel: bool, view: View) -> Form
     if laws.profiles:
         if own.is_zero and apart.is_zero:
             return mo.ZERO
-        operator = WonApart(v.window, v.slope, w.slope, len(v.coefficients))
+        operator = WonApart(v.window, v.slope, w.slope, len(v.coefficients), v.largest.score)
         given = (laws.quantity(own), laws.quantity(apart), *v.coefficients, *w.coefficients)
         return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
     shape = mo.part(0) * mo.part(1) * mo.part(2) / v.window.spacing**2

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from varflow.laws.largest import winner
 from varflow.laws.maxima import (
     DIGITS,
     FEW,
@@ -32,14 +31,17 @@ from varflow.laws.maxima import (
 )
 from varflow.laws.points import antithetic, root_of
 from varflow.laws.positions import Array, Mixing, completed, mix_matrix
+from varflow.laws.ranked import ITSELF, ranking, winner_of
 from varflow.program import Mix
 from varflow.window import Window
 
 
 class Slope:
-    """A function of the largest entry of a window and of coefficients, whose numbers differ between windows."""
+    """A function of the largest entry of a window (or that of largest ``score``) and of coefficients, whose numbers
+    differ between windows."""
 
-    def __init__(self, f: sp.Expr, given: tuple[Array, ...], count: int) -> None:
+    def __init__(self, f: sp.Expr, given: tuple[Array, ...], count: int, score: sp.Expr = ITSELF) -> None:
+        self.score = ranking(score)
         self._run = compiled(f, 1, len(given))
         self._columns = [np.broadcast_to(n.ravel() if n.size in (1, count) else n.mean(), (count,)) for n in given]
         self.jumps = bool(given)
@@ -55,7 +57,7 @@ class Slope:
 
     def wins(self, matrix: Array, window: int) -> Array:
         """E[s(M) 1(i wins)] for every entry i of a window, or of several that count as one, of this covariance."""
-        law = winner(matrix, self.jumps)
+        law = winner_of(matrix, self.jumps, self.score)
         return law.expected(self.at(window)(law.points))
 
 
@@ -65,6 +67,7 @@ class Shares:
 
     window: Window
     slope: sp.Expr
+    score: sp.Expr = ITSELF
 
     def matrix(self, second: Array, other: Array, *given: Array) -> Any:
         """Sparse (P, P'), from the entries' moments at one place (P, 1) and between two (P, P); coefficients
@@ -72,7 +75,7 @@ class Shares:
         from scipy.sparse import csr_array
 
         field = Field(self.window, second, other, False)
-        slope = Slope(self.slope, given, len(field.windows))
+        slope = Slope(self.slope, given, len(field.windows), self.score)
         known: dict[Hashable, Array] = {}
         parts = []
         for k, entries in enumerate(field.windows):
@@ -91,6 +94,7 @@ class Won:
 
     window: Window
     square: sp.Expr
+    score: sp.Expr = ITSELF
 
     def apply(self, second: Array, other: Array, own: Array, apart: Array, *given: Array) -> Array:
         """(P, 1), from moments of the entries and of the gradients at one place (P', 1) and between two (P', P')."""
@@ -98,10 +102,11 @@ class Won:
         if field.alike:
             return self._on_average(field, float(own.mean()), float(apart.mean()), given)
         count = len(field.windows)
-        found = Shares(self.window, self.square).matrix(second, other, *given) @ np.broadcast_to(own, (count, 1))
+        shares = Shares(self.window, self.square, self.score).matrix(second, other, *given)
+        found = shares @ np.broadcast_to(own, (count, 1))
         if not apart.any():
             return np.asarray(found)
-        pairs, slope = np.broadcast_to(apart, (count, count)), Slope(self.square, given, count)
+        pairs, slope = np.broadcast_to(apart, (count, count)), Slope(self.square, given, count, self.score)
         known: dict[Hashable, Array] = {}
         near = neighbours(field)
         for a, b in near:
@@ -116,7 +121,7 @@ class Won:
         return slope.wins(field.block(union)[0], window)
 
     def _on_average(self, field: Field, own: float, apart: float, given: tuple[Array, ...]) -> Array:
-        slope, q, c = Slope(self.square, given, 1), float(field.matrix[0, 0]), float(field.matrix[0, -1])
+        slope, q, c = Slope(self.square, given, 1, self.score), float(field.matrix[0, 0]), float(field.matrix[0, -1])
 
         def wins(n: int) -> float:
             return float(slope.wins(completed(np.full((1, 1), c), np.full((1, 1), q), n), 0).sum())
@@ -136,6 +141,7 @@ class WonApart:
     left: sp.Expr
     right: sp.Expr
     split: int = 0
+    score: sp.Expr = ITSELF
 
     def apply(self, second: Array, other: Array, own: Array, apart: Array, *given: Array) -> Array:
         """(P, P), from moments of the entries and of d at one place (P', 1) and between two (P', P')."""
@@ -144,17 +150,17 @@ class WonApart:
         count = len(field.windows)
         if field.alike:
             block = field.matrix[np.ix_(field.windows[0], field.windows[0])]
-            one, two = (float(Slope(h, n, 1).wins(block, 0).sum())
+            one, two = (float(Slope(h, n, 1, self.score).wins(block, 0).sum())
                         for h, n in zip((self.left, self.right), numbers, strict=True))
             return np.full((1, 1), one * two * windows_per_entry(self.window) ** 2 * float(apart.mean()))
-        one, two = (Shares(self.window, h).matrix(second, other, *n).toarray()
+        one, two = (Shares(self.window, h, self.score).matrix(second, other, *n).toarray()
                     for h, n in zip((self.left, self.right), numbers, strict=True))
         pairs = completed(apart, own, count)
         found = one @ pairs @ two.T
         for k, entries in enumerate(field.windows):
             found[np.ix_(entries, entries)] -= pairs[k, k] * np.outer(one[entries, k], two[entries, k])
-        self._correct(field, found, pairs, (one, two),
-                      (Slope(self.left, numbers[0], count), Slope(self.right, numbers[1], count)))
+        slopes = [Slope(h, n, count, self.score) for h, n in zip((self.left, self.right), numbers, strict=True)]
+        self._correct(field, found, pairs, (one, two), (slopes[0], slopes[1]))
         return np.asarray(found)
 
     def _correct(self, field: Field, found: Array, pairs: Array, shares: tuple[Array, Array],
@@ -192,7 +198,7 @@ def _jointly(field: Field, union: Index, windows: tuple[int, int], slopes: tuple
     for k, slope in zip(windows, slopes, strict=True):
         entries = field.windows[k]
         inside = x[:, np.searchsorted(union, entries)]
-        first = inside.argmax(axis=1)
+        first = (inside if slope.score is None else np.asarray(slope.score(inside))).argmax(axis=1)
         parts.append((first, np.broadcast_to(slope.at(k)(inside[np.arange(len(x)), first]), len(x)), len(entries)))
     (i, s, rows), (j, t, columns) = parts
     table = np.zeros((rows, columns))
@@ -210,14 +216,16 @@ class WonBeside:
     mix: Mix | None
     between: bool
     fixed: bool = False
+    score: sp.Expr = ITSELF
 
     def apply(self, second: Array, other: Array, same: Array, apart: Array, *given: Array) -> Array:
         """(P, 1) or (P, P), from moments of the entries, and E[d_A v] at one place and between two."""
         field = Field(self.window, second, other, self.window.covers_evenly)
         if field.alike:
             block = field.matrix[np.ix_(field.windows[0], field.windows[0])]
-            return np.asarray(Slope(self.slope, given, 1).wins(block, 0).sum() * self._on_average(same, apart))
-        shares = Shares(self.window, self.slope).matrix(second, other, *given)
+            wins = Slope(self.slope, given, 1, self.score).wins(block, 0)
+            return np.asarray(wins.sum() * self._on_average(same, apart))
+        shares = Shares(self.window, self.slope, self.score).matrix(second, other, *given)
         if self.fixed:
             return np.asarray(shares @ np.broadcast_to(same, (shares.shape[1], 1)))
         full = shares @ completed(apart, same, shares.shape[1])
