@@ -34,7 +34,8 @@ from varflow.laws.population_cells import (
     blockwise,
     whole,
 )
-from varflow.laws.population_weights import HaarMatrix, Matrix, solve, turned
+from varflow.laws.population_norms import standardized, standardized_backward
+from varflow.laws.population_weights import TINY, HaarMatrix, Matrix, Noise, paired, solve, turned
 from varflow.program import (
     Bias,
     Blend,
@@ -128,6 +129,14 @@ def _check_numeric(program: Program) -> None:
                                    "net.bind({...}) or a solution before it")
 
 
+def _ends(program: Program) -> list[list[int]]:
+    """By instruction, the values that nothing behind it reads."""
+    ending: list[list[int]] = [[] for _ in program]
+    for value, last in enumerate(live_ranges(program)):
+        ending[last].append(value)
+    return ending
+
+
 def _free(objects: Sequence[object]) -> set[sp.Basic]:
     found: set[sp.Basic] = set()
     for o in objects:
@@ -179,7 +188,7 @@ class _Run:
     values: dict[int, Value] = field(default_factory=dict)
     matrices: dict[tuple[str, bool], Matrix | HaarMatrix] = field(default_factory=dict)
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
-    uses: dict[tuple[str, bool], int] = field(default_factory=dict)
+    uses: dict[tuple[str, bool], list[bool]] = field(default_factory=dict)
     channel_weights: dict[str, list[list[Array]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -187,17 +196,19 @@ class _Run:
         for step in self.program:
             if isinstance(step.primitive, Contract):
                 key = (step.primitive.weight, step.backward)
-                self.uses[key] = self.uses.get(key, 0) + 1
+                self.uses.setdefault(key, []).append(step.primitive.transpose)
 
     def moments(self) -> list[tuple[Array, Array]]:
         """Mean and second moment of every value, position by position."""
-        last, found = live_ranges(self.program), []
+        ending, found = _ends(self.program), []
         for i, step in enumerate(self.program):
             self.places = int(step.shape.places)
             value = self.values[i] = self._value(step, [self.values[a] for a in step.args])
-            found.append((value.mean(lambda x: x).mean(axis=0), value.mean(np.square).mean(axis=0)))
-            for dead in [v for v in self.values if last[v] <= i]:
+            mean, second = value.moments()
+            found.append((mean.mean(axis=0), second.mean(axis=0)))
+            for dead in ending[i]:
                 del self.values[dead]
+        self.matrices.clear()
         return found
 
     def _value(self, step: Instruction, args: list[Value]) -> Value:
@@ -214,9 +225,9 @@ class _Run:
             case PositionExpand():
                 return blockwise(lambda x: np.broadcast_to(x, (*x.shape[:2], self.places)), args)
             case Standardize() as norm:
-                return _standardized(norm, args[0], step.node)
+                return standardized(norm, args[0], step.node)
             case StandardizeBackward(forward=norm):
-                return _standardized_backward(norm, args[0], args[1], step.node)
+                return standardized_backward(norm, args[0], args[1], step.node)
             case Mix() as mix:
                 return windows.resampled(args[0], mix)
             case WindowMax(window=window):
@@ -250,26 +261,29 @@ class _Run:
 
     # -- random sources
 
-    def noise(self, channels: int, against: Sequence[Value]) -> Array:
-        """Unit Gaussian coordinates, antithetic in pairs (i, i + half), of exactly unit covariance between
-        places, orthogonal to ``against`` and to live values of as many channels."""
+    def noise(self, channels: int, against: Sequence[Value], basis: Array | None = None) -> Array:
+        """Unit Gaussian noise for coordinates in antithetic pairs (i, i + half), given at i: of exactly unit covariance
+        between places, orthogonal to a ``basis``, to ``against`` and to live values of as many channels."""
         fresh = self.rng.standard_normal((self.half, self.samples, self.places))
-        odd = self._odd_parts(channels, against)
+        known = 0 if basis is None else basis.shape[2]
+        odd = self._odd_parts(channels, against, known)
         if odd is not None:
-            fresh -= array_mix(odd, solve(array_gram(odd, odd), array_gram(odd, fresh)))
+            fresh = _orthogonal(fresh, odd, basis)
         spread = np.linalg.cholesky(array_gram(fresh, fresh))
-        fresh = array_mix(fresh, turned(np.linalg.inv(spread)))
-        return np.concatenate([fresh, -fresh])
+        return array_mix(fresh, turned(np.linalg.inv(spread)))
 
-    def _odd_parts(self, channels: int, against: Sequence[Value]) -> Array | None:
-        """Half of what (i, i + half) differ by, for the values that noise is made orthogonal to."""
-        arrays = [c.array for v in against for c in v]
+    def _odd_parts(self, channels: int, against: Sequence[Value], known: int) -> Array | None:
+        """Half of what (i, i + half) differ by, for the values that noise is made orthogonal to; None where there are
+        too many of them and of ``known`` others."""
+        cells = [c for v in against for c in v]
         live = (v for v in reversed(self.values.values()) if v.channels == channels)
-        arrays += islice((c.array for v in live for c in v), MAX_AGAINST // self.places)
-        distinct = list({id(a): a for a in arrays}.values())
-        if not distinct or sum(a.shape[2] for a in distinct) > self.half // 4:
+        cells += islice((c for v in live for c in v), MAX_AGAINST // self.places)
+        distinct = list({(id(c.base), c.shift): c for c in cells if not c.base.constant}.values())
+        if known + sum(c.base.array.shape[2] for c in distinct) > self.half // 4:
             return None
-        return np.concatenate([(a[: self.half] - a[self.half :]) / 2 for a in distinct], axis=2)
+        arrays = (c.array for c in distinct)
+        return np.concatenate([np.zeros((self.half, self.samples, 0)),
+                               *((a[: self.half] - a[self.half :]) / 2 for a in arrays)], axis=2)
 
     def _source(self, source: Primitive, channels: int) -> Array:
         key = (source, (channels, self.places))
@@ -281,14 +295,14 @@ class _Run:
         match source:
             case Input() as law:
                 spread = float(sp.sqrt(law.second_moment - law.mean**2))
-                return float(law.mean) + spread * _correlated(self.noise(channels, []), law)
+                return float(law.mean) + spread * _correlated(paired(self.noise(channels, [])), law)
             case Bias(variance=variance):
-                one = self.noise(channels, [])[:, :1, :1] * float(sp.sqrt(variance))
+                one = paired(self.noise(channels, [])[:, :1, :1]) * float(sp.sqrt(variance))
                 return np.broadcast_to(one, (2 * self.half, self.samples, self.places))
             case Mask(keep=keep, per_sample=per_sample):
                 return self._mask(float(keep), 1 if per_sample else self.places)
             case _:
-                return self.noise(channels, [])
+                return paired(self.noise(channels, []))
 
     def _mask(self, keep: float, positions: int) -> Array:
         """Zeros and ones with the exact share of ones among the coordinates of each place."""
@@ -313,16 +327,17 @@ class _Run:
             return windows.depthwise(x, use.window, use.transpose, self._channel_weights(w))
         if key not in self.matrices:
             self.matrices[key] = _matrix(w, self.noise)
-        matrix, remember = self.matrices[key], self.uses[key] > 1
+        matrix, uses = self.matrices[key], self.uses[key]
+        remember, both = len(uses) > 1, len(set(uses)) > 1
         if use.window is not None and use.transpose:
             places, self.places = self.places, int(self.program.shape(step.args[0]).places)
-            y = windows.folded(matrix.apply(x, True, remember), use.window)
+            y = windows.folded(matrix.apply(x, True, remember, both), use.window)
             self.places = places
             return y
         x = x if use.window is None else windows.unfolded(x, use.window)
         if w.distribution == "standardized" and not use.transpose:
             x = windows.centred(x)
-        return matrix.apply(x, use.transpose, remember)
+        return matrix.apply(x, use.transpose, remember, both)
 
     def _channel_weights(self, w: Weight) -> list[list[Array]]:
         """For every output of a channel, one number per tap and coordinate: a depthwise convolution's weights."""
@@ -336,7 +351,20 @@ class _Run:
         if not args:
             shape = (2 * self.half, self.samples, self.places)
             return whole(channels, np.broadcast_to(np.float64(expr), shape))
+        if expr == sp.Add(*(arg(i) for i in range(len(args)))):
+            return cells.added(args)
         return blockwise(lambda *arrays: evaluate(expr, arrays, node), args)
+
+
+def _orthogonal(fresh: Array, odd: Array, basis: Array | None) -> Array:
+    """Noise less its part along ``odd`` values and along an orthonormal ``basis``."""
+    columns = np.concatenate([fresh, odd], axis=2)
+    if basis is not None:
+        before = np.einsum("isp,isp->p", columns, columns)
+        columns = columns - array_mix(basis, array_gram(basis, columns))
+        columns = columns[:, :, np.einsum("isp,isp->p", columns, columns) > TINY * before]
+    fresh, odd = np.split(columns, [fresh.shape[2]], axis=2)
+    return fresh - array_mix(odd, solve(array_gram(odd, odd), array_gram(odd, fresh))) if odd.shape[2] else fresh
 
 
 def _entries(distribution: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -349,7 +377,7 @@ def _entries(distribution: str, shape: tuple[int, ...], rng: np.random.Generator
     return rng.standard_normal(shape)
 
 
-def _matrix(w: Weight, noise: Callable[[int, Sequence[Value]], Array]) -> Matrix | HaarMatrix:
+def _matrix(w: Weight, noise: Noise) -> Matrix | HaarMatrix:
     if w.distribution == "constant" and w.value != 0:
         raise UnsupportedError(
             f"a value without a formula in a network with the constant weight {w.name!r}",
@@ -422,65 +450,3 @@ def evaluate(expr: sp.Expr, arrays: Sequence[Array], node: str = "") -> Array:
         raise UnsupportedError(f"{expr} is not a number at some coordinates", node,
                                instead="an expression defined on the whole line")
     return result
-
-
-# -- normalization -------------------------------------------------------------------------------------------
-
-
-def _channel_statistics(norm: Standardize, x: Value, node: str) -> tuple[Array, Array]:
-    if norm.groups != 1 and len(x.cells) > 1:
-        raise UnsupportedError(f"normalization of several kinds of channels in {norm.groups} groups has no population",
-                               node, instead="groups=1")
-
-    def over(level: Array) -> Array:
-        return np.asarray(level.mean(axis=1, keepdims=True)) if norm.axis == "group" else level
-
-    mean = over(x.mean(lambda a: a)) if norm.center else np.zeros(())
-    spread = np.sqrt(over(x.mean(lambda a: (a - mean) ** 2)) + float(norm.eps))
-    if not (spread > 0).all():
-        raise UnsupportedError("a value without variance is normalized", node, instead="a positive eps")
-    return mean, spread
-
-
-def _by_channels(norm: Standardize, x: Value) -> bool:
-    """Whether statistics are over many channels."""
-    return norm.axis == "channel" or (norm.axis == "group" and norm.groups != x.channels)
-
-
-def _over(norm: Standardize) -> tuple[int, ...]:
-    """Axes of a coordinate's statistics: samples and positions, or positions alone (instance norm)."""
-    return (2,) if norm.axis == "group" else (1, 2)
-
-
-def _batch_statistics(norm: Standardize, x: Array) -> tuple[Array, Array]:
-    """Mean and 1/sigma of each coordinate; 1/sigma is 0 where sigma is."""
-    mean = x.mean(axis=_over(norm), keepdims=True) if norm.center else np.zeros(())
-    variance = ((x - mean) ** 2).mean(axis=_over(norm), keepdims=True) + float(norm.eps)
-    return mean, np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
-
-
-def _standardized(norm: Standardize, x: Value, node: str) -> Value:
-    if _by_channels(norm, x):
-        center, spread = _channel_statistics(norm, x, node)
-        return blockwise(lambda a: (a - center) / spread, [x])
-
-    def over_batch(a: Array) -> Array:
-        mean, inverse = _batch_statistics(norm, a)
-        return np.asarray((a - mean) * inverse)
-
-    return blockwise(over_batch, [x])
-
-
-def _standardized_backward(norm: Standardize, x: Value, d: Value, node: str) -> Value:
-    """Over channels the means of d and of y d vanish: they are odd in the cotangent."""
-    if _by_channels(norm, x):
-        spread = _channel_statistics(norm, x, node)[1]
-        return blockwise(lambda a: a / spread, [d])
-
-    def over_batch(a: Array, g: Array) -> Array:
-        mean, inverse = _batch_statistics(norm, a)
-        y = (a - mean) * inverse
-        g = g - g.mean(axis=_over(norm), keepdims=True) if norm.center else g
-        return np.asarray((g - y * (y * g).mean(axis=_over(norm), keepdims=True)) * inverse)
-
-    return blockwise(over_batch, [x, d])

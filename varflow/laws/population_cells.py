@@ -12,9 +12,11 @@ so the share of a region is a product. The empty word is the value's own frame.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -83,20 +85,54 @@ def channels_in(region: Region) -> float:
     return share
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class Coordinates:
+    """An array that cells share, rolled or not, and its averages."""
+
+    array: Array
+
+    @property
+    def constant(self) -> bool:
+        """Whether all coordinates are one number, held once."""
+        return self.array.strides[0] == 0
+
+    @cached_property
+    def zero(self) -> bool:
+        """Whether all coordinates are zero, held once."""
+        return self.constant and not self.array[:1].any()
+
+    @cached_property
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and second moment over coordinates, samples x positions."""
+        a = self.array[:1] if self.constant else self.array
+        return a.mean(axis=0), np.einsum("isp,isp->sp", a, a) / len(a)
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
-    """A region of channels and its coordinates."""
+    """A region of channels and its coordinates: those of ``base`` rolled by ``shift``."""
 
     region: Region
-    array: Array
+    base: Coordinates
+    shift: int = 0
 
     @property
     def size(self) -> float:
         """Expected number of channels."""
         return channels_in(self.region)
 
+    @property
+    def array(self) -> Array:
+        """The coordinates, rolled."""
+        return self.from_shift(0)
 
-@dataclass(frozen=True)
+    def from_shift(self, shift: int) -> Array:
+        """What rolled by ``shift`` gives the coordinates."""
+        by = (self.shift - shift) % len(self.base.array)
+        return np.roll(self.base.array, by, axis=0) if by and not self.base.constant else self.base.array
+
+
+@dataclass(frozen=True, eq=False)
 class Value:
     """Cells that partition ``channels``."""
 
@@ -108,35 +144,74 @@ class Value:
 
     def mean(self, array: Callable[[Array], Array]) -> Array:
         """Mean over channels of a function of coordinates, per sample and position."""
-        parts = [cell.size / self.channels * array(cell.array).mean(axis=0) for cell in self]
+        parts = [cell.size / self.channels * array(cell.base.array).mean(axis=0) for cell in self]
         return np.asarray(sum(parts), dtype=np.float64)
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and second moment over channels, samples x positions."""
+        shares = [cell.size / self.channels for cell in self]
+        found = [cell.base.moments for cell in self]
+        mean, second = (np.asarray(sum(w * f[k] for w, f in zip(shares, found, strict=True))) for k in (0, 1))
+        return mean, second
+
+    @cached_property
+    def _sorted(self) -> tuple[list[Cell], list[int], list[int]]:
+        """Cells by where they begin in the value's own frame, these places, and the furthest end so far."""
+        cells = sorted(self.cells, key=lambda c: c.region[0][1])
+        lows, highs = ([c.region[0][1][k] for c in cells] for k in (0, 1))
+        return cells, lows, list(accumulate(highs, max))
+
+    def near(self, region: Region) -> list[Cell]:
+        """Cells whose interval in the value's own frame meets that of a region."""
+        cells, lows, ends = self._sorted
+        low, high = region[0][1]
+        return cells[bisect_right(ends, low) : bisect_left(lows, high)]
 
 
 def whole(channels: int, array: Array) -> Value:
     """A value of one cell."""
-    return Value(channels, (Cell((((), (0, channels)),), array),))
+    return Value(channels, (Cell((((), (0, channels)),), Coordinates(array)),))
 
 
-def refine(values: Sequence[Value]) -> Iterator[tuple[Region, list[Array]]]:
+def refine(values: Sequence[Value]) -> Iterator[tuple[Region, list[Cell]]]:
     """Common cells of values of equally many channels."""
-    found: list[tuple[Region, list[Array]]] = [(c.region, [c.array]) for c in values[0]]
+    found: list[tuple[Region, list[Cell]]] = [(c.region, [c]) for c in values[0]]
     for value in values[1:]:
         found = [
-            (region, [*arrays, cell.array])
-            for old, arrays in found
-            for cell in value
+            (region, [*cells, cell])
+            for old, cells in found
+            for cell in value.near(old)
             if (region := old if cell.region == old else region_of((*old, *cell.region))) is not None
         ]
     yield from found
 
 
+def _together(function: Callable[..., Array], region: Region, cells: Sequence[Cell]) -> Cell:
+    """A function of cells, rolled as the first that is not constant."""
+    shift = next((c.shift for c in cells if not c.base.constant), 0)
+    return Cell(region, Coordinates(function(*(c.from_shift(shift) for c in cells))), shift)
+
+
 def blockwise(function: Callable[..., Array], values: Sequence[Value]) -> Value:
     """A function of several values, coordinate by coordinate."""
-    return Value(values[0].channels, tuple(Cell(r, function(*arrays)) for r, arrays in refine(values)))
+    return Value(values[0].channels, tuple(_together(function, r, cells) for r, cells in refine(values)))
+
+
+def added(values: Sequence[Value]) -> Value:
+    """The sum of values; where only one is not zero, its own coordinates."""
+    def one(region: Region, cells: Sequence[Cell]) -> Cell:
+        kept = [c for c in cells if not c.base.zero] or cells[:1]
+        if len(kept) == 1:
+            return Cell(region, kept[0].base, kept[0].shift)
+        return _together(lambda *arrays: np.asarray(sum(arrays[1:], arrays[0])), region, kept)
+
+    return Value(values[0].channels, tuple(one(r, cells) for r, cells in refine(values)))
 
 
 def product(a: Places, b: Places) -> Places:
     """a^T b of two tall matrices; a few columns are not worth the threads of a matrix product."""
+    if a.shape[1] == b.shape[1] == 1:
+        return np.full((1, 1), np.einsum("i,i->", a[:, 0], b[:, 0]))
     few = a.shape[1] * b.shape[1] <= MAX_PAIRS
     return np.asarray(np.einsum("in,jn->ij", a.T, b.T) if few else a.T @ b, dtype=np.float64)
 
@@ -170,8 +245,18 @@ def _times(a: Array, matrix: Places) -> Array:
 
 def gram(a: Value, b: Value) -> Places:
     """Mean over channels of products: see :func:`array_gram`."""
-    weighed = (channels_in(region) / a.channels * array_gram(x, y) for region, (x, y) in refine([a, b]))
+    weighed = (channels_in(region) / a.channels * _cell_gram(x, y) for region, (x, y) in refine([a, b]))
     return np.asarray(sum(weighed), dtype=np.float64)
+
+
+def _cell_gram(x: Cell, y: Cell) -> Places:
+    """:func:`array_gram` of two cells, neither of them rolled for it."""
+    a, b = x.base.array, y.base.array
+    by = 0 if x.base.constant or y.base.constant else (x.shift - y.shift) % len(a)
+    if not by:
+        return array_gram(a, b)
+    rest = len(a) - by
+    return (rest * array_gram(a[:rest], b[by:]) + by * array_gram(a[rest:], b[:by])) / len(a)
 
 
 def combine(terms: Sequence[tuple[Value, Places]]) -> Value:
@@ -182,22 +267,19 @@ def combine(terms: Sequence[tuple[Value, Places]]) -> Value:
     return blockwise(mixed, [value for value, _ in terms])
 
 
-def _rolled(array: Array, by: int) -> Array:
-    shift = -by * STRIDE % len(array)
-    return np.roll(array, shift, axis=0) if shift else array
-
-
 def moved(cell: Cell, by: int) -> Cell | None:
     """A cell whose channel c becomes c + by."""
     region = region_of((join((-by,) if by else (), word), bounds) for word, bounds in cell.region)
-    return None if region is None else Cell(region, _rolled(cell.array, by))
+    if region is None or cell.base.constant:
+        return None if region is None else Cell(region, cell.base)
+    return Cell(region, cell.base, (cell.shift - by * STRIDE) % len(cell.base.array))
 
 
 def take(value: Value, start: int, size: int) -> Value:
     """Channels ``start`` to ``start + size``."""
     inside = ((((), (start, start + size))),)
     regions = ((c, region_of((*c.region, *inside))) for c in value)
-    parts = (moved(Cell(r, c.array), -start) for c, r in regions if r is not None)
+    parts = (moved(Cell(r, c.base, c.shift), -start) for c, r in regions if r is not None)
     return Value(size, tuple(p for p in parts if p is not None))
 
 
@@ -210,7 +292,7 @@ def concatenated(values: Sequence[Value]) -> Value:
 
 def embedded(value: Value, start: int, total: int) -> Value:
     """The value from ``start`` on among zeros."""
-    zero = np.broadcast_to(0.0, next(iter(value)).array.shape)
+    zero = np.broadcast_to(0.0, next(iter(value)).base.array.shape)
     parts = [value]
     if start:
         parts.insert(0, whole(start, zero))
@@ -230,15 +312,15 @@ def permuted(value: Value, name: str, inverse: bool, order: npt.NDArray[np.int64
         vacuous = [(w, b) for w, b in rest if not (w == (token,) and b == full)]
         region = region_of([((), full), *vacuous])
         if region is not None:
-            cells.append(Cell(region, cell.array[order]))
+            cells.append(Cell(region, Coordinates(cell.array[order])))
     return Value(value.channels, tuple(cells))
 
 
 def flattened(value: Value) -> Value:
     """Positions as blocks of channels, one after another."""
-    positions = next(iter(value)).array.shape[2]
-    at = [Value(value.channels, tuple(Cell(c.region, c.array[:, :, p : p + 1]) for c in value))
-          for p in range(positions)]
+    positions = next(iter(value)).base.array.shape[2]
+    at = [Value(value.channels, tuple(Cell(c.region, Coordinates(c.base.array[:, :, p : p + 1]), c.shift)
+                                      for c in value)) for p in range(positions)]
     return concatenated(at)
 
 
