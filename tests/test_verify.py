@@ -170,7 +170,7 @@ def test_predictions_of_each_width_are_taken_into_account() -> None:
 def test_an_error_that_is_not_b_over_n_is_inconclusive() -> None:
     factors = (0.25, 0.5, 1.0)
     readings = [Reading(f, summary(1 + 0.02 / f**2, 1e-4), 1.0) for f in factors]
-    bend, error = curvature(readings, 1.0)
+    bend, error = curvature(readings, Prediction(1.0))
     assert bend == pytest.approx(0.1)
     assert error < 0.01
     check = Judge(DELTA, 1e-4).check(Prediction(1.0, "wide"), readings)

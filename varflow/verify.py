@@ -25,7 +25,7 @@ from varflow.verify_check import Check, Prediction, limit_draws, overall
 from varflow.verify_record import Settings, keeping, record, run_hash
 from varflow.verify_report import Key, Progress, Verification
 from varflow.verify_run import Clock, Level, Run, until_settled
-from varflow.verify_widths import hidden_widths, ladder
+from varflow.verify_widths import hidden_widths, ladder, order_of
 
 if TYPE_CHECKING:
     from varflow.evaluate import Numbers
@@ -154,14 +154,15 @@ def verify(
     ``values`` are numbers for the network's symbols; unknown scales are solved for by the network's policy. An
     interval is over the variation between draws, and all of them hold together with probability ``confidence``; it
     must lie within ``delta`` of the prediction to pass, outside to fail. An exact law is tested at the stated
-    width, a limit at widths n/4, n/2, n (``width_scale``: other multiples) extrapolated as a + b/n; narrow networks,
-    which cost less, get up to four times the draws. With ``max_draws`` it goes on up to there until every check that
-    more draws can decide is decided; with ``precision``, until every half-width is at most that share of its
-    prediction; never longer than ``max_time`` seconds. ``progress`` is called about every second. An interrupt
-    (KeyboardInterrupt) ends it with what was reached, marked ``interrupted``. With ``store``, a path, draws are kept
-    in a SQLite file while they are made; with ``resume`` those that are in the file already are not made again. As a
-    store can always be gone on with, its first look spends half of the error probability, and an interrupt, after
-    which no verdict is given, goes on to the caller. The same draws give the same ``hash`` in any case.
+    width, a limit at widths n/4, n/2, n (``width_scale``: other multiples) extrapolated as a + b/n (with attention at
+    four factors f of heads and of channels of a head, as a + b/f + c/f^2); narrow networks, which cost less, get up to
+    four times the draws. With ``max_draws`` it goes on up to there until every check that more draws can decide is
+    decided; with ``precision``, until every half-width is at most that share of its prediction; never longer than
+    ``max_time`` seconds. ``progress`` is called about every second. An interrupt (KeyboardInterrupt) ends it with what
+    was reached, marked ``interrupted``. With ``store``, a path, draws are kept in a SQLite file while they are made;
+    with ``resume`` those that are in the file already are not made again. As a store can always be gone on with, its
+    first look spends half of the error probability, and an interrupt, after which no verdict is given, goes on to the
+    caller. The same draws give the same ``hash`` in any case.
     Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here, StoreError for
     a store that is damaged or of something else.
     """
@@ -257,13 +258,24 @@ def prepared(
         notes.append(f"Batch norms without a batch size are simulated with {batch_of(program)} samples at the widest.")
     levels, samples = [], samples_for(program)
     images = has_windows(program)
-    shares = limit_draws([float(s.factor) for s in scales], *((8.0, 2.0) if images else ()))
+    order = order_of(scales)
+    most, slope = (8.0, 2.0) if images else (4.0, 1.5)
+    shares = limit_draws([float(s.factor) for s in scales], most, slope, order)
     for place, (scale, share) in enumerate(zip(scales, shares, strict=True)):
         batch = max(4, round(batch_of(program) * float(scale.factor / scales[-1].factor)))
         again = predictions(derive(scale.network), {}, nodes) if scale.of_width else scale.of_inputs(predicted)
         batched = options | {"samples": samples, "large_batch": batch, "given": images}
         levels.append(Level(place, scale, share, again, nodes, batched))
+    predicted = {key: _over_widths(key, p, levels, order) for key, p in predicted.items()}
     return Run(levels, predicted, delta, len(levels) == 1), notes
+
+
+def _over_widths(key: Key, p: Prediction, levels: Sequence[Level], order: int) -> Prediction:
+    """The prediction with what is known of it at each width."""
+    at = [level.predicted[key] for level in levels]
+    own = p.error > 0 and all(one.value for one in at) and any(level.scale.of_width for level in levels)
+    errors = tuple(one.error / abs(one.value) for one in at) if own else ()
+    return replace(p, order=order, errors=errors)
 
 
 def _verification(

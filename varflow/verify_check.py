@@ -24,18 +24,32 @@ WIDER, WIDE_LIMIT, WIDE_SKEWNESS = 2.0, 0.5, 2.0
 that of an exponential law. Then 2 t is far out even for them: a tail of exp(-(2 t)^2 / 2 + skewness (2 t)^3 / 6) is
 below exp(-t^2 / 2) up to a skewness of 9 / (8 t)."""
 WIDE = "skewed between draws: an interval of twice the width"
+BENT = 3.5
+"""Standard errors of a bend over the widths from which on it takes the blame for a prediction that looks refuted."""
+STRAIGHT = math.erf(BENT / math.sqrt(2))
+"""Probability that errors which are what they should be do not look bent like that."""
 LOG_SCALE = "heavy tails between draws: taken on a log scale, as of a nearly log-normal law"
 
 
 @dataclass(frozen=True)
 class Prediction:
     """A second moment as the theory gives it; ``error`` is the standard error of a number that is itself
-    measured by a population, ``closure_error`` the stated relative error of a closure."""
+    measured by a population, ``closure_error`` the stated relative error of a closure, ``order`` up to which power of
+    1/n what finite widths add to a limit is extrapolated, ``errors`` relative ones of the numbers at each width, where
+    they are measured one by one."""
 
     value: float
     exactness: str = "exact"
     error: float = 0.0
     closure_error: float | None = None
+    order: int = 1
+    errors: tuple[float, ...] = ()
+
+    def over(self, weights: Sequence[float]) -> float:
+        """The standard error that the numbers give to a sum over widths with these weights."""
+        if len(self.errors) != len(weights):
+            return abs(sum(weights)) * self.error
+        return abs(self.value) * math.hypot(*(w * e for w, e in zip(weights, self.errors, strict=True)))
 
     def times(self, factor: float) -> Prediction:
         """The prediction of so many times the moment."""
@@ -96,20 +110,20 @@ def overall(verdicts: Sequence[str]) -> str:
     return PASS if verdicts and INCONCLUSIVE not in verdicts else INCONCLUSIVE
 
 
-def limit_weights(factors: Sequence[float]) -> tuple[float, ...]:
-    """Weights of the least-squares a in a + b/n over widths proportional to ``factors``; of one width, itself."""
+def limit_weights(factors: Sequence[float], order: int = 1) -> tuple[float, ...]:
+    """Weights of the least-squares a in a + b/n, or in a polynomial of that ``order`` in 1/n (of less where there are
+    no more widths), over widths proportional to ``factors``; of one width, itself."""
     x = 1 / np.asarray(factors, dtype=np.float64)
-    if len(x) == 1:
-        return (1.0,)
-    centred = x - x.mean()
-    weights = 1 / len(x) - x.mean() * centred / (centred**2).sum()
-    return tuple(float(w) for w in weights)
+    powers = np.vander(x, min(order + 1, len(x)), increasing=True)
+    return tuple(float(w) for w in np.linalg.pinv(powers)[0])
 
 
-def limit_draws(factors: Sequence[float], most: float = 4.0, slope: float = 1.5) -> tuple[float, ...]:
+def limit_draws(
+    factors: Sequence[float], most: float = 4.0, slope: float = 1.5, order: int = 1
+) -> tuple[float, ...]:
     """Draws at each width for one at the widest: the least work for the variance of the limit, where the root of a
     draw's cost times its variance falls with ``slope`` (1.5: cost n^2, variance 1/n). Between 1 and ``most``."""
-    weights = limit_weights(factors)
+    weights = limit_weights(factors, order)
     worth = [abs(w) * f**-slope for w, f in zip(weights, factors, strict=True)]
     return tuple(min(max(x / worth[-1], 1.0), most) for x in worth)
 
@@ -169,9 +183,10 @@ class Judge:
     def _judged(self, blank: Check, prediction: Prediction, readings: Sequence[Reading]) -> Check:
         p, draws = prediction.value, blank.draws
         t = quantile(self.alpha, draws - 1)
-        weights = limit_weights([r.factor for r in readings])
+        weights = limit_weights([r.factor for r in readings], prediction.order)
         found, needed = zip(*(estimate(r.summary, t) for r in readings), strict=True)
-        whole = Estimate(0.0, prediction.error)
+        whole = Estimate(0.0, prediction.over(weights))
+        prediction = replace(prediction, error=whole.error)
         for w, r, one in zip(weights, readings, found, strict=True):
             whole = whole.plus(one.times(w * p / r.predicted))
         if not math.isfinite(whole.value) or not math.isfinite(whole.error):
@@ -179,11 +194,11 @@ class Judge:
         tolerance = max(self.delta, prediction.closure_error or 0.0)
         found_at = partial(self._decided, blank, prediction, whole, tolerance)
         if not max(needed):
-            return self._of_limit(found_at(t), t, readings, p)
+            return self._of_limit(found_at(t), t, readings, prediction)
         sizes = [(tail_size(r.summary), math.sqrt(r.summary.draws)) for r in readings]
         wide = all(s <= WIDE_SKEWNESS and s * t <= WIDE_LIMIT * root for s, root in sizes)
         if wide and (check := found_at(WIDER * t)).verdict != INCONCLUSIVE:
-            return self._of_limit(replace(check, note=WIDE), t, readings, p)
+            return self._of_limit(replace(check, note=WIDE), t, readings, prediction)
         return self._heavy(found_at(t), max(needed), readings)
 
     def _decided(self, blank: Check, prediction: Prediction, whole: Estimate, tolerance: float, t: float) -> Check:
@@ -209,15 +224,28 @@ class Judge:
         least = max(math.ceil(min(needed, 1e15)), check.draws_needed or 0)
         return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least)
 
-    def _of_limit(self, check: Check, t: float, readings: Sequence[Reading], p: float) -> Check:
-        """The check, made inconclusive where the widths are too small for a + b/n."""
-        bend, error = curvature(readings, p)
+    def _of_limit(self, check: Check, t: float, readings: Sequence[Reading], prediction: Prediction) -> Check:
+        """The check, made inconclusive where the widths are too small for a + b/n: a bend over them is there for sure,
+        or it is likely and without it the prediction would not be refuted."""
+        p, (bend, error) = prediction.value, curvature(readings, prediction)
+        if not bend:
+            return check
         if abs(bend) > t * error and abs(bend) > self.delta * abs(p) / 2:
-            note = "the error at these widths is not b/n: the limit cannot be extrapolated; use larger widths"
-            return replace(
-                check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=None
-            )
-        return check
+            return self._bent(check, prediction.order)
+        check = replace(check, power=STRAIGHT * (check.power or 0.0))
+        if abs(bend) <= BENT * error:
+            return check
+        bowed = (check.estimate + bend - error, check.estimate + bend + error)
+        if check.verdict == FAIL and decide(bowed, p, self.delta) != FAIL:
+            return self._bent(check, prediction.order)
+        wrong = [decide(bowed, p * (1 + k * self.delta), self.delta) for k in (-2, 2)]
+        return replace(check, rejects=bool(check.rejects) and wrong == [FAIL, FAIL])
+
+    @staticmethod
+    def _bent(check: Check, order: int) -> Check:
+        form = "b/n" if order == 1 else "b/f + c/f^2 (f times the heads)"
+        note = f"the error at these widths is not {form}: the limit cannot be extrapolated; use larger widths"
+        return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=None)
 
     @staticmethod
     def _needed(check: Check, tolerance: float, t: float, sampling: float, error: float) -> Check:
@@ -230,13 +258,14 @@ class Judge:
         return replace(check, draws_needed=math.ceil(check.draws * sampling**2 / left))
 
 
-def curvature(readings: Sequence[Reading], p: float) -> tuple[float, float]:
-    """How far a quadratic in 1/n through three widths moves the extrapolated limit, and its standard error."""
-    if len(readings) != 3:
+def curvature(readings: Sequence[Reading], prediction: Prediction) -> tuple[float, float]:
+    """How far one more power of 1/n, through as many widths as it takes, moves the extrapolated limit, and its standard
+    error; zero where there are not as many."""
+    p, order = prediction.value, prediction.order
+    if len(readings) != order + 2:
         return 0.0, 0.0
-    x = 1 / np.array([r.factor for r in readings])
-    quadratic = np.linalg.solve(np.vander(x, increasing=True).T, np.array([1.0, 0.0, 0.0]))
-    weights = quadratic - np.array(limit_weights([r.factor for r in readings]))
+    factors = [r.factor for r in readings]
+    weights = [b - a for a, b in zip(*(limit_weights(factors, k) for k in (order, order + 1)), strict=True)]
     terms = [(w * p / r.predicted, r.summary) for w, r in zip(weights, readings, strict=True)]
     bend = sum(w * s.second_moment for w, s in terms)
-    return float(bend), math.sqrt(sum((w * s.standard_error) ** 2 for w, s in terms))
+    return float(bend), math.hypot(prediction.over(weights), *(w * s.standard_error for w, s in terms))

@@ -23,8 +23,15 @@ from varflow.verify_report import Key
 
 LEAST_WIDTH = 12
 """The narrowest width at which an error of O(1/n) is taken for b/n."""
-SQUARED = "heads, and channels of a head, are scaled alike: other widths by the square"
+LEAST_HEADS, LEAST_HEAD, WIDEST = 4, 8, 8192
+"""Of attention: heads, and channels of a head, of the narrowest network, and channels of the widest one."""
+SQUARED = ("heads, and channels of a head, are scaled alike by f = {}, other widths by the square: limits are "
+           "extrapolated as a + b/f + c/f^2")
 LADDERS = tuple(tuple(Fraction(f) for f in text.split()) for text in ("1/4 1/2 1", "1/2 1 2", "1 2 4"))
+OF_ATTENTION = tuple(tuple(Fraction(f) for f in text.split()) for text in (
+    "1/2 1 2 4", "1 2 4 8", "1/4 1/2 1 2", "1/8 1/4 1/2 1"))
+ORDER_OF_ATTENTION = 2
+"""Errors of O(1/heads) and O(1/d_k), and of O(1/n), n = heads d_k: both powers of one factor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,7 @@ class Scaled:
 
 
 def _attends(program: Program) -> bool:
-    return any(isinstance(s.primitive, Scores) for s in program)
+    return any(isinstance(s.primitive, Scores) and not s.backward for s in program)
 
 
 @dataclass
@@ -109,7 +116,7 @@ class _Scaling:
     def _layer(self, layer: Op, path: str) -> tuple[Op, dict[str, Any]]:
         fields = layer.fields()
         for f in dataclasses.fields(layer):
-            value = fields.get(f.name)
+            value = fields.get(f.name, getattr(layer, f.name) if f.name == "heads" else None)
             if value is None:
                 continue
             of_groups = (layer.name, f.name) == ("group_norm", "groups") and value != 1
@@ -130,8 +137,8 @@ class _Scaling:
 
 
 def scaled(network: Network, program: Program, factor: Fraction, squared: bool = False) -> Scaled:
-    """The network, which has numbers for all symbols and lowers to ``program``, at ``factor`` times its widths;
-    ``squared``: times its heads, and the square times its widths.
+    """The network, which has numbers for all symbols and lowers to ``program``, at ``factor`` times its widths, and its
+    heads; ``squared``: the square times its widths.
 
     Raises InputError where rounded widths, or heads, no longer fit together.
     """
@@ -140,8 +147,8 @@ def scaled(network: Network, program: Program, factor: Fraction, squared: bool =
     weights = {weight_group(n): w for n, w in program.weights.items()}
     biases = {weight_group(s.primitive.name): s.primitive.variance
               for s in program if isinstance(s.primitive, Bias)}  # fmt: skip
-    widths, heads = (factor**2, factor) if squared else (factor, Fraction(1))
-    scaling = _Scaling(widths, weights, biases, _multiplied(program), heads)
+    widths = factor**2 if squared else factor
+    scaling = _Scaling(widths, weights, biases, _multiplied(program), factor)
     copy = scaling.copy(network)
     return Scaled(factor, copy, lower(copy), scaling.rounded, scaling.inputs)
 
@@ -167,16 +174,25 @@ def ladder(
     network: Network, program: Program, factors: Sequence[float | Fraction | str] | None = None
 ) -> tuple[list[Scaled], str]:
     """The network at widths n/4, n/2, n (n/2, n, 2n or n, 2n, 4n where it is too narrow for that), and a note:
-    empty, or why widths are others. Raises InputError where widths times the given ``factors`` do not fit together."""
-    narrowest = min(hidden_widths(program))
+    empty, or why widths are others. With attention, heads and channels of a head are multiplied, by four factors.
+    Raises InputError where widths times the given ``factors`` do not fit together."""
+    attends = _attends(program)
     if factors is not None:
         chosen = sorted({Fraction(1), *(Fraction(f).limit_denominator(4096) for f in factors)})
-        return [scaled(network, program, f) for f in chosen], ""
-    if _attends(program):
-        try:
-            return [scaled(network, program, f, squared=True) for f in LADDERS[1]], SQUARED
-        except InputError:
-            pass
+        note = SQUARED.format(_listed(chosen)) if attends else ""
+        return [scaled(network, program, f, squared=attends) for f in chosen], note
+    found = _of_attention(network, program) if attends else _of_widths(network, program)
+    note = "the widths cannot be scaled together: limits are tested at the stated widths only"
+    return found or ([scaled(network, program, Fraction(1))], note)
+
+
+def order_of(scales: Sequence[Scaled]) -> int:
+    """The power of 1/f to which errors of limits are extrapolated over ``scales``."""
+    return min(ORDER_OF_ATTENTION, max(1, len(scales) - 2)) if _attends(scales[-1].program) else 1
+
+
+def _of_widths(network: Network, program: Program) -> tuple[list[Scaled], str] | None:
+    narrowest = min(hidden_widths(program))
     for steps in LADDERS:
         if steps[0] < 1 and narrowest * steps[0] < LEAST_WIDTH:
             continue
@@ -187,5 +203,33 @@ def ladder(
         used = ", ".join(f"{f} n" if f != 1 else "n" for f in steps)
         why = f"narrower ones do not fit together, or are below {LEAST_WIDTH}"
         return found, "" if steps is LADDERS[0] else f"limits are extrapolated from widths {used}, since {why}"
-    note = "the widths cannot be scaled together: limits are tested at the stated widths only"
-    return [scaled(network, program, Fraction(1))], note
+    return None
+
+
+def _of_attention(network: Network, program: Program) -> tuple[list[Scaled], str] | None:
+    """Enough heads of enough channels where that is not too wide; else as many as there are."""
+    heads, channels = _heads(program)
+    widest = max(hidden_widths(program))
+
+    def missing(steps: Sequence[Fraction]) -> int:
+        few = heads * steps[0] < LEAST_HEADS or channels * steps[0] < LEAST_HEAD
+        return few + 2 * (widest * steps[-1] ** 2 > WIDEST)
+
+    possible = [steps for steps in OF_ATTENTION if widest * steps[-1] ** 2 <= 4 * WIDEST]
+    for steps in sorted(possible, key=missing):
+        try:
+            return [scaled(network, program, f, squared=True) for f in steps], SQUARED.format(_listed(steps))
+        except InputError:
+            continue
+    return None
+
+
+def _heads(program: Program) -> tuple[int, int]:
+    """The least heads of an attention, and the least channels of a head."""
+    found = [(int(s.primitive.heads), int(program.shape(s.args[0]).channels))
+             for s in program if isinstance(s.primitive, Scores) and not s.backward]
+    return min(h for h, _ in found), min(n // h for h, n in found)
+
+
+def _listed(factors: Sequence[Fraction]) -> str:
+    return ", ".join(str(f) for f in factors)

@@ -9,7 +9,9 @@ gradients, rows that sum to R = 0), values of second moment q and covariance c b
     E y_p y_p' = R^2 c + (q - c) E sum_r w_pr w_p'r,
 
 and brought back by the transpose sum_pp' E[w_pr w_p'r] E[d_p d_p'], divided evenly. Overlaps E sum_r w_pr w_p'r are
-integrals (`softmax`). Tokens are exchangeable; a value is mixed with weights that none of its channels decides alone.
+integrals (`softmax`). Weights that are independent of each other (gradients of logits that a linear layer reads) mix
+values to q E sum_r w_pr w_p'r. Tokens are exchangeable; a value is mixed with weights that none of its channels decides
+alone.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from varflow.laws.joint import Laws
 
 OF_TOKENS = (Attended, Blended)
+OF_LOGITS = (Logit, Attended, Blended)
 MANY = "attention: heads, and the channels of a head, are many"
 _ROW = mo.part(0) ** 2 * mo.part(1) * mo.part(2) * (mo.part(3) - mo.part(4))
 _OVERLAP, _RESPONSE = (f(mo.part(0), mo.part(1), mo.part(2)) for f in (SoftmaxOverlap, SoftmaxResponse))
@@ -64,11 +67,17 @@ def varies_in_attention(laws: Covariances, v: Variable, sample: bool) -> bool:
     return True
 
 
-def blends(v: Variable, known: dict[Variable, bool]) -> bool:
-    """Whether a variable is made of mixed values, which depend on all tokens; ``known`` is kept between calls."""
+def blends(v: Variable, known: dict[Variable, bool], kinds: tuple[type[Variable], ...] = (Blended,)) -> bool:
+    """Whether a variable is made of mixed values (or others of ``kinds``), which depend on all tokens; ``known`` is
+    kept between calls."""
     if v not in known:
-        known[v] = isinstance(v, Blended) or any(blends(x.variable, known) for x in parts(v))
+        known[v] = isinstance(v, kinds) or any(blends(x.variable, known, kinds) for x in parts(v))
     return known[v]
+
+
+def is_free(v: Attended) -> bool:
+    """Whether weights are independent of each other: no gradients of a softmax, whose rows sum to zero."""
+    return v.slope is not None and not isinstance(v.slope.variable, Logit)
 
 
 def logit_covariance(laws: Covariances, u: Variable, v: Variable, view: View) -> Formula:
@@ -136,6 +145,8 @@ def _logit(v: Attended) -> Logit:
 
 def overlap(laws: Laws, v: Attended, view: View) -> Formula:
     """E sum_r w_pr w_p'r over the tokens r, of weights or of their gradients."""
+    if v.slope is not None and is_free(v):
+        return mo.product(mo.constant(v.tokens), _pair(laws, v.slope, v.slope, view))
     shape = _OVERLAP if v.slope is None else _RESPONSE
     rows = [row_variance(laws, v), row_correlation(laws, v, view), mo.constant(v.tokens)]
     found = replace(mo.combine(shape, rows), tier="quadrature")
@@ -194,6 +205,10 @@ def _mixed(laws: Laws, u: Blended, v: Blended, x: Instance, y: Instance, view: V
     if here.is_zero and other.is_zero:
         return mo.ZERO
     kept = mo.ONE if w.slope is None else mo.ZERO
+    if is_free(w) and u.transpose and view.position:
+        return mo.ZERO
+    if not u.transpose and is_free(w):
+        return _many(mo.product(scale, here, overlap(laws, w, view)))
     if not u.transpose:
         parts = [kept, other, here, overlap(laws, w, view)]
         return _many(mo.product(scale, mo.combine(_BLEND, parts)))

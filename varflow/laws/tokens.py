@@ -6,6 +6,7 @@ import sympy as sp
 
 from varflow.calculus import quotient
 from varflow.laws import moments as mo
+from varflow.laws.attention import OF_LOGITS, blends
 from varflow.laws.given import coefficient_formula
 from varflow.laws.making import Reading, there
 from varflow.laws.moments import Formula
@@ -19,6 +20,7 @@ from varflow.laws.variables import (
     GaussianSum,
     Instance,
     Logit,
+    Variable,
 )
 from varflow.program import Blend, Instruction, Scores, Softmax, SoftmaxBackward
 from varflow.symbols import arg
@@ -81,9 +83,11 @@ class Attention(Reading):
         return self._make(Attended, logits=a.logits, scale=a.scale, tokens=a.tokens, slope=slope)
 
     def _blend(self, weights: Instance, of: Instance, transpose: bool) -> Instance | None:
-        factor, inner = unscaled(self.laws.formula, weights)
-        v = inner.variable
-        if not isinstance(v, Attended) or inner.moves or self.laws._overlaps(of.variable):
+        factor, base = unscaled(self.laws.formula, weights)
+        inner: Instance | None = base
+        if not isinstance(base.variable, Attended):
+            factor, inner = mo.ONE, self._free(weights)
+        if inner is None or inner.moves or self.laws._overlaps(of.variable):
             return None
         if self.laws.dependent(inner, of, SAME) or self.laws.dependent(inner, there(of), POSITION):
             return None
@@ -91,6 +95,18 @@ class Attention(Reading):
         self.laws.mixes_tokens = True
         return self._make(Blended, weights=inner, factor=self.laws.quantity(factor, "k"), of=of, transpose=transpose,
                           places=places)
+
+
+    def _free(self, weights: Instance) -> Instance | None:
+        """Weights that are independent of each other and have no mean (the gradient of logits that a linear layer
+        reads) in the form of a softmax's gradient."""
+        known: dict[Variable, bool] = {}
+        if weights.moves or blends(weights.variable, known, OF_LOGITS) or not self.laws.mean(weights).is_zero:
+            return None
+        primitive = self.step.primitive
+        assert isinstance(primitive, Blend)
+        tokens = quotient(self.program.shape(self.step.args[0]).channels, primitive.heads)
+        return self._make(Attended, slope=weights, tokens=tokens)
 
 
 def unscaled(formula: object, x: Instance) -> tuple[Formula, Instance]:
