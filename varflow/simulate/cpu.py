@@ -39,12 +39,14 @@ from varflow.program import (
 )
 from varflow.simulate import kernels, kernels_attention, patches, windows
 from varflow.simulate.correlations import eigenvalue_roots
+from varflow.simulate.crew import breathe, cut, in_turn, physical_memory
 from varflow.simulate.jit import get_threads, set_threads
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
 from varflow.simulate.kernels_window import RandomTaps
 from varflow.simulate.plan import LARGE_BATCH, Orthogonal, Plan, Step, make_plan, samples_of
+from varflow.simulate.recycle import recycling
 from varflow.simulate.rng import sample
 from varflow.simulate.sizes import number
 from varflow.simulate.statistics import BLOCK, Rows, Statistics
@@ -57,6 +59,8 @@ Value = NDArray[np.float32]
 MEMORY = 256 * 2**20
 """Bytes that the values of one chunk of draws may occupy."""
 MOST_DRAWS = 1024
+SHARE = 1 / 8
+"""Share of the machine's memory that chunks on several threads may occupy together, where one draw needs more."""
 
 
 class Chunk:
@@ -74,6 +78,7 @@ class Chunk:
         plan = self.plan
         rows = np.zeros((self.draws, plan.column_count, 3))
         for step in plan.steps:
+            breathe()
             value = self._value(step, [self.values[a] for a in step.instruction.args])
             self.values[step.value] = value
             if step.column is not None:
@@ -288,32 +293,41 @@ class Simulator:
             raise InputError(f"{samples} samples for batch norms of {batch}", instead="no number of samples")
         self.plan = make_plan(program, batch or samples or 1, nodes, weights, method, given)
         self.tape = Tape(self.plan) if fits(self.plan) else None
-        per_draw = self.plan.bytes_per_draw if self.tape is None else self.tape.bytes_per_draw
-        self.chunk = max(1, min(MOST_DRAWS, memory // max(per_draw, 1)))
+        self.memory = memory
 
     def rows(self, first_draw: int, draws: int) -> Rows:
         """Moments of every measured value in consecutive draws, carried through the program together."""
         if self.tape is not None:
             return self.tape.rows(self.seed, first_draw, draws)
-        return Chunk(self.plan, self.seed, first_draw, draws).rows()
+        with recycling(), np.errstate(all="ignore"):
+            return Chunk(self.plan, self.seed, first_draw, draws).rows()
 
     def run(
         self, draws: int, first_draw: int = 0, after_chunk: Callable[[Statistics], None] | None = None
     ) -> Statistics:
         """Draws ``first_draw`` to ``first_draw + draws``."""
-        result = Statistics(self.plan.columns)
-        before = get_threads()
+        result, before = Statistics(self.plan.columns), get_threads()
+
+        def use(start: int, rows: Rows) -> None:
+            result.add(rows, start)
+            if after_chunk is not None:
+                after_chunk(result)
+
         set_threads(self.threads or before)
         try:
-            for start in range(first_draw, first_draw + draws, self.chunk):
-                count = min(self.chunk, first_draw + draws - start)
-                with np.errstate(all="ignore"):
-                    result.add(self.rows(start, count), start)
-                if after_chunk is not None:
-                    after_chunk(result)
+            most, workers = self._cut(draws, get_threads())
+            in_turn(self.rows, cut(first_draw, draws, most, workers), workers, use)
         finally:
             set_threads(before)
         return result
+
+    def _cut(self, draws: int, threads: int) -> tuple[int, int]:
+        """Most draws of a chunk, and how many chunks at a time: one on each thread, as far as there is memory."""
+        if self.tape is not None:
+            return max(1, min(MOST_DRAWS, self.memory // max(self.tape.bytes_per_draw, 1))), 1
+        size, room = max(self.plan.bytes_per_draw, 1), max(self.memory, int(SHARE * physical_memory()))
+        workers = max(1, min(threads, draws, room // size))
+        return max(1, min(MOST_DRAWS, self.memory // (workers * size))), workers
 
 
 def simulate(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -229,13 +230,27 @@ def set_threads(count: int) -> None:
 
 def get_threads() -> int:
     """Number of threads that kernels use."""
-    return _threads.count
+    return getattr(_own, "share", _threads.count)
+
+
+_own = threading.local()
+
+
+def own_threads(share: int, run: Callable[[], None]) -> Callable[[], None]:
+    """What a thread runs whose kernels use as many threads as its ``share``."""
+
+    def shared() -> None:
+        _own.share = share
+        run()
+
+    return shared
 
 
 def over_draws(run: Callable[..., None], draws: int, *arguments: Any) -> None:
     """Call a kernel on pieces of range(draws), in parallel; each draw is worked through by one thread."""
     step = run.on(*arguments) if isinstance(run, Kernel) else partial(run, *arguments)
-    pieces = min(draws, 1 if _threads.count == 1 else 4 * _threads.count)
+    threads = get_threads()
+    pieces = min(draws, 1 if threads == 1 else 4 * threads)
     if pieces <= 1:
         step(0, draws)
         return

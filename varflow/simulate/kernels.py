@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from varflow.errors import InputError, ShapeError
 from varflow.simulate.handlers import carray, pointer
 from varflow.simulate.jit import Array, Number, device, kernel, over_draws, reduction
+from varflow.simulate.recycle import empty
 from varflow.simulate.rng import BERNOULLI, CHUNK, check_counter, distribution_code, fill, sample
 
 Value = NDArray[np.float32]
@@ -175,7 +176,7 @@ def contract(
         raise ShapeError(f"a value of shape {h.shape} meets a matrix that takes {inner} channels")
     for tensor in (weight.tensor, weight.mask_tensor):
         check_counter(seed, first_draw, h.shape[0], tensor, weight.rows * weight.columns)
-    y = np.empty((*h.shape[:2], outer), np.float32)
+    y = empty((*h.shape[:2], outer))
     kind = distribution_code(weight.distribution)
     over_draws(
         _contract, h.shape[0], h, y, transpose, weight.rows, weight.columns, kind, F(weight.std),

@@ -45,6 +45,7 @@ from varflow.simulate.kernels_product import (
     squares,
     subtract_doubles,
 )
+from varflow.simulate.recycle import empty
 from varflow.simulate.rng import TILE, check_counter
 from varflow.simulate.steps import (
     BASE,
@@ -295,7 +296,7 @@ def collapse(
         raise ShapeError(f"a value of shape {x.shape} meets a matrix that takes {inner} channels")
     count, columns = x.shape[:2]
     check_counter(seed, first_draw, -(-count // parts), tensor, parts * columns * (outer + TILE))
-    y = np.empty((count, columns, outer), np.float32)
+    y = empty((count, columns, outer))
     own, across = revealed.uses[transpose], revealed.uses[not transpose]
     steps, (right, left) = Steps(), revealed.columns
     start, words = revealed.doubles.ctypes.data // 8, layout(right, left, transpose)

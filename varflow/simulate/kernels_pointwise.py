@@ -22,6 +22,7 @@ from varflow.simulate.handlers import (
 )
 from varflow.simulate.jit import Number, device, inline
 from varflow.simulate.lanes import BY_NAME
+from varflow.simulate.recycle import empty
 from varflow.simulate.steps import BASE, INDEX, LOADED, REGISTERS, TARGET, TOTAL, Steps, run_alone
 from varflow.simulate.vm import OP, OPCODES, VMProgram, compile_pointwise
 
@@ -200,7 +201,7 @@ def run(program: VMProgram, *values: Value, shape: tuple[int, int, int] | None =
         raise ShapeError(f"the program takes {program.inputs} values, not {len(values)}")
     arrays = [np.ascontiguousarray(v, np.float32) for v in values]
     target = shape or tuple(max(sizes) for sizes in zip(*(a.shape for a in arrays), strict=True))
-    out = np.empty(target, np.float32)
+    out = empty(target)
     steps, total = Steps(), target[1] * target[2]
     inputs = [input_words(a.ctypes.data, a.shape, target) for a in arrays]
     write_expression(steps, program, target[2], inputs, target=out.ctypes.data, stride=4 * total, total=total)

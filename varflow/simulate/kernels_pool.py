@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from varflow.program import Mix
 from varflow.simulate.jit import Array, Number, inline, kernel, over_draws
 from varflow.simulate.kernels_standardize import normalized, pulled_back
+from varflow.simulate.recycle import empty
 from varflow.window import Window
 
 Value = NDArray[np.float32]
@@ -73,7 +74,7 @@ def mixed(x: Value, mix: Mix) -> Value:
     """Positions of every sample mixed with fixed numbers: (draws, samples x outputs, channels)."""
     x, matrix = np.ascontiguousarray(x, np.float32), mixing(mix)
     samples = x.shape[1] // matrix.inputs
-    y = np.empty((x.shape[0], samples * (len(matrix.starts) - 1), x.shape[2]), np.float32)
+    y = empty((x.shape[0], samples * (len(matrix.starts) - 1), x.shape[2]))
     over_draws(_mix, x.shape[0], x, y, matrix.starts, matrix.columns, matrix.values, matrix.inputs)
     return y
 
@@ -114,8 +115,8 @@ def _returned(place: Array, dy: Array, dx: Array, start: Number, stop: Number) -
 
 def _maxima(x: Value, window: Window) -> tuple[Value, NDArray[np.int32]]:
     table, inputs = window.table(), int(np.prod([int(n) for n in window.inputs]))
-    y = np.empty((x.shape[0], x.shape[1] // inputs * len(table), x.shape[2]), np.float32)
-    place = np.empty(y.shape, np.int32)
+    y = empty((x.shape[0], x.shape[1] // inputs * len(table), x.shape[2]))
+    place = empty(y.shape, np.int32)
     over_draws(_maximum, x.shape[0], x, y, place, table, inputs)
     return y, place
 
@@ -128,7 +129,7 @@ def window_max(x: Value, window: Window) -> Value:
 def window_max_backward(x: Value, dy: Value, window: Window) -> Value:
     """dy brought to the first position of each window's maximum at x."""
     x = np.ascontiguousarray(x, np.float32)
-    dx = np.empty_like(x)
+    dx = empty(x.shape)
     over_draws(_returned, x.shape[0], _maxima(x, window)[1], np.ascontiguousarray(dy, np.float32), dx)
     return dx
 
@@ -220,7 +221,7 @@ def _statistics(x: Value, groups: int, center: bool, eps: float) -> tuple[NDArra
 def group_standardize(x: Value, samples: int, *, groups: int = 1, center: bool = True, eps: float = 0.0) -> Value:
     """(x - mean) / sqrt(variance + eps), statistics over a block of channels at all positions of a sample."""
     parts = _by_sample(x, samples)
-    y = np.empty_like(parts)
+    y = empty(parts.shape)
     over_draws(_group_forward, x.shape[0], parts, *_statistics(parts, groups, center, eps), y)
     return y.reshape(x.shape)
 
@@ -230,7 +231,7 @@ def group_standardize_backward(
 ) -> Value:
     """The gradient of `group_standardize` at x, applied to dy."""
     parts = _by_sample(x, samples)
-    dx = np.empty_like(parts)
+    dx = empty(parts.shape)
     statistics = _statistics(parts, groups, center, eps)
     over_draws(_group_backward, x.shape[0], parts, _by_sample(dy, samples), groups, center, *statistics, dx)
     return dx.reshape(x.shape)

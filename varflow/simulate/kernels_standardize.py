@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from varflow.errors import InputError, ShapeError
 from varflow.simulate.jit import Array, Number, inline, kernel, over_draws
+from varflow.simulate.recycle import empty
 
 Value = NDArray[np.float32]
 
@@ -144,7 +145,7 @@ def standardize(
     samples; places are samples major) or "batch" (each channel, over samples and positions).
     """
     folded, mean, inverse = _prepared(x, axis, groups, positions, center, eps)
-    y = np.empty_like(folded)
+    y = empty(folded.shape)
     over_draws(_forward, x.shape[0], folded, mean, inverse, y)
     return y.reshape(x.shape)
 
@@ -163,7 +164,7 @@ def standardize_backward(
     if x.shape != dy.shape:
         raise ShapeError(f"a gradient of shape {dy.shape} meets a value of shape {x.shape}")
     folded, mean, inverse = _prepared(x, axis, groups, positions, center, eps)
-    dx = np.empty_like(folded)
+    dx = empty(folded.shape)
     slopes = np.ascontiguousarray(dy, np.float32).reshape(folded.shape)
     over_draws(_backward, x.shape[0], folded, slopes, center, mean, inverse, dx)
     return dx.reshape(x.shape)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from varflow.errors import InputError
 from varflow.simulate.elementary import log_normal_range, turn
 from varflow.simulate.jit import Array, Number, device, inline, kernel, over_draws
+from varflow.simulate.recycle import empty
 
 TILE = 64
 CHUNK = 512
@@ -265,7 +266,7 @@ def sample(
     """
     kind = distribution_code(distribution)
     check_counter(seed, first_draw, shape[0], tensor, offset + shape[1])
-    out = np.empty(shape, np.float32)
+    out = empty(shape)
     words = (np.uint64(seed), np.uint64(first_draw), np.uint64(tensor))
     over_draws(_sample, shape[0], out, kind, float(parameter), F(scale), *words, offset)
     return out

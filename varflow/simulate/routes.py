@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,17 @@ def _inverse(seen: Index, places: int) -> list[Index]:
     return columns
 
 
-@lru_cache(maxsize=256)
+_building = Lock()
+
+
 def route(window: Window | None, samples: int, positions: int, transpose: bool = False) -> Route:
     """The route of a contraction over ``samples`` inputs of ``positions`` places each (used without a window)."""
+    with _building:
+        return _route(window, samples, positions, transpose)
+
+
+@lru_cache(maxsize=256)
+def _route(window: Window | None, samples: int, positions: int, transpose: bool) -> Route:
     if window is None:
         table, taps, inputs = np.arange(positions)[:, None], np.zeros(1, np.int64), positions
     else:
@@ -82,8 +91,8 @@ def route(window: Window | None, samples: int, positions: int, transpose: bool =
         inputs = len(window.table()) if transpose else int(np.prod([int(n) for n in window.inputs]))
     order = _by_taps(table, samples)
     sample, position = order // len(table), order % len(table)
-    rows = table[position]
-    rows = np.where(rows < 0, -1, rows + sample[:, None] * inputs)
+    rows = table.astype(np.int32)[position]
+    np.add(rows, (sample[:, None] * inputs).astype(np.int32), out=rows, where=rows >= 0)
     return _cut(order, rows, taps, samples * inputs)
 
 
@@ -93,9 +102,9 @@ def _by_taps(table: Index, samples: int) -> Index:
     return np.argsort(np.tile(kinds, samples), kind="stable")
 
 
-def _cut(order: Index, rows: Index, taps: Index, inputs: int) -> Route:
+def _cut(order: Index, rows: Small, taps: Index, inputs: int) -> Route:
     tiles = -(-len(rows) // TALL)
-    padded = np.full((tiles * TALL, rows.shape[1]), -1)
+    padded = np.full((tiles * TALL, rows.shape[1]), -1, np.int32)
     padded[: len(rows)] = rows
     parts = padded.reshape(tiles, TALL, -1)
     tile, slot = np.nonzero((parts >= 0).any(axis=1))

@@ -24,6 +24,7 @@ from varflow.simulate.kernels_window import (
     grouped,
     transposed,
 )
+from varflow.simulate.recycle import empty
 from varflow.simulate.routes import Route, route, seen_from
 from varflow.simulate.weight_laws import LAWS, row_laws
 from varflow.window import Window
@@ -72,7 +73,7 @@ def convolve(
     inner, outer = sides[::-1] if transpose else sides
     if x.ndim != 3 or x.shape[1:] != (path.inputs, inner):
         raise ShapeError(f"a value of shape {x.shape} meets a weight that takes {path.inputs} x {inner}")
-    y = np.empty((x.shape[0], path.places, outer), np.float32)
+    y = empty((x.shape[0], path.places, outer))
     rest = (weight.sizes, F(weight.std), laws, weight.stream(seed, first_draw), *path.arrays)
     if weight.groups > 1 and outer < FEWEST * weight.groups:
         over_draws(grouped, x.shape[0], x, y, transpose, *rest)
