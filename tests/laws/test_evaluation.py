@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import sympy as sp
 
+import varflow as vf
+from varflow.laws.crops import Crops
 from varflow.laws.evaluation import LARGE, Evaluation
 from varflow.laws.moments import Formula, Moment, MomentSystem, place
+from varflow.lowering import lower
 
 SIDE = 80
 
@@ -29,6 +32,13 @@ class Mean:
         return np.full((1, 1), given.mean())
 
 
+def no_crops() -> Crops:
+    """Of a program without large grids."""
+    net = vf.Network("small")
+    net.relu(net.input("x", channels=2))
+    return Crops(lower(net))
+
+
 def _chain(system: MomentSystem, length: int) -> tuple[list[Pairs], list[Moment], list[Moment]]:
     """Arrays each made of the one before it and of the first, and their means."""
     operators = [Pairs() for _ in range(length)]
@@ -41,7 +51,7 @@ def _chain(system: MomentSystem, length: int) -> tuple[list[Pairs], list[Moment]
 def test_arrays_are_forgotten_when_they_were_read() -> None:
     assert SIDE**2 >= LARGE
     operators, arrays, means = _chain(MomentSystem(), 12)
-    evaluation = Evaluation({}, lambda m: None, profiles=True)
+    evaluation = Evaluation({}, lambda m: None, no_crops())
     evaluation.plan(means)
     for k, m in enumerate(means):
         assert evaluation.of(m) == 2.0 ** (k + 1)
@@ -52,7 +62,7 @@ def test_arrays_are_forgotten_when_they_were_read() -> None:
 
 def test_what_was_not_planned_is_found_anew() -> None:
     operators, arrays, means = _chain(MomentSystem(), 12)
-    evaluation = Evaluation({}, lambda m: None, profiles=True)
+    evaluation = Evaluation({}, lambda m: None, no_crops())
     evaluation.plan(means[:1])
     assert evaluation.of(means[0]) == 2.0
     assert evaluation.of(means[-1]) == 2.0**12

@@ -16,7 +16,7 @@ from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refi
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.normed import normalized
-from varflow.laws.positions import Average, Kernel, Overall, Turn, too_many
+from varflow.laws.positions import Average, Kernel, Overall, Turn
 from varflow.laws.resampling import NEIGHBOURS, noted, resampled
 from varflow.laws.shared import ChannelSum, identical, weights_within
 from varflow.laws.variables import (
@@ -438,8 +438,7 @@ class Covariances(ABC):
             raise NoFormula("one weight used with different windows", u.node)
         result = self._summed(u, v, view)
         if u.window is not None:
-            far = self.profiles and view.sample and too_many(u.window)
-            kernel = Kernel(u.window, u.transpose, view.position or far)
+            kernel = Kernel(u.window, u.transpose, view.position)
             parts: tuple[Formula, ...] = (result,)
             if self.profiles and kernel.between == view.position and u.window.mode not in ("zeros", "circular"):
                 parts += (self._summed(u, v, View(not view.position, view.sample)),)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sympy as sp
 
 from varflow.calculus import symbols_in
 from varflow.laws.moments import Moment, Quantity, has_integral, is_polynomial, place
+
+if TYPE_CHECKING:
+    from varflow.laws.crops import Crops
 
 LARGE = 1 << 12
 """Numbers of an array that is forgotten when nothing reads it any more."""
@@ -21,12 +24,12 @@ class Evaluation:
     """Numbers for all moments by one pass of compiled templates, over parameter grids too.
 
     ``values`` maps symbols' names to numbers or arrays; ``measured`` supplies moments that have no formula, ``known``
-    numbers that are known before.
+    numbers that are known before. With ``crops`` moments are arrays over positions.
     """
 
-    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any], profiles: bool = False,
+    def __init__(self, values: Mapping[str, Any], measured: Callable[[Moment], Any], crops: Crops | None = None,
                  known: Mapping[Moment, Any] | None = None) -> None:
-        self.values, self.measured, self.profiles = values, measured, profiles
+        self.values, self.measured, self.crops = values, measured, crops
         self._known: dict[Moment, Any] = dict(known or {})
         self._readers: Counter[Moment] = Counter()
 
@@ -78,8 +81,10 @@ class Evaluation:
     def _operated(self, operator: Any, numbers: tuple[Any, ...]) -> Any:
         """What an operator makes of arrays; outside profiles they are grids of parameters, of their own shape."""
         arrays = [np.asarray(x, dtype=np.float64) for x in numbers]
-        found = operator.apply(*(np.atleast_2d(a) for a in arrays))
-        return found if self.profiles else found.reshape(np.broadcast_shapes(*(a.shape for a in arrays)))[()]
+        places = [np.atleast_2d(a) for a in arrays]
+        if self.crops is not None:
+            return self.crops.apply(operator, places)
+        return operator.apply(*places).reshape(np.broadcast_shapes(*(a.shape for a in arrays)))[()]
 
     def _one(self, m: Moment) -> Any:
         if m.template is None and m.operator is None:
@@ -89,12 +94,13 @@ class Evaluation:
         if m.operator is not None:
             return self._operated(m.operator, numbers)
         places = tuple(place(i, a) for i, a in enumerate(m.args))
-        if not self.profiles:
+        if self.crops is None:
             return _evaluate(m.template, places, numbers, self.values)
         from varflow.laws.precise import one_image
 
         with one_image():
-            return _evaluate(m.template, places, tuple(_off_diagonal(x) for x in numbers), self.values, True)
+            alike = tuple(map(_off_diagonal, self.crops.alike(numbers)))
+            return _evaluate(m.template, places, alike, self.values, True)
 
 
 def _off_diagonal(given: Any) -> Any:

@@ -377,17 +377,21 @@ def _tapped(h: Array, w: Array, window: Window, transpose: bool) -> Array:
     return np.asarray(found.T.reshape(members, w.shape[1], -1))
 
 
-def reading(window: Window) -> Array:
-    """(taps, P'): how often, over the places of the output, a tap reads a place of the input, over their number."""
+def reading(window: Window, weights: Array | None = None) -> Array:
+    """(taps, P'): how often, over the places of the output (or their ``weights``), a tap reads a place of the input."""
     matrices = window_matrices(window, False)
-    return np.asarray(np.stack([m.sum(axis=0) for m in matrices]) / matrices[0].shape[0])
+    count = matrices[0].shape[0]
+    shares = np.full(count, 1 / count) if weights is None else weights
+    return np.asarray(np.stack([shares @ m for m in matrices]))
 
 
-def together(window: Window, moment: Array) -> Array:
-    """(..., taps, taps): the mean over output places of the moment (..., P, P) of what two taps read."""
+def together(window: Window, moment: Array, weights: Array | None = None) -> Array:
+    """(..., taps, taps): the mean over output places (by their ``weights``) of the moment (..., P, P) of what two taps
+    read."""
     table = window.table()
     inside = (table[:, :, None] >= 0) & (table[:, None, :] >= 0)
-    return np.asarray(np.where(inside, moment[..., table[:, :, None], table[:, None, :]], 0.0).mean(axis=-3))
+    found = np.where(inside, moment[..., table[:, :, None], table[:, None, :]], 0.0)
+    return np.asarray(found.mean(axis=-3) if weights is None else np.einsum("p,...ptu->...tu", weights, found))
 
 
 def _evaluated(step: Function, fields: list[Array], arrays: tuple[Array, ...]) -> Array:

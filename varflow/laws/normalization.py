@@ -16,7 +16,7 @@ from varflow.laws.field import field_sampled
 from varflow.laws.making import UNKNOWN, shifted, there, wide
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.normed import four, shrinkage
-from varflow.laws.positions import MAX_PLACES, Overall
+from varflow.laws.positions import Overall
 from varflow.laws.projected import Projection
 from varflow.laws.scatter import MOST_GRADIENT_PLACES, MOST_PLACES
 from varflow.laws.standardized import inverse_of, standardized
@@ -205,18 +205,11 @@ class Normalization(Projection):
             scaled = self._combination([(inverse, centred)], whole=whole)
             assert scaled is not None
             result = scaled
-            if rule.eps == 0 and not (self._told_apart(base) and self.laws.profiles):
+            if rule.eps == 0 and not (self.step.shape.positions and self.laws.profiles):
                 self._normalized(result, True)
         if rule.eps == 0:
             self._standard[result.variable] = rule
         return result
-
-    def _told_apart(self, base: Instance) -> bool:
-        """Whether positions have variances of their own: of too many only those that samples do not share, as what
-        is taken off them is an average."""
-        shape = self.step.shape
-        few = not self.laws.profiles or int(shape.places) <= MAX_PLACES
-        return bool(shape.positions) and (few or self.laws.covariance(base, base, SAMPLE).is_zero)
 
     def _of_few(self, rule: Standardize, base: Instance, f: Formula) -> Formula:
         """The formula with what it assumes of statistics over a number of entries that does not grow with the width."""

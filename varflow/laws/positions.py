@@ -21,9 +21,9 @@ from varflow.window import Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_PLACES = 2304
-"""Positions (48 x 48) beyond which moments between two positions are averages, with exact averages of the borders."""
-MAX_SINGLE = 1 << 14
-"""Positions beyond which moments at one position are."""
+"""Positions (48 x 48) beyond which a grid has a crop (:mod:`~varflow.laws.crops`), or moments are averages."""
+MAX_SINGLE = 1 << 17
+"""Positions of which all are told apart in moments at one position."""
 Taps: TypeAlias = list[tuple[tuple[int, ...], sp.Rational]]
 
 

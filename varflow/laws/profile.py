@@ -11,6 +11,7 @@ import sympy as sp
 
 from varflow.calculus import quotient
 from varflow.laws import moments as mo
+from varflow.laws.crops import Crops
 from varflow.laws.distributions import NoFormula
 from varflow.laws.evaluation import Evaluation
 from varflow.laws.moments import Formula, Moment, Quantity
@@ -31,7 +32,8 @@ class Profile:
                  reference: Sequence[Blocks] | None = None) -> None:
         self.program = program
         self._propagation = Propagation(program, profiles=True, reference=reference)
-        self._evaluation = Evaluation(values, measured, profiles=True)
+        self._crops = Crops(program)
+        self._evaluation = Evaluation(values, measured, self._crops)
         self._known: dict[tuple[int, bool], Array | None] = {}
 
     def second(self, value: int) -> Array | None:
@@ -75,4 +77,4 @@ class Profile:
     def _numbers(self, value: int, quantity: Quantity) -> Array:
         found = np.atleast_1d(np.asarray(self._evaluation.of(quantity), dtype=np.float64))
         places = int(self.program.shape(value).places)
-        return np.broadcast_to(found.ravel(), (places,)) if found.size == 1 else found.ravel()
+        return np.broadcast_to(found.ravel(), (places,)) if found.size == 1 else self._crops.places(found).ravel()

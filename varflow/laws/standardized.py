@@ -23,6 +23,7 @@ from varflow.calculus import rename, symbols_in
 from varflow.laws import depthwise
 from varflow.laws import moments as mo
 from varflow.laws.blocks import coefficient
+from varflow.laws.crops import shares
 from varflow.laws.depthwise import even_part
 from varflow.laws.distributions import NoFormula
 from varflow.laws.images import reading, together
@@ -50,9 +51,11 @@ DISTRIBUTIONS = ("normal", "uniform", "rademacher")
 
 @dataclass(frozen=True)
 class TapCovariance:
-    """C[t, t']: the covariance of what two taps of a window read, over places and a large batch."""
+    """C[t, t']: the covariance of what two taps of a window read, over places and a large batch; on a crop, over the
+    places of the grid ``read`` that it stands for."""
 
     window: Window
+    read: tuple[int, ...] = ()
 
     def apply(self, same: Array, other: Array, sample: Array, apart: Array) -> Array:
         """(taps, taps) from moments at one place and between two, then between samples."""
@@ -60,10 +63,11 @@ class TapCovariance:
         if too_many(w):
             q, c, shared = (float(x.mean()) for x in (same, other, apart))
             return np.asarray((q - c) * np.eye(w.taps) + c - shared)
-        reads = reading(w)
+        weights = shares(self.read, tuple(int(n) for n in w.outputs)) if self.read else None
+        reads = reading(w, weights)
         places = reads.shape[1]
         full, between = completed(other, same, places), completed(apart, sample, places)
-        return np.asarray(together(w, full) - reads @ between @ reads.T)
+        return np.asarray(together(w, full, weights) - reads @ between @ reads.T)
 
 
 def standardized(laws: Laws, y: Instance, eps: sp.Expr, **label: object) -> Instance:
