@@ -28,7 +28,9 @@ from varflow.simulate.kernels import RandomMatrix, Value
 from varflow.simulate.kernels_product import DEPENDENT as DEPENDENT
 from varflow.simulate.kernels_product import (
     LARGE,
+    ROOM,
     RUN,
+    SPAN,
     TINY,
     combine_rows,
     dot_doubles,
@@ -40,6 +42,7 @@ from varflow.simulate.kernels_product import (
     list_rows,
     matrix,
     products,
+    reduce_rows,
     solve_lower,
     solve_upper,
     squares,
@@ -102,14 +105,16 @@ def condition(rest: Array, factors: Array, cross: Array, flip: Number, before: N
                 cross[before + i, j] = factors[before + j, i]
             else:
                 cross[j, before + i] = factors[before + j, i]
-        for k in range(before):
-            fixed = cross[k, j] if flip else cross[j, k]
-            for i in range(columns):
-                factors[before + j, i] -= fixed * factors[k, i]
-        for k in range(columns):
-            fixed = rest[j, k]
-            for i in range(k, columns):
-                factors[before + j, i] -= fixed * factors[before + across + k, i]
+    width, pitch, doubles = 8 * columns, 8 * cross.shape[1], np.int64(8)
+    top, known = factors.ctypes.data, cross.ctypes.data
+    said, (right, down) = top + before * width, (doubles, pitch) if flip else (pitch, doubles)
+    reduce_rows(said, width, across, known, right, down, top, width, before, columns)
+    for first in range(0, columns, SPAN):
+        wide = min(SPAN, columns - first)
+        reduce_rows(
+            said + 8 * first, width, across, rest.ctypes.data, width, doubles,
+            top + (before + across) * width + 8 * first, width, first + wide, wide,
+        )  # fmt: skip
 
 
 @device
@@ -149,7 +154,7 @@ def gram(
     row = address + 8 * before * pitch
     products(new, columns, old, before, length, row, pitch, precise)
     squares(new, columns, length, row + 8 * before, pitch, precise)
-    return factorize(factor, before, before + columns, scratch, scratch + 8 * (before + columns))
+    return factorize(factor, before, before + columns, scratch)
 
 
 @handler
@@ -166,7 +171,7 @@ def product(words: Number, reals: Number, context: Number) -> None:
     y = list_uses(others, words, w[OWN], w[ACROSS], first, outer, base, d)
     at = list_rows(y, c[TARGET], columns, outer)
     rest = at + 8 * (terms + columns) * columns
-    single = rest + 8 * max(terms * columns, 2 * (terms + columns))
+    single = rest + 8 * max(terms * columns, ROOM * (terms + columns))
     sides, doubles = (w[LEFT], w[RIGHT]) if w[FLIP] else (w[RIGHT], w[LEFT]), c[DOUBLES] + 8 * d * w[STEP]
     factor = matrix(doubles + 8 * w[FACTOR], sides[0], sides[0])
     other = matrix(doubles + 8 * w[OTHER], sides[1], sides[1])
@@ -240,7 +245,7 @@ def product_one(words: Number, reals: Number, context: Number) -> None:
 def scratch_bytes(columns: int, earlier: int) -> int:
     """Scratch of a product with ``earlier`` columns of earlier uses on both sides."""
     terms = earlier + columns
-    return 192 + 16 * terms + 12 * terms * columns + 8 * max(earlier * columns, 2 * terms)
+    return 192 + 16 * terms + 12 * terms * columns + 8 * max(earlier * columns, ROOM * terms)
 
 
 def write_product(

@@ -23,6 +23,7 @@ from varflow.simulate.jit import Array, Number, device
 from varflow.simulate.kernels import Value
 from varflow.simulate.kernels_collapse import gram, scratch_bytes
 from varflow.simulate.kernels_product import (
+    ROOM,
     combine_rows,
     draw_rows,
     factorize,
@@ -82,9 +83,9 @@ def haar_product(words: Number, reals: Number, context: Number) -> None:
     address, terms = w[FACTOR] + d * w[FACTOR_STEP], before + columns
     factor, factors = matrix(address, w[ALL], w[ALL]), matrix(at, terms, columns)
     rest = at + 8 * terms * columns
-    square = rest + 8 * max(before * columns, 2 * terms)
+    square = rest + 8 * max(before * columns, ROOM * terms)
     scratch = square + 8 * columns * columns
-    single = scratch + 16 * columns
+    single = scratch + 8 * ROOM * columns
     precise = np.int64(1) if 2 * terms > length else zero
     if not gram(new, columns, old, before, inner, factor, address, precise, rest):
         gram(new, columns, old, before, inner, factor, address, np.int64(1), rest)
@@ -97,7 +98,7 @@ def haar_product(words: Number, reals: Number, context: Number) -> None:
     squares(fresh, columns, length, square, columns, precise)
     solve_lower(factor, known, zero, before)
     frame(factors, known, inners, columns)
-    factorize(inners, zero, columns, scratch, scratch + 8 * columns)
+    factorize(inners, zero, columns, scratch)
     shares(factors, factor, known, inners, before)
     for k in range(terms * columns):
         pointer(single)[k] = F(pointer_to_doubles(at)[k])
@@ -133,7 +134,7 @@ def collapse_haar(
     given[:, before : before + count, :inner] = x
     steps = Steps()
     places = [(a.ctypes.data, a.strides[0]) for a in (given, made, revealed.factors)]
-    steps.needs(SMALL, scratch_bytes(count, before) + 8 * count * (count + 2))
+    steps.needs(SMALL, scratch_bytes(count, before) + 8 * count * (count + ROOM))
     words: list[Any] = [tensor, count, length, inner, before, total, *(n for place in places for n in place)]
     steps.add(haar_product, words)
     run_alone(steps, draws, seed, first_draw)

@@ -28,6 +28,8 @@ from varflow.simulate.vectors import (
     dots_strip,
     dots_tile,
     dots_triangle,
+    reduce_one,
+    reduce_tile,
 )
 
 F = np.float32
@@ -38,6 +40,13 @@ PIECE, SHORTEST = 4096, 1024
 DEPENDENT = 1e-8
 """A squared pivot below this share of the row's square counts as zero: rows are float32, and a direction that
 lies 1e-4 of its length off the others' span would be known to three digits only."""
+
+PANEL = 8
+"""Columns of a factor that are eliminated together, rows that are solved for together."""
+ROOM = PANEL + 1
+"""Doubles of scratch for each row of a factor."""
+SPAN = 32
+"""Columns of a product with a triangle that are taken together."""
 
 UNSTEADY, TINY, LARGE = 1e-4, 1e-16, 1e30
 """Squared pivots below this share, and squared lengths beyond these, call for inner products in float64."""
@@ -176,40 +185,72 @@ def factorize_one(factor: Array, k: Number) -> Any:
 
 
 @device
-def factorize(factor: Array, start: Number, stop: Number, column: Number, square: Number) -> Any:
-    """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done.
+def factorize(factor: Array, start: Number, stop: Number, scratch: Number) -> Any:
+    """Rows start..stop of a Cholesky factor, in place of the Gram matrix's; rows before are done. What lies above its
+    diagonal may change.
 
     Returns whether inner products in float32 are good enough for it: no pivot is small, no square near the ends of
-    the range. ``column`` and ``square`` are addresses of ``stop`` doubles of scratch.
+    the range. ``scratch`` is the address of ``ROOM stop`` doubles.
     """
     if stop == start + 1:
         return factorize_one(factor, start)
-    entries, lengths, steady = pointer_to_doubles(column), pointer_to_doubles(square), True
+    lengths, steady, pitch, at = pointer_to_doubles(scratch), True, 8 * factor.shape[1], factor.ctypes.data
+    turned = scratch + 8 * stop
     for i in range(start, stop):
         lengths[i] = factor[i, i]
-    for k in range(stop):
-        if k >= start:
-            pivot, length = factor[k, k], lengths[k]
-            dependent = pivot <= DEPENDENT * length and length < np.inf
-            factor[k, k] = 0.0 if dependent else math.sqrt(pivot)
-            steady = steady and pivot > UNSTEADY * length and TINY < length < LARGE
-        inverse, first = 1.0 / factor[k, k] if factor[k, k] != 0.0 else 0.0, max(k + 1, start)
-        for i in range(k + 1, first):
-            entries[i] = factor[i, k]
-        for i in range(first, stop):
-            factor[i, k] *= inverse
-            entries[i] = factor[i, k]
-        for i in range(first, stop):
-            subtract(factor, i, entries[i], column, k + 1, i + 1)
+    for first in range(0, stop, PANEL):
+        last = min(first + PANEL, stop)
+        for i in range(max(first, start), stop):
+            eliminate(factor, i, first, min(last, i))
+            if i < last:
+                pivot, length = factor[i, i], lengths[i]
+                dependent = pivot <= DEPENDENT * length and length < np.inf
+                factor[i, i] = 0.0 if dependent else math.sqrt(pivot)
+                steady = steady and pivot > UNSTEADY * length and TINY < length < LARGE
+        if last < stop:
+            turn(factor, first, last, stop, turned)
+            for i in range(max(last, start), stop, SIDE):
+                high, row = min(SIDE, stop - i), at + i * pitch
+                reduce_rows(
+                    row + 8 * last, pitch, high, row + 8 * first, pitch, np.int64(8), turned + 8 * last, 8 * stop,
+                    last - first, i + high - last,
+                )  # fmt: skip
     return steady
 
 
 @device
-def subtract(x: Array, i: Number, factor: Number, row: Number, first: Number, last: Number) -> None:
-    """x[i, first:last] -= factor row[first:last]."""
-    entries = pointer_to_doubles(row)
-    for j in range(first, last):
-        x[i, j] -= factor * entries[j]
+def eliminate(factor: Array, i: Number, first: Number, last: Number) -> None:
+    """Entries first..last of row i from the rows of a factor with these numbers; of row i < last, its pivot too."""
+    for k in range(first, last):
+        total = factor[i, k]
+        for j in range(first, k):
+            total -= factor[i, j] * factor[k, j]
+        factor[i, k] = total / factor[k, k] if factor[k, k] != 0.0 else 0.0
+    if first <= i < first + PANEL:
+        for j in range(first, last):
+            factor[i, i] -= factor[i, j] * factor[i, j]
+
+
+@device
+def turn(factor: Array, first: Number, last: Number, stop: Number, turned: Number) -> None:
+    """Columns first..last of the rows from ``last`` on, as rows of doubles, ``stop`` in each."""
+    out = pointer_to_doubles(turned)
+    for i in range(last, stop):
+        for k in range(first, last):
+            out[(k - first) * stop + i] = factor[i, k]
+
+
+@device
+def reduce_rows(
+    out: Number, pitch: Number, high: Number, factors: Number, across: Number, down: Number, rows: Number,
+    step: Number, terms: Number, count: Number,
+) -> None:  # fmt: skip
+    """Subtracts from ``high`` rows of doubles sums of others; see `vectors.reduce_tile`."""
+    whole = high // SIDE * SIDE
+    for i in range(0, whole, SIDE):
+        reduce_tile(out + i * pitch, pitch, factors + i * across, across, down, rows, step, terms, count)
+    for i in range(whole, high):
+        reduce_one(out + i * pitch, pitch, factors + i * across, across, down, rows, step, terms, count)
 
 
 @device
@@ -244,10 +285,18 @@ def solve_lower(factor: Array, x: Array, first: Number, size: Number) -> None:
     if x.shape[1] == 1:
         lower_one(factor, x.ctypes.data + 8 * first, size)
         return
-    for k in range(size):
-        for j in range(k):
-            subtract_row(x, first + k, factor[k, j], first + j)
-        divide_row(x, first + k, factor[k, k])
+    width, pitch, doubles = 8 * x.shape[1], 8 * factor.shape[1], np.int64(8)
+    top = x.ctypes.data + first * width
+    for start in range(0, size, PANEL):
+        high = min(PANEL, size - start)
+        reduce_rows(
+            top + start * width, width, high, factor.ctypes.data + start * pitch, pitch, doubles, top, width, start,
+            x.shape[1],
+        )  # fmt: skip
+        for k in range(start, start + high):
+            for j in range(start, k):
+                subtract_row(x, first + k, factor[k, j], first + j)
+            divide_row(x, first + k, factor[k, k])
 
 
 @device
@@ -256,10 +305,18 @@ def solve_upper(factor: Array, x: Array, first: Number, size: Number) -> None:
     if x.shape[1] == 1:
         upper_one(factor, x.ctypes.data + 8 * first, size)
         return
-    for k in range(size - 1, -1, -1):
-        for j in range(k + 1, size):
-            subtract_row(x, first + k, factor[j, k], first + j)
-        divide_row(x, first + k, factor[k, k])
+    width, pitch, doubles = 8 * x.shape[1], 8 * factor.shape[1], np.int64(8)
+    top = x.ctypes.data + first * width
+    for start in range((size - 1) // PANEL * PANEL, -1, -PANEL):
+        stop = min(start + PANEL, size)
+        reduce_rows(
+            top + start * width, width, stop - start, factor.ctypes.data + stop * pitch + 8 * start, doubles, pitch,
+            top + stop * width, width, size - stop, x.shape[1],
+        )  # fmt: skip
+        for k in range(stop - 1, start - 1, -1):
+            for j in range(k + 1, stop):
+                subtract_row(x, first + k, factor[j, k], first + j)
+            divide_row(x, first + k, factor[k, k])
 
 
 @device

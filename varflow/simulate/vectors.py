@@ -24,6 +24,9 @@ cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
 _FLOAT, _DOUBLE, _LONG, _INT = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 _VECTOR, _BYTES = ir.VectorType(_FLOAT, LANES), 4 * LANES
 _BITS = ir.VectorType(ir.IntType(1), LANES)
+HALF = LANES // 2
+"""Doubles of a vector."""
+_DOUBLES = ir.VectorType(_DOUBLE, HALF)
 _ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 Builder = Any
 Load = Callable[[Any], Any]
@@ -47,10 +50,10 @@ def _plain(b: Builder) -> Load:
     return load
 
 
-def _first_lanes(b: Builder, count: Any) -> Any:
-    """The mask of the first ``count`` lanes."""
-    lanes = ir.Constant(ir.VectorType(_INT, LANES), list(range(LANES)))
-    return b.icmp_signed("<", lanes, _spread(b, b.trunc(count, _INT)))
+def _first_lanes(b: Builder, count: Any, size: int = LANES) -> Any:
+    """The mask of the first ``count`` of ``size`` lanes."""
+    lanes = ir.Constant(ir.VectorType(_INT, size), list(range(size)))
+    return b.icmp_signed("<", lanes, _spread(b, b.trunc(count, _INT), size))
 
 
 def _masked(b: Builder, mask: Any) -> Load:
@@ -65,16 +68,17 @@ def _store_masked(b: Builder, value: Any, address: Any, mask: Any) -> None:
     b.call(run, [value, _at(b, address, _VECTOR), _INT(4), mask])
 
 
-def _spread(b: Builder, value: Any) -> Any:
-    """A vector of equal entries."""
-    nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+def _spread(b: Builder, value: Any, size: int = LANES) -> Any:
+    """A vector of ``size`` equal entries."""
+    nothing = ir.Constant(ir.VectorType(value.type, size), ir.Undefined)
     one = b.insert_element(nothing, value, _INT(0))
-    return b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+    return b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INT, size), [0] * size))
 
 
-def _multiply_add(b: Builder, x: Any, y: Any, z: Any) -> Any:
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.v{LANES}f32"), [x, y, z])
+def _multiply_add(b: Builder, x: Any, y: Any, z: Any, entry: str = "f32", vector: Any = _VECTOR) -> Any:
+    kind = ir.FunctionType(vector, [vector] * 3)
+    name = f"llvm.fmuladd.v{vector.count}{entry}"
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), [x, y, z])
 
 
 def _total(b: Builder, vector: Any) -> Any:
@@ -199,6 +203,82 @@ def _combine(high: int) -> Any:
     return intrinsic(declare)
 
 
+def _reduce(high: int) -> Any:
+    """The intrinsic ``reduce(out, pitch, factors, across, down, rows, step, terms, count)``, all int64, of doubles.
+
+    Subtracts from ``high`` rows of ``count`` entries, ``pitch`` bytes apart, sum_k f(i, k) row k: the factor of row i
+    and term k lies ``i across + k down`` bytes behind ``factors``, row k ``k step`` bytes behind ``rows``.
+    """
+
+    def declare(
+        typing: Any, out: Any, pitch: Any, factors: Any, across: Any, down: Any, rows: Any, step: Any, terms: Any,
+        count: Any,
+    ) -> Any:  # fmt: skip
+        def emit(context: Any, b: Builder, signature: Any, arguments: Any) -> Any:
+            out, pitch, factors, across, down, rows, step, terms, count = arguments
+            targets = [b.add(out, b.mul(pitch, _LONG(i))) for i in range(high)]
+            sums = [[cgutils.alloca_once(b, _DOUBLES) for _ in range(STRIPS)] for _ in range(high)]
+
+            def strip(start: Any, strips: int, mask: Any) -> None:
+                at = [[b.add(b.add(target, start), _LONG(_BYTES * k)) for k in range(strips)] for target in targets]
+                load = _doubles(b, mask)
+                for places, addresses in zip(sums, at, strict=True):
+                    for place, address in zip(places, addresses, strict=False):
+                        b.store(load(address), place)
+                with cgutils.for_range(b, terms, intp=_LONG) as loop:
+                    row = b.add(b.add(rows, start), b.mul(loop.index, step))
+                    x = [load(b.add(row, _LONG(_BYTES * k))) for k in range(strips)]
+                    factor = b.add(factors, b.mul(loop.index, down))
+                    for i, places in enumerate(sums):
+                        entry = b.fneg(b.load(_at(b, b.add(factor, b.mul(across, _LONG(i))), _DOUBLE)))
+                        wide = _spread(b, entry, HALF)
+                        for k in range(strips):
+                            b.store(_multiply_add(b, wide, x[k], b.load(places[k]), "f64", _DOUBLES), places[k])
+                for places, addresses in zip(sums, at, strict=True):
+                    for place, address in zip(places, addresses, strict=False):
+                        _store_doubles(b, b.load(place), address, mask)
+
+            whole = b.udiv(count, _LONG(HALF * STRIPS))
+            with cgutils.for_range(b, whole, intp=_LONG) as loop:
+                strip(b.mul(loop.index, _LONG(_BYTES * STRIPS)), STRIPS, None)
+            done = b.mul(whole, _LONG(HALF * STRIPS))
+            rest = b.udiv(b.add(b.sub(count, done), _LONG(HALF - 1)), _LONG(HALF))
+            with cgutils.for_range(b, rest, intp=_LONG) as loop:
+                first = b.add(done, b.mul(loop.index, _LONG(HALF)))
+                strip(b.mul(first, _LONG(8)), 1, _first_lanes(b, b.sub(count, first), HALF))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), emit
+
+    return intrinsic(declare)
+
+
+def _doubles(b: Builder, mask: Any) -> Load:
+    """Reads HALF doubles, those under a mask if there is one."""
+
+    def load(address: Any) -> Any:
+        place = _at(b, address, _DOUBLES)
+        if mask is None:
+            value = b.load(place)
+            value.align = 8
+            return value
+        kind = ir.FunctionType(_DOUBLES, [_DOUBLES.as_pointer(), _INT, mask.type, _DOUBLES])
+        run = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.load.v{HALF}f64.p0")
+        return b.call(run, [place, _INT(8), mask, ir.Constant(_DOUBLES, [0.0] * HALF)])
+
+    return load
+
+
+def _store_doubles(b: Builder, value: Any, address: Any, mask: Any) -> None:
+    place = _at(b, address, _DOUBLES)
+    if mask is None:
+        b.store(value, place).align = 8
+        return
+    kind = ir.FunctionType(ir.VoidType(), [_DOUBLES, _DOUBLES.as_pointer(), _INT, mask.type])
+    run = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.store.v{HALF}f64.p0")
+    b.call(run, [value, place, _INT(8), mask])
+
+
 def _power_sums(typing: Any, address: Any, count: Any, out: Any) -> Any:
     """Adds to three doubles at ``out`` the sums of x, x^2 and x^4 over ``count`` entries, summed in float32."""
 
@@ -225,4 +305,5 @@ def _power_sums(typing: Any, address: Any, count: Any, out: Any) -> Any:
 dots_tile, dots_strip, dots_one = _dots(SIDE, SIDE), _dots(SIDE, 1), _dots(1, 1)
 dots_triangle = _dots(SIDE, SIDE, symmetric=True)
 combine_tile, combine_one = _combine(SIDE), _combine(1)
+reduce_tile, reduce_one = _reduce(SIDE), _reduce(1)
 power_sums: Any = intrinsic(_power_sums)
