@@ -16,6 +16,8 @@ from varflow.laws.moments import Moment, Quantity, has_integral, is_polynomial, 
 if TYPE_CHECKING:
     from varflow.laws.crops import Crops
 
+PART = 1 << 20
+"""Numbers that a formula is evaluated at together."""
 LARGE = 1 << 12
 """Numbers of an array that is forgotten when nothing reads it any more."""
 
@@ -99,8 +101,19 @@ class Evaluation:
         from varflow.laws.precise import one_image
 
         with one_image():
-            alike = tuple(map(_off_diagonal, self.crops.alike(numbers)))
-            return _evaluate(m.template, places, alike, self.values, True)
+            return self._by_place(m.template, places, tuple(map(_off_diagonal, self.crops.alike(numbers))))
+
+    def _by_place(self, expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...]) -> Any:
+        """The formula at all places; of many, some rows at a time, as it needs many arrays of their number."""
+        shape = np.broadcast_shapes(*(np.shape(x) for x in numbers))
+        rows = max(PART // max(shape[1:], default=1), 1) if len(shape) == 2 else 1
+        if len(shape) != 2 or shape[0] <= rows:
+            return _evaluate(expr, places, numbers, self.values, True)
+        found = np.empty(shape)
+        for i in range(0, shape[0], rows):
+            some = tuple(x[i : i + rows] if np.ndim(x) == 2 and len(x) > 1 else x for x in numbers)
+            found[i : i + rows] = _evaluate(expr, places, some, self.values, True)
+        return found
 
 
 def _off_diagonal(given: Any) -> Any:
