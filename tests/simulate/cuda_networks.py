@@ -140,6 +140,66 @@ def layouts() -> Network:
     return net
 
 
+def transformer(
+    causal: bool = False, query: str = "query", channels: int = 6, tokens: int = 5, **embedded: Any
+) -> Network:
+    """A pre-norm block of two heads: biases, dropped weights, an MLP; ``query`` names the weight of queries."""
+    net = Network("transformer")
+    x = net.input("x", channels, (tokens,), **embedded)
+    h = net.layer_norm(x, eps="1/10", name="norm1")
+    q = net.linear(h, channels, name="q", weight=query, bias="1/10", **ONE)
+    k, v = net.linear(h, channels, name="k", weight="key", **ONE), net.linear(h, channels, name="v", **ONE)
+    logits = net.scores(q, k, heads=2, scale="2/sqrt(d_k)", name="logits")
+    a = net.dropout(net.softmax(logits, heads=2, causal=causal, name="weights"), "1/4", name="dropped")
+    y = net.blend(a, v, heads=2, name="mixed")
+    x = net.add(x, net.linear(y, channels, name="out", **ONE), name="middle")
+    h = net.activation(net.linear(net.rms_norm(x, eps="1/10"), channels + 3, name="fc1", **HE), "gelu")
+    net.add(x, net.linear(h, channels, name="fc2", **ONE), name="stream")
+    return net
+
+
+def alike() -> Network:
+    """A transformer of tokens that resemble each other."""
+    return transformer(position_correlation="1/3")
+
+
+def apart() -> Network:
+    """Few tokens of many channels: what collapsed products make of tokens nearly dependent hangs on the last bit."""
+    return transformer(channels=20, tokens=3)
+
+
+def causal_tied() -> Network:
+    """Each token sees itself and those before it; queries and keys by one weight."""
+    return transformer(True, "key")
+
+
+def causal_apart() -> Network:
+    """A causal mask; see `apart`."""
+    return transformer(True, channels=20, tokens=3)
+
+
+def self_attention() -> Network:
+    """The layer with its four weights, causal, over an image of tokens, and attention to other tokens."""
+    net = Network("self-attention")
+    x, other = net.input("x", 8, (2, 2)), net.input("other", 8, (7,))
+    h = net.self_attention(
+        x, heads=4, causal=True, key_channels=4, value_channels=12, bias="1/10", query_variance=1, key_variance=1,
+        value_variance="1/fan_in", output_variance="1/fan_in", name="own",
+    )  # fmt: skip
+    h = net.flatten(net.add(x, h, name="sum"))
+    q = net.reshape(h, channels=8, positions=(4,))
+    net.attention(q, other, net.linear(other, 6, name="v", **ONE), heads=2, name="cross")
+    return net
+
+
+def long_attention() -> Network:
+    """Several tiles of tokens on a GPU, pieces of depth, and rows that many threads share; no weights."""
+    net = Network("long attention")
+    q, k, v = net.split(net.input("x", 39, (68,), position_correlation="1/2"), 3, 3, 33)
+    net.attention(q, k, v, scale="2", name="y")
+    return net
+
+
 CASES: dict[str, Case] = {
     "mlp": Case(mlp),
     "mlp-collapsed": Case(mlp, "collapsed"),
@@ -155,4 +215,10 @@ CASES: dict[str, Case] = {
     "norms": Case(norms),
     "batch-norms": Case(batch_norms, samples=None),
     "layouts": Case(layouts, "auto"),
+    "transformer": Case(alike, samples=2),
+    "transformer-collapsed": Case(apart, "collapsed", 1),
+    "causal-tied": Case(causal_tied, samples=1),
+    "causal-collapsed": Case(causal_apart, "collapsed", 1),
+    "self-attention": Case(self_attention, samples=2),
+    "long-attention": Case(long_attention, samples=1),
 }

@@ -20,6 +20,7 @@ SHORT: dict[str, Any] = {
 }
 PRODUCT = "fff jjjj IIIIII I FIIU WWWW"
 CELLS = "IIIIIIII"
+TOKENS = "fff IIIII IIII IIII III"
 OF_KERNEL = {
     "fill_kernel": "f IIIU FFF WWW",
     "mask_kernel": "f IU WWW",
@@ -37,6 +38,10 @@ OF_KERNEL = {
     "standardize_kernel": "ff ID" + CELLS,
     "standardize_backward_kernel": "fff ID" + CELLS,
     "gradient_kernel": "ff j d IIIIII",
+    "tokens_kernel": TOKENS,
+    "few_tokens_kernel": TOKENS,
+    "softmax_kernel": "ff IIIIII",
+    "softmax_backward_kernel": "fff III",
     "copy_kernel": "ff IIII IIIII IIIII",
     "zero_kernel": "f I",
     "permute_kernel": "ff j III",

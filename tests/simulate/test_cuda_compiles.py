@@ -70,7 +70,9 @@ def test_every_kernel_has_a_signature() -> None:
 def test_blocks_fit_the_shared_memory() -> None:
     product: Any = import_module("varflow.simulate.cuda_product")
     sums: Any = import_module("varflow.simulate.cuda_sums")
+    attention: Any = import_module("varflow.simulate.cuda_attention")
     assert max(product.SHARED_FORWARD, product.SHARED_TRANSPOSED) <= device.SHARED
+    assert attention.SHARED_TILE <= device.SHARED
     assert 8 * sums.DEPTH * (sums.LEFT + sums.RIGHT) <= device.SHARED
 
 

@@ -25,6 +25,7 @@ if find_spec("numba_cuda") is None:
 if not import_module("numba.cuda").is_available() or import_module("numba").config.ENABLE_CUDASIM:
     pytest.skip("no GPU test: CUDA sees no GPU, so nothing of the backend runs on hardware", allow_module_level=True)
 
+from tests.simulate.cuda_tokens import EXTREME, LARGE, SMALL, Sizes, deviations, extremes
 from varflow.simulate.cuda import CudaSimulator
 from varflow.simulate.cuda_device import empty
 from varflow.simulate.cuda_sources import fill
@@ -44,6 +45,16 @@ def test_same_draws_as_the_processor(name: str) -> None:
     for k, power in ((0, 1), (1, 2)):
         off = np.abs(found[:, :, k] - expected[:, :, k]) / size**power
         assert off.max() < 1e-5
+
+
+@pytest.mark.parametrize("sizes", [*SMALL, *LARGE], ids=str)
+def test_the_kernels_of_attention_by_themselves(sizes: Sizes) -> None:
+    assert {kernel: off for kernel, off in deviations(sizes).items() if not off < 1e-5} == {}
+
+
+def test_softmax_of_extreme_logits() -> None:
+    undefined = [["nan"] * len(EXTREME[0])] * 2
+    assert extremes() == [["1.0", "0.0", "0.0", "0.0"], ["0.25"] * 4, *undefined]
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "rademacher", "bernoulli"])

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import varflow as vf
+from tests.simulate.cuda_networks import CASES
 from varflow.errors import InputError, MissingExtraError, UnsupportedError
 from varflow.lowering import lower
-from varflow.program import Primitive
+from varflow.program import Primitive, Repeat, RepeatBackward
 from varflow.simulate import cuda_device
 from varflow.simulate.backends import check_backend
 from varflow.simulate.plan import make_plan
@@ -70,6 +71,13 @@ def test_a_primitive_without_a_kernel_is_named() -> None:
     with pytest.raises(UnsupportedError, match="Unheard has no CUDA kernel") as caught:
         CudaChunk(plan, 0, 0, 1)._value(step, [])
     assert (caught.value.where, caught.value.instead) == ("here", 'backend="cpu"')
+
+
+def test_the_networks_compared_with_the_processor_use_every_primitive() -> None:
+    """A repeated block is unrolled before anything is simulated."""
+    compared = {type(step.primitive) for case in CASES.values() for step in lower(case.build())}
+    known = {p for p in Primitive.__subclasses__() if p.__module__ == "varflow.program"}
+    assert compared == known - {Repeat, RepeatBackward}
 
 
 def test_unknown_backends_are_named() -> None:

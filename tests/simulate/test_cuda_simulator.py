@@ -19,7 +19,9 @@ if find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed: there is no simulator", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("shared-collapsed", "convolutions", "norms")
+QUICK = ("shared-collapsed", "convolutions", "norms", "self-attention")
+WAITING = ("convolutions-collapsed",)
+"""Minutes of threads that wait for each other, with the blocks of a GPU."""
 TOLERANCE = 1e-5
 
 
@@ -33,6 +35,7 @@ def answers(module: str, arguments: Sequence[str] = ()) -> list[Any]:
 
 
 def check(found: Sequence[dict[str, Any]]) -> None:
+    assert found
     assert {c["name"]: (c["worst"], c["where"]) for c in found if not c["worst"] < TOLERANCE} == {}
 
 
@@ -48,17 +51,22 @@ def test_a_verification_has_the_numbers_of_the_processor() -> None:
     assert found["cuda"] == pytest.approx(found["cpu"], rel=TOLERANCE)
 
 
-@pytest.mark.slow
-def test_every_primitive_and_every_weight() -> None:
-    rest = [name for name in CASES if name not in QUICK]
-    found = answers("cuda_same", rest)
-    assert [case["name"] for case in found] == rest
-    check(found)
+def test_the_kernels_of_attention_by_themselves() -> None:
+    (found,) = answers("cuda_tokens")
+    assert {s: d for s, d in found["worst"].items() if not max(d.values()) < 1e-6} == {}
+    hot, even, *undefined = found["extremes"]
+    assert hot == ["1.0", "0.0", "0.0", "0.0"]
+    assert even == ["0.25"] * 4
+    assert undefined == [["nan"] * 4] * 2
 
 
 @pytest.mark.slow
-def test_blocks_and_tiles_of_a_gpu() -> None:
-    names = [name for name in CASES if name != "convolutions-collapsed"]  # minutes of threads that wait
-    found = answers("cuda_same", ["--full", *names])
-    assert [case["name"] for case in found] == names
-    check(found)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in QUICK])
+def test_every_primitive_and_every_weight(name: str) -> None:
+    check(answers("cuda_same", [name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WAITING])
+def test_blocks_and_tiles_of_a_gpu(name: str) -> None:
+    check(answers("cuda_same", ["--full", name]))

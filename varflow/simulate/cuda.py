@@ -16,6 +16,7 @@ import numpy as np
 from varflow.errors import InputError, UnsupportedError
 from varflow.program import (
     Bias,
+    Blend,
     Concat,
     Contract,
     Cotangent,
@@ -30,14 +31,24 @@ from varflow.program import (
     PositionExpand,
     PositionMean,
     Program,
+    Scores,
     Slice,
+    Softmax,
+    SoftmaxBackward,
     Standardize,
     StandardizeBackward,
     Unflatten,
     WindowMax,
     WindowMaxBackward,
 )
-from varflow.simulate import cuda_moves, cuda_paths, cuda_pointwise, cuda_sources, cuda_sums
+from varflow.simulate import (
+    cuda_attention,
+    cuda_moves,
+    cuda_paths,
+    cuda_pointwise,
+    cuda_sources,
+    cuda_sums,
+)
 from varflow.simulate.correlations import eigenvalue_roots
 from varflow.simulate.cuda_device import blocks_for, empty, launch, refuse_without_device, sent
 from varflow.simulate.cuda_weights import Weights
@@ -147,6 +158,8 @@ class CudaChunk:
                 return self._standardize_backward(norm, step)
             case PositionMean():
                 return self._position_mean(step)
+            case Scores() | Blend() | Softmax() | SoftmaxBackward() as primitive:
+                return self._attended(primitive, step)
             case WindowMax() | WindowMaxBackward() as primitive:
                 return self._maximum(primitive, step)
             case Mix() as mix:
@@ -199,6 +212,13 @@ class CudaChunk:
         x, y = self._argument(step, 0), self._new(*self._shape(step))
         cells = cuda_sums.by_channel(self.draws * self.plan.samples, x.places // self.plan.samples, x.channels)
         cuda_sums.over_cells(cuda_sums.mean_kernel, cells, x.data, y.data)
+        return y
+
+    def _attended(self, primitive: cuda_attention.Attention, step: Step) -> Held:
+        y, samples = self._new(*self._shape(step)), self.plan.samples
+        args = [self._argument(step, k) for k in range(len(step.instruction.args))]
+        tokens = [cuda_attention.Tokens(x.data, x.places // samples, x.channels) for x in args]
+        cuda_attention.attended(primitive, y.data, tokens, self.draws, samples)
         return y
 
     # -- sources -------------------------------------------------------------------------------------
