@@ -334,3 +334,22 @@ def test_pixel_shuffle_behind_a_nonlinearity() -> None:
 def test_mean_of_one_place_has_no_pairs() -> None:
     """The moment of two places, of which there are none, may be anything."""
     assert Average().apply(np.full((1, 1), 2.0), np.full((1, 1), np.nan), np.array(1.0)).item() == 2.0
+
+
+def test_functions_before_and_behind_a_pixel_shuffle() -> None:
+    """A function of values that were functions of Gaussians before they were arranged; places of one cell differ in
+    channel only."""
+    net, x = image(N, 8, 8)
+    h = net.relu(net.conv(x, 4 * N, 3, padding=1, name="c", **HE), name="r")
+    h = net.activation(net.pixel_shuffle(h, 2, name="s"), "silu", name="a")
+    net.avg_pool(net.relu(net.conv(h, N, 3, padding=1, name="e", **HE), name="f"), 2, name="y")
+
+    def forward(draw: Draw) -> Tensor:
+        h = draw.name("r", F.relu(draw.name("c", draw.conv(draw.input(N, 8, 8), 4 * N, 3, 2, padding=1))))
+        h = draw.name("a", F.silu(draw.name("s", F.pixel_shuffle(h, 2))))
+        h = draw.name("f", F.relu(draw.name("e", draw.conv(h, N, 3, 2, padding=1))))
+        return draw.name("y", F.avg_pool2d(h, 2))
+
+    check(net, forward)
+    assert all(law.second_moment is not None and law.grad_second_moment is not None
+               for law in vf.derive(net, tier="closed").values())

@@ -17,6 +17,7 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.joint import Laws
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import vectorized
+from varflow.laws.resampling import arranged
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
@@ -25,6 +26,7 @@ from varflow.laws.variables import (
     GaussianSum,
     Instance,
     MaskEntry,
+    Mixed,
     Opaque,
     Product,
     Variable,
@@ -166,9 +168,30 @@ class Reading:
             return self._make(Win, whole, of=won.of, top=won.top, slope=won.slope, coefficients=won.coefficients)
         linear = linear_form(expr, len(xs))
         if linear is None:
-            return self._make(Composite, whole, expr=expr, args=xs)
+            return self._of_arranged(expr, xs) or self._make(Composite, whole, expr=expr, args=xs)
         terms = [(c, x) for c, x in zip(linear[1:], xs, strict=True) if c != 0]
         return self._combination(terms, mo.constant(linear[0]), whole)
+
+
+    def _of_arranged(self, expr: sp.Expr, xs: tuple[Instance, ...]) -> Instance | None:
+        """A function of values arranged at the places of a finer grid (pixel shuffle): those of the function; of other
+        values too, where it is a product."""
+        which = next((i for i, x in enumerate(xs) if arranged(x.variable)), None)
+        if which is None:
+            return None
+        own, rest = expr.as_independent(arg(which), as_Add=False)[::-1]
+        if symbols_in(own) != {arg(which)} or (own == arg(which) and len(xs) > 1):
+            return None
+        parts = []
+        for part in xs[which].variable.args:  # type: ignore[attr-defined]
+            mixed = part.variable
+            assert isinstance(mixed, Mixed) and mixed.of is not None
+            of = carried(carried(mixed.of, part), xs[which])
+            inner = self._pointwise(rename(own, ((arg(which), arg(0)),)), (of,), False)
+            parts += [self._make(Mixed, False, of=inner, mix=mixed.mix)] if inner is not None else []
+        found = self._make(Composite, False, expr=sp.Add(*(arg(k) for k in range(len(parts)))), args=tuple(parts))
+        others = tuple(found if i == which else x for i, x in enumerate(xs))
+        return found if rest == 1 else self._pointwise(arg(which) * rest, others, False)
 
 
 def _won_slope(expr: sp.Expr, xs: tuple[Instance, ...]) -> Win | None:

@@ -64,6 +64,28 @@ def sum_of_resampled(v: Variable) -> bool:
     return bool(v.expr.is_polynomial(*symbols)) and sp.Poly(v.expr, *symbols).total_degree() <= 1
 
 
+def picks(mix: Mix) -> bool:
+    """Whether a mixture (or its transpose) reads one place of every cell of a grid."""
+    w = mix.window
+    one = [c for c in mix.coefficients if c != 0] == [1]
+    return one and w.kernel == w.stride and w.uniform and not mix.normalized
+
+
+def arranged(v: Variable) -> bool:
+    """Whether a value takes every place from one of several coarse ones (pixel shuffle)."""
+    if not isinstance(v, Composite) or len(v.args) < 2 or v.expr != sp.Add(*(arg(i) for i in range(len(v.args)))):
+        return False
+    mixes = [a.variable.mix for a in v.args if isinstance(a.variable, Mixed) and a.variable.mix is not None]
+    if len(mixes) < len(v.args) or not all(m.transpose and picks(m) and m.window == mixes[0].window for m in mixes):
+        return False
+    return len({m.coefficients for m in mixes}) == len(mixes) == mixes[0].window.taps
+
+
+def holds_arranged(v: Variable) -> bool:
+    """Whether a value is arranged, or a function of such and others."""
+    return arranged(v) or (isinstance(v, Composite) and any(arranged(a.variable) for a in v.args))
+
+
 def _on_one_grid(v: Mixed) -> None:
     assert v.mix is not None
     if v.mix.window.outputs != v.mix.window.inputs:

@@ -14,7 +14,7 @@ from varflow.laws.composed import composed, is_identity
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, increasing, shifted
 from varflow.laws.moments import Quantity
-from varflow.laws.resampling import spread
+from varflow.laws.resampling import holds_arranged, picks, spread
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -52,6 +52,11 @@ class Windows(Reading):
         if w.taps == 1 and mix.coefficients == (1,) and not mix.transpose and not self.laws.profiles and w.uniform:
             return x
         v = x.variable
+        if isinstance(v, Composite) and picks(mix) and any(holds_arranged(a.variable) for a in (*v.args, x)):
+            picked = tuple(self._picked(mix, carried(a, x)) for a in v.args)
+            found = None if v.coefficients else self._pointwise(v.expr, picked, whole)
+            if found is not None:
+                return found
         if isinstance(v, Mixed) and v.mix and v.of and not self.laws.profiles:
             one = composed(v.mix, mix)
             if one is not None:
@@ -69,6 +74,14 @@ class Windows(Reading):
         found = self._combination([(sp.S.One, part)], spread(self.laws, mix, self.laws.formula(moved)), whole)
         assert found is not None
         return found
+
+    def _picked(self, mix: Mix, x: Instance) -> Instance | None:
+        """One place of every cell: of values arranged there those of that place, zero of others."""
+        v = x.variable
+        back = v.mix if isinstance(v, Mixed) and v.mix is not None and v.mix.transpose and picks(v.mix) else None
+        if isinstance(v, Mixed) and v.of is not None and back is not None and back.window == mix.window:
+            return carried(v.of, x) if back.coefficients == mix.coefficients else None
+        return self._resampling(mix, x, False)
 
     def _largest(self, window: Window, x: Instance, whole: bool) -> Instance:
         """Maxima of an increasing function of Gaussians: the function of the largest of them; of any other, the
