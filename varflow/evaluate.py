@@ -12,6 +12,7 @@ import sympy as sp
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, UnsupportedError
 from varflow.laws.evaluation import Evaluation
+from varflow.laws.mixtures import Mixture, mixed
 from varflow.laws.moments import Moment, Quantity
 from varflow.laws.population import Population, run_population
 from varflow.laws.profile import Profile
@@ -73,17 +74,26 @@ class Numbers:
     @cached_property
     def profile(self) -> Profile | None:
         """Moments position by position, for a network with windows over positions whose sizes are all numbers."""
+        return self._placed if has_windows(self.derivation.program) else None
+
+    @cached_property
+    def _placed(self) -> Profile | None:
+        """Moments position by position, and over masks of whole samples, where formulas do not say all."""
         d = self.derivation
-        if d.bodies or d.only_formulas or not has_windows(d.program):
+        masked = mixed(d.program)
+        if d.bodies or d.only_formulas or not (masked or has_windows(d.program)):
+            return None
+        if masked and not has_windows(d.program) and any(getattr(v, "ndim", 0) for v in self.values.values()):
             return None
         sizes = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
         program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
         self._refuse_arrays()
-        return Profile(program, self.values, self._measured_by_place, d.main.propagation.values)
+        make = Mixture if masked else Profile
+        return make(program, self.values, self._measured_by_place, d.main.propagation.values)
 
     def _in_profile(self, name: str, measure: str, gradient: bool) -> float | None:
         """A moment averaged over positions; None where the network has no profile, or no formula there."""
-        profile = self.profile
+        profile = self._placed
         if profile is None:
             return None
         value = (profile.program.gradients if gradient else profile.program.values)[name]

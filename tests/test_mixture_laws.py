@@ -1,0 +1,163 @@
+"""Stochastic depth: samples of different masks have different scales, in values and in gradients."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy as sp
+
+import varflow as vf
+from tests.convolutional import GAIN, Draw, F, Tensor, brute, image, near, norm, torch
+from varflow.laws import mixtures
+from varflow.laws.mixtures import combinations
+from varflow.network import Network
+
+HERMITE = np.polynomial.hermite_e.hermegauss(80)
+
+
+def _mean(f: Any, variance: float) -> float:
+    """E f(x), x Gaussian of this variance."""
+    points, weights = HERMITE
+    return float(weights @ f(np.sqrt(variance) * points) / weights.sum())
+
+
+def _silu(x: Any) -> Any:
+    return x / (1 + np.exp(-x))
+
+
+def _slope(x: Any) -> Any:
+    s = 1 / (1 + np.exp(-x))
+    return s * (1 + x * (1 - s))
+
+
+def _one_block(keep: str) -> Network:
+    net = Network("block")
+    x = net.input("x", "n")
+    path = net.drop_path(net.linear(x, "n", name="c", **GAIN), p=1 - sp.Rational(keep), name="path")
+    net.silu(net.batch_norm(net.linear(net.add(x, path), "n", name="d", **GAIN), name="norm"), name="y")
+    return net
+
+
+@pytest.mark.parametrize("keep", ["1/2", "4/5"])
+def test_one_block_by_quadrature(keep: str) -> None:
+    """Variances 1 and 1 + 1/keep^2; the batch norm divides both by their mean; the branch's gradient has its mask."""
+    found = vf.derive(_one_block(keep)).numeric({"n": 512})
+    k = float(sp.Rational(keep))
+    chances, variances = np.array([k, 1 - k]), np.array([1 + 1 / k**2, 1.0])
+    total = chances @ variances
+    values = [_mean(lambda x: _silu(x) ** 2, v / total) for v in variances]
+    slopes = np.array([_mean(lambda x: _slope(x) ** 2, v / total) for v in variances]) / total
+    assert found["y"]["second_moment"] == pytest.approx(chances @ values, rel=1e-6)
+    assert found["d"]["second_moment"] == pytest.approx(total, rel=1e-6)
+    assert found["norm"]["second_moment"] == pytest.approx(1, rel=1e-9)
+    assert found["c"]["grad_second_moment"] == pytest.approx(slopes[0] / k, rel=1e-6)
+    assert found["x"]["grad_second_moment"] == pytest.approx(chances @ (slopes * variances), rel=1e-6)
+
+
+def test_combinations() -> None:
+    """All of few masks; of many some, with the probability of every mask."""
+    masks, weights = combinations([0.5, 0.8])
+    assert weights.sum() == pytest.approx(1) and weights @ masks == pytest.approx([0.5, 0.8])
+    keep = [0.975, 0.95, 0.9, 0.875, 0.85, 0.825, 0.8, 0.5]
+    masks, weights = combinations(keep)
+    assert len(masks) == mixtures.SOME and weights.min() > 0
+    assert weights.sum() == pytest.approx(1) and weights @ masks == pytest.approx(keep)
+
+
+def test_some_combinations_are_good_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six masks by all their combinations and by some of them."""
+    net = _stack("silu", 6, 64)
+    every = vf.derive(net).numeric({})
+    monkeypatch.setattr(mixtures, "EXACTLY", 1)
+    some = vf.derive(net).numeric({})
+    for name, law in every.items():
+        assert some[name]["second_moment"] == pytest.approx(law["second_moment"], rel=0.02)
+        assert some[name]["grad_second_moment"] == pytest.approx(law["grad_second_moment"], rel=0.06)
+
+
+def _stack(function: str, blocks: int, width: int, p: str = "1/2") -> Network:
+    net = Network("stack")
+    x = net.input("x", width)
+    for k in range(blocks):
+        h = net.activation(net.batch_norm(net.linear(x, width, name=f"c{k}", **GAIN)), function, name=f"a{k}")
+        h = net.drop_path(net.batch_norm(net.linear(h, width, **GAIN), name=f"m{k}"), p=p, name=f"p{k}")
+        x = net.add(x, h, name=f"s{k}")
+    a = net.activation(net.batch_norm(net.linear(x, width, **GAIN)), function, name="a")
+    net.linear(a, width, name="y", **GAIN)
+    return net
+
+
+def _linear(draw: Draw, x: Tensor, out: int) -> Tensor:
+    return F.linear(x, draw.weight(out, x.shape[1]))
+
+
+def _mask(draw: Draw, keep: float, axes: int) -> Tensor:
+    shape = (draw.samples, *(1 for _ in range(axes)))
+    return (torch.empty(*shape).uniform_(generator=draw.random) < keep).float() / keep
+
+
+def test_dense_blocks() -> None:
+    """Three residual blocks that half of the samples skip: the gradient of the first branch, whose mask makes later
+    values of the sample larger, is a fifth above that of Gaussian values of the same variance."""
+    width = 256
+    numbers = vf.derive(_stack("silu", 3, width)).numeric({})
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.input(width)
+        for k in range(3):
+            a = draw.name(f"a{k}", F.silu(norm(draw.name(f"c{k}", _linear(draw, x, width)))))
+            m = draw.name(f"m{k}", norm(_linear(draw, a, width)))
+            x = draw.name(f"s{k}", x + draw.name(f"p{k}", _mask(draw, 0.5, 1) * m))
+        return _linear(draw, draw.name("a", F.silu(norm(_linear(draw, x, width)))), width)
+
+    for name, (value, gradient) in brute(forward, draws=60, samples=384).items():
+        near(numbers[name]["second_moment"], value, 0.02, f"{name} forward")
+        near(numbers[name]["grad_second_moment"], gradient, 0.03, f"{name} backward")
+    assert numbers["m0"]["grad_second_moment"] > 1.15 * numbers["p0"]["grad_second_moment"] * 2
+
+
+@pytest.mark.parametrize("function", ["silu", "relu"])
+def test_blocks_of_images(function: str) -> None:
+    """Padded convolutions, batch norm and global averaging: means over positions depend on the masks."""
+    width, act = 48, getattr(F, function)
+    net, x = image(width, 6, 6)
+    for k in range(2):
+        h = net.batch_norm(net.conv(x, width, 3, padding=1, name=f"c{k}", **GAIN))
+        h = net.activation(h, function, name=f"a{k}")
+        h = net.batch_norm(net.conv(h, width, 3, padding=1, **GAIN), name=f"m{k}")
+        x = net.add(x, net.drop_path(h, p="2/5", name=f"p{k}"), name=f"s{k}")
+    h = net.activation(net.batch_norm(net.conv(x, width, 3, padding=1, **GAIN)), function, name="a")
+    net.linear(net.mean_pool(h, name="pool"), width, name="y", **GAIN)
+    numbers = vf.derive(net).numeric({})
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.input(width, 6, 6)
+        for k in range(2):
+            a = draw.name(f"a{k}", act(norm(draw.name(f"c{k}", draw.conv(x, width, 3, 1, padding=1)))))
+            m = draw.name(f"m{k}", norm(draw.conv(a, width, 3, 1, padding=1)))
+            x = draw.name(f"s{k}", x + draw.name(f"p{k}", _mask(draw, 0.6, 3) * m))
+        a = draw.name("a", act(norm(draw.conv(x, width, 3, 1, padding=1))))
+        return _linear(draw, draw.name("pool", a.mean((2, 3))), width)
+
+    for name, (value, gradient) in brute(forward, draws=60, samples=64).items():
+        near(numbers[name]["second_moment"], value, 0.03, f"{name} forward")
+        near(numbers[name]["grad_second_moment"], gradient, 0.05, f"{name} backward")
+
+
+def test_masks_of_one_name_are_one() -> None:
+    """Two branches dropped together: variances 1 and 1 + 2/keep^2 with one mask, four combinations of two."""
+    def made(names: tuple[str, str]) -> float:
+        net = Network("twins")
+        x = net.input("x", 64)
+        paths = [net.drop_path(net.linear(x, 64, **GAIN), p="1/2", mask=m) for m in names]
+        net.silu(net.linear(net.add(x, *paths), 64, **GAIN), name="y")
+        return float(vf.derive(net).numeric({})["y"]["second_moment"])
+
+    def stated(counts: list[int]) -> float:
+        return float(np.mean([_mean(lambda x: _silu(x) ** 2, 1 + 4 * c) for c in counts]))
+
+    assert made(("m", "m")) == pytest.approx(stated([0, 2]), rel=1e-6)
+    assert made(("m", "o")) == pytest.approx(stated([a + b for a, b in product((0, 1), repeat=2)]), rel=1e-6)
