@@ -2,7 +2,9 @@
 
 A block of threads makes a tile of the result: ROWS (COLUMNS for the transpose) channels at PLACES places. For every
 tap that its places see and every piece of the depth it generates the weights into shared memory, stages the inputs
-beside them, and multiplies: partial sums of a piece in float32 registers, sums of pieces in float64.
+beside them, and multiplies: partial sums of a piece in float32 registers, sums of pieces in float64. Places in the
+innermost loops are unsigned: numba asks of signed ones whether they count from the end, which costs more than the
+multiplication.
 """
 
 from __future__ import annotations
@@ -133,11 +135,14 @@ def forward_kernel(
                 cuda.syncthreads()
                 for i in range(SHORT_SUMS):
                     part[i] = F(0.0)
-                for j in range(width):
+                up, across = np.uint64(a * PITCH), np.uint64((ROWS + b) * PITCH)
+                for _ in range(width):
                     for m in range(WIDE):
-                        entry = shared[(ROWS + b + m * SIDES) * PITCH + j]
+                        entry = shared[across + np.uint64(m * SIDES * PITCH)]
                         for i in range(HIGH):
-                            part[m * HIGH + i] += shared[(a + i * WAYS) * PITCH + j] * entry
+                            part[m * HIGH + i] += shared[up + np.uint64(i * WAYS * PITCH)] * entry
+                    up += np.uint64(1)
+                    across += np.uint64(1)
                 for i in range(SHORT_SUMS):
                     total[i] += np.float64(part[i])
         for m in range(WIDE):
@@ -181,11 +186,14 @@ def transposed_kernel(
                 cuda.syncthreads()
                 for i in range(TALL_SUMS):
                     part[i] = F(0.0)
-                for j in range(count):
+                up, across = np.uint64(a), np.uint64(ROWS * PITCH + b * DEEP)
+                for _ in range(count):
                     for m in range(WIDE):
-                        entry = shared[ROWS * PITCH + (b + m * SIDES) * DEEP + j]
+                        entry = shared[across + np.uint64(m * SIDES * DEEP)]
                         for i in range(TALL):
-                            part[m * TALL + i] += shared[j * PITCH + a + i * WAYS] * entry
+                            part[m * TALL + i] += shared[up + np.uint64(i * WAYS)] * entry
+                    up += np.uint64(PITCH)
+                    across += np.uint64(1)
                 for i in range(TALL_SUMS):
                     total[i] += np.float64(part[i])
         for m in range(WIDE):
