@@ -57,6 +57,12 @@ def test_one_block_by_quadrature(keep: str) -> None:
     assert found["x"]["grad_second_moment"] == pytest.approx(chances @ (slopes * variances), rel=1e-6)
 
 
+@pytest.mark.parametrize(("function", "label"), [("silu", "closure"), ("relu", "exact")])
+def test_formulas_say_what_they_take_for_gaussian(function: str, label: str) -> None:
+    """Formulas see a mean variance: right for relu^2, whose mean is linear in it."""
+    assert vf.derive(_stack(function, 1, 64))["a"].exactness == label
+
+
 def test_combinations() -> None:
     """All of few masks; of many some, with the probability of every mask."""
     masks, weights = combinations([0.5, 0.8])
