@@ -35,7 +35,7 @@ SHARE = 64 if SIMULATED else 8192
 MOST_SHARES = 256
 
 LEFT, RIGHT, DEPTH = (4, 4, 8) if SIMULATED else (32, 16, 32)
-"""Rows and columns of a tile of a weight's gradient, places staged at once."""
+"""Rows (they divide THREADS) and columns of a tile of a weight's gradient, places staged at once."""
 EACH = LEFT * RIGHT // THREADS
 """Entries of the tile that one thread sums."""
 
@@ -300,10 +300,13 @@ def gradient_kernel(
                         entry = np.float64(right[((d * inputs + at) * groups + group) * columns + j % columns])
                 shared[DEPTH * LEFT + q] = entry
             cuda.syncthreads()
-            for p in range(DEPTH):
+            up, across = np.uint64(thread % LEFT), np.uint64(DEPTH * LEFT + thread // LEFT)
+            for _ in range(DEPTH):
+                entry = shared[up]
                 for i in range(EACH):
-                    k = thread + i * THREADS
-                    total[i] += shared[p * LEFT + k % LEFT] * shared[DEPTH * LEFT + p * RIGHT + k // LEFT]
+                    total[i] += entry * shared[across + np.uint64(i * (THREADS // LEFT))]
+                up += np.uint64(LEFT)
+                across += np.uint64(RIGHT)
         for i in range(EACH):
             squares += total[i] * total[i]
     cuda.syncthreads()
