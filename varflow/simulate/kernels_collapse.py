@@ -60,7 +60,6 @@ from varflow.simulate.steps import (
     SMALL,
     SPARE,
     TARGET,
-    WORDS,
     Steps,
     run_alone,
 )
@@ -188,8 +187,8 @@ def product(words: Number, reals: Number, context: Number) -> None:
     products(known, across, x, columns, inner, at + 8 * before * columns, columns, precise)
     stride = (outer + TILE - 1) // TILE * TILE
     draw_rows(
-        y, columns, outer, factor, before, others, across, rest, np.uint64(c[SEED]), np.uint64(c[DRAW]),
-        np.uint64(w[TENSOR]), c[PART] * columns * stride, c[WORDS], c[SPARE],
+        y, columns, outer, factor, before, others, across, rest, c[SEED], c[DRAW],
+        w[TENSOR], c[PART] * columns * stride, c[SPARE],
     )  # fmt: skip
     cross = matrix(doubles + 8 * w[CROSS], w[LEFT], w[RIGHT])
     condition(matrix(rest, across, columns), factors, cross, w[FLIP], before)
@@ -222,9 +221,7 @@ def product_one(words: Number, reals: Number, context: Number) -> None:
     length = math.sqrt(dots_precise(x, x, inner) if precise else square)
     doubles[w[FACTOR]] = length
     offset = c[PART] * ((outer + TILE - 1) // TILE * TILE)
-    fill_normals(
-        y, outer, np.uint64(c[SEED]), np.uint64(c[DRAW]), np.uint64(w[TENSOR]), offset, c[WORDS], c[SPARE]
-    )
+    fill_normals(y, outer, c[SEED], c[DRAW], w[TENSOR], offset, c[SPARE])
     factors, rows, terms = pointer(single), pointer_to_integers(table), w[ACROSS]
     if terms == 1:
         before = c[BASE] + w[USES] + d * w[USES + 1]

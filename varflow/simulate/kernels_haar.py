@@ -35,7 +35,7 @@ from varflow.simulate.kernels_product import (
     squares,
 )
 from varflow.simulate.rng import TILE, check_counter
-from varflow.simulate.steps import DRAW, INDEX, SEED, SMALL, SPARE, WORDS, Steps, run_alone
+from varflow.simulate.steps import DRAW, INDEX, SEED, SMALL, SPARE, Steps, run_alone
 
 F = np.float32
 TENSOR, COLUMNS, LENGTH, INNER, KNOWN, ALL, GIVEN, GIVEN_STEP, MADE, MADE_STEP, FACTOR, FACTOR_STEP = range(12)
@@ -91,8 +91,8 @@ def haar_product(words: Number, reals: Number, context: Number) -> None:
         gram(new, columns, old, before, inner, factor, address, np.int64(1), rest)
     known, inners = matrix(rest, before, columns), matrix(square, columns, columns)
     draw_rows(
-        fresh, columns, length, factor, before, others, zero, rest, np.uint64(c[SEED]), np.uint64(c[DRAW]),
-        np.uint64(w[TENSOR]), zero, c[WORDS], c[SPARE],
+        fresh, columns, length, factor, before, others, zero, rest, c[SEED], c[DRAW], w[TENSOR],
+        zero, c[SPARE],
     )  # fmt: skip
     products(others, before, fresh, columns, length, rest, columns, precise)
     squares(fresh, columns, length, square, columns, precise)

@@ -16,10 +16,10 @@ from varflow.simulate.handlers import (
     pointer,
     pointer_to_doubles,
     pointer_to_integers,
-    pointer_to_words,
 )
 from varflow.simulate.jit import Array, Number, device, reduction
-from varflow.simulate.rng import CHUNK, TILE, fill_normal, fill_words
+from varflow.simulate.normals import normal_tiles
+from varflow.simulate.rng import TILE
 from varflow.simulate.vectors import (
     SIDE,
     combine_one,
@@ -321,28 +321,23 @@ def solve_upper(factor: Array, x: Array, first: Number, size: Number) -> None:
 
 @device
 def fill_normals(
-    address: Number, size: Number, seed: Number, draw: Number, tensor: Number, offset: Number, words: Number,
-    spare: Number,
-) -> None:  # fmt: skip
-    """N(0, 1) of the elements offset.. of a tensor; ``offset`` is a multiple of TILE."""
-    bits, rest = pointer_to_words(words), pointer(spare)
-    for first in range(0, size, CHUNK):
-        count = min(CHUNK, size - first)
-        tiles = (count + TILE - 1) // TILE
-        fill_words(bits, seed, draw, tensor, np.uint64((offset + first) // TILE), tiles)
-        out = pointer(address + 4 * first)
-        if count == tiles * TILE:
-            fill_normal(out, bits, tiles)
-        else:
-            fill_normal(rest, bits, tiles)
-            for i in range(count):
-                out[i] = rest[i]
+    address: Number, size: Number, seed: Number, draw: Number, tensor: Number, offset: Number, spare: Number
+) -> None:
+    """N(0, 1) of the elements offset.. of a tensor; ``offset`` is a multiple of TILE, ``spare`` has place for one."""
+    whole, tile, start = size // TILE, offset // TILE, address
+    normal_tiles(address, tile, whole, seed, draw, tensor)
+    if size > whole * TILE:
+        start += 4 * whole * TILE
+        normal_tiles(spare, tile + whole, np.int64(1), seed, draw, tensor)
+        out, rest = pointer(start), pointer(spare)
+        for i in range(size - whole * TILE):
+            out[i] = rest[i]
 
 
 @device
 def draw_rows(
     rows: Number, count: Number, size: Number, factor: Array, start: Number, others: Number, wide: Number,
-    out: Number, seed: Number, draw: Number, tensor: Number, offset: Number, words: Number, spare: Number,
+    out: Number, seed: Number, draw: Number, tensor: Number, offset: Number, spare: Number,
 ) -> None:  # fmt: skip
     """Fresh normals into ``count`` rows, zeros where the factor's pivot is; adds others[j] . rows[i] to the doubles
     out[j, i] while they are near."""
@@ -353,7 +348,7 @@ def draw_rows(
         for i in range(count):
             at = addresses[i] + 4 * first
             if factor[start + i, start + i] != 0.0:
-                fill_normals(at, length, seed, draw, tensor, offset + i * stride + first, words, spare)
+                fill_normals(at, length, seed, draw, tensor, offset + i * stride + first, spare)
             else:
                 zeros(at, length)
         inner_products(others, wide, rows, count, first, length, out, count)

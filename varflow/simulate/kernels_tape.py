@@ -33,9 +33,7 @@ def stretch(address: Number, size: Number, scale: Number, mean: Number) -> None:
 def normal_source(words: Number, reals: Number, context: Number) -> None:
     """Normal entries: words (tensor), reals (scale, mean)."""
     w, x, c = pointer_to_integers(words), pointer_to_doubles(reals), pointer_to_integers(context)
-    fill_normals(
-        c[TARGET], c[TOTAL], np.uint64(c[SEED]), np.uint64(c[DRAW]), np.uint64(w[0]), np.int64(0), c[WORDS], c[SPARE]
-    )
+    fill_normals(c[TARGET], c[TOTAL], c[SEED], c[DRAW], w[0], np.int64(0), c[SPARE])
     stretch(c[TARGET], c[TOTAL], x[0], x[1])
 
 

@@ -8,7 +8,7 @@ independent counters side by side, a vector's width. The counter is
     (block mod 2^32, tensor, draw mod 2^32, block >> 32 | (draw >> 32) << 16).
 
 A normal pairs words 0 and 1, or 2 and 3, of its block: radius from the first, angle from the second
-(Box and Muller 1958); every other distribution reads its own word alone.
+(Box and Muller 1958); every other distribution reads its own word alone. The processor makes normals in `normals`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from varflow.errors import InputError
 from varflow.simulate.elementary import log_normal_range, turn
 from varflow.simulate.jit import Array, Number, device, inline, kernel, over_draws
+from varflow.simulate.normals import normal_tiles
 from varflow.simulate.recycle import empty
 
 TILE = 64
@@ -133,17 +134,6 @@ def fill_words(
 
 
 @device
-def fill_normal(out: Array, words: Array, tiles: Number) -> None:
-    """N(0, 1) from whole tiles of words."""
-    for half in range(2 * tiles):
-        start = half * 2 * LANES
-        for i in range(LANES):
-            x, y = normal_pair(words[start + i], words[start + LANES + i])
-            out[start + i] = x
-            out[start + LANES + i] = y
-
-
-@device
 def fill_simple(kind: Number, out: Array, parameter: Number, words: Array, tiles: Number) -> None:
     """The distributions that read one word an element."""
     size = tiles * TILE
@@ -189,12 +179,12 @@ def fill(
     done = 0
     while done < size:
         tiles = min((size - done + lead + TILE - 1) // TILE, CHUNK // TILE)
-        fill_words(words, seed, draw, tensor, np.uint64(tile), tiles)
         whole = lead == 0 and done + tiles * TILE <= size
         target = out[done:size] if whole else spare
         if kind == NORMAL:
-            fill_normal(target, words, tiles)
+            normal_tiles(target.ctypes.data, tile, tiles, np.int64(seed), np.int64(draw), np.int64(tensor))
         else:
+            fill_words(words, seed, draw, tensor, np.uint64(tile), tiles)
             fill_simple(kind, target, parameter, words, tiles)
         count = min(size - done, tiles * TILE - lead)
         if not whole:
