@@ -45,3 +45,13 @@ def test_a_named_activation_is_an_op_of_a_graph() -> None:
     g.remove_edge("x", "h")
     with pytest.raises(InputError, match="takes 1 input"):
         vf.Network.from_networkx(g)
+
+
+def test_no_gain_over_nothing() -> None:
+    """A state that starts at zero, as those of recurrences do."""
+    net = vf.Network("start")
+    state = net.input("h", "n", second_moment=0)
+    net.linear(net.linear(state, "n", variance="1/fan_in", name="zero"), "n", variance="1/fan_in", bias=1, name="y")
+    found = vf.derive(net).numeric({"n": 4})
+    assert found["zero"]["second_moment"] == 0 and found["zero"]["local_gain"] is None and found["y"]["gain"] is None
+    assert found["y"]["second_moment"] == 1

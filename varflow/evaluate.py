@@ -31,6 +31,11 @@ def _check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
         raise InputError(f"{name} = {value} is not whole", why=f"{name} is declared an integer", instead="1, 2, 3, ...")
 
 
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """A gain; None where there was nothing to gain."""
+    return None if np.any(np.equal(denominator, 0)) else numerator / denominator
+
+
 class Numbers:
     """Moments of one derivation at given values of its symbols; inside a block repeated L times, at repetition
     ``l`` (0 unless given)."""
@@ -145,8 +150,8 @@ class Numbers:
         source = d.single_input(name)
         result: dict[str, Any] = {
             "mean": m, "second_moment": q, "variance": q - m * m,
-            "gain": q / self.second(d.inputs[0]) if len(d.inputs) == 1 else None,
-            "local_gain": q / self.second(source) if source else None,
+            "gain": _ratio(q, self.second(d.inputs[0])) if len(d.inputs) == 1 else None,
+            "local_gain": _ratio(q, self.second(source)) if source else None,
             "grad_second_moment": g, "grad_gain": g, "grad_local_gain": None,
         }
         if source and d.readers(source) == 1 and np.all(g != 0):

@@ -235,7 +235,23 @@ def degree_in(template: sp.Expr, unknowns: tuple[sp.Symbol, ...]) -> int:
     distinct = tuple(dict.fromkeys(present))
     if len(present) > len(distinct) or not is_polynomial(template, frozenset(distinct)):
         return 2
+    degrees = [_degree_of_monomial(t, frozenset(distinct)) for t in sp.Add.make_args(template)]
+    known = [d for d in degrees if d is not None]
+    if len(known) == len(degrees):
+        return min(max(known), 2)
     return min(int(sp.Poly(template, *distinct).total_degree()), 2)
+
+
+def _degree_of_monomial(term: sp.Expr, unknowns: frozenset[sp.Symbol]) -> int | None:
+    """Degree of a product of powers; None where a sum of unknowns is among its factors."""
+    degree = 0
+    for factor in sp.Mul.make_args(term):
+        base, power = factor.as_base_exp()
+        if base in unknowns:
+            degree += int(power)
+        elif symbols_in(base) & unknowns:
+            return None
+    return degree
 
 
 @dataclass
