@@ -216,7 +216,7 @@ def test_logits_of_a_row_that_see_what_tokens_share_are_refuted(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_two_blocks_of_the_shipped_transformer() -> None:
-    """Every node, forward and backward, within 2 %: at two thirds of the draws some backward checks may be open."""
+    """Every node, forward and backward, within 2 %."""
     from varflow.load import from_text
 
     result = verify(from_text(text_of(2)), {"h": 8, "k": 16, "T": 5}, draws=900)
