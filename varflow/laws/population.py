@@ -72,7 +72,7 @@ from varflow.program import (
 )
 from varflow.symbols import arg
 
-MAX_ENTRIES = 2**22
+MAX_ENTRIES = 2**23
 LARGE_BATCH = 256
 FEW_SAMPLES = 16
 """Samples that stand for a large batch where statistics are over many positions too."""
