@@ -287,7 +287,8 @@ def test_gains_are_exported(tmp_path: Path) -> None:
     assert path.read_text().startswith("# The gains of swiglu")
 
 
-@pytest.mark.parametrize("text", ["identity", "exp", "square", "sign", "5", "log(abs(x))"])
+@pytest.mark.parametrize("text", [
+    "identity", "exp", "square", "sign", "5", pytest.param("log(abs(x))", marks=pytest.mark.slow)])
 def test_figures_of_unusual_maps(text: str) -> None:
     pytest.importorskip("matplotlib")
     assert figure(GainReport(gain(text))).axes

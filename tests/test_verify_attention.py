@@ -126,13 +126,17 @@ def test_numbers_measured_at_each_width_widen_the_interval() -> None:
 # -- every layer ---------------------------------------------------------------------------------------
 
 
-def layers() -> list[tuple[str, dict[str, Any]]]:
+LONG = (("scores", {"heads": 4}), ("attention", {"heads": 4}))
+
+
+def layers() -> list[Any]:
     """Every example of every layer of attention."""
     names = [name for name in OPS if OPS[name].__module__ == "varflow.ops.attention"]
-    return [(name, dict(fields)) for name in names for fields in OPS[name].examples]
+    given = [(name, dict(fields)) for name in names for fields in OPS[name].examples]
+    return [pytest.param(*g, id=f"{g[0]}-{g[1]}", marks=[pytest.mark.slow] if g in LONG else []) for g in given]
 
 
-@pytest.mark.parametrize(("op", "fields"), layers(), ids=str)
+@pytest.mark.parametrize(("op", "fields"), layers())
 def test_law_of_every_layer(op: str, fields: dict[str, Any]) -> None:
     """The law holds with four heads, and formulas off by 4 % are refuted by the same draws."""
     net = one_layer(op, fields | {"heads": 4}, (16 if op == "blend" else 4,), 64)

@@ -124,7 +124,8 @@ def normalized(size: int) -> vf.Network:
     return net
 
 
-@pytest.mark.parametrize(("build", "size"), [(pooled, 64), (tiled, 28), (normalized, 72)])
+@pytest.mark.parametrize(("build", "size"), [
+    (pooled, 64), pytest.param(tiled, 28, marks=pytest.mark.slow), (normalized, 72)])
 def test_numbers_with_crops_are_those_with_every_place(build, size, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     exact, cropped = (numbers(build(size), most, monkeypatch) for most in (10**6, 1200))
     for node, found in exact.items():

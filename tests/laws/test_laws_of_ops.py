@@ -30,10 +30,10 @@ def _examples() -> Iterator[Any]:
 def _network(name: str, fields: Mapping[str, Any], dense: bool) -> Network:
     """The op on Gaussian inputs of random moments, or behind a hidden layer, read by a square.
 
-    Batch norm of relu over few samples has gradients of infinite second moment: all entries but one may be 0. Behind
-    a depthwise layer stands relu: its gradient does not depend on how large a channel's weights are.
+    Batch and instance norms of relu over few entries have gradients of infinite second moment: all but one may be 0.
+    Behind a depthwise layer stands relu: its gradient does not depend on how large a channel's weights are.
     """
-    function = "tanh" if name == "batch_norm" else "relu"
+    function = "tanh" if name in ("batch_norm", "instance_norm") else "relu"
     choose = random.Random(f"{name} {sorted(fields.items())} {dense}")
     net = Network(name)
     image = OPS[name].__module__ in OVER_IMAGES or name in ("group_norm", "instance_norm")
