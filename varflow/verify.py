@@ -36,7 +36,7 @@ FEWEST_SAMPLES, MOST_SAMPLES = 8, 64
 FEWEST_IN_BATCH = 32
 """Samples of a batch norm without a batch size, where there are many positions."""
 DRAWS, FEWEST_DRAWS = 2000, 48
-WORK = 180.0
+WORK = 140.0
 """Seconds of one core that draws may cost, by estimate, where no number of them is asked for."""
 SAMPLE_ERROR = 3e-4
 """Relative standard error of a number from a sample of its sources (`varflow.laws.sampled`)."""
