@@ -30,6 +30,7 @@ def test_alarms_are_as_rare_as_promised(case: Case) -> None:
     assert alarms(case, 1500)["kept"]
 
 
+@pytest.mark.slow
 def test_networks_raise_few_alarms() -> None:
     for row in alarms_of_networks(60):
         assert row["kept"], row

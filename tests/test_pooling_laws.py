@@ -7,7 +7,20 @@ import pytest
 import sympy as sp
 
 import varflow as vf
-from tests.convolutional import GAIN, HE, RING, Draw, F, N, Tensor, check, image, profile, torch
+from tests.convolutional import (
+    GAIN,
+    HE,
+    RING,
+    Draw,
+    F,
+    N,
+    Tensor,
+    check,
+    image,
+    norm,
+    profile,
+    torch,
+)
 from varflow.laws.positions import Average
 
 
@@ -353,3 +366,22 @@ def test_functions_before_and_behind_a_pixel_shuffle() -> None:
     check(net, forward)
     assert all(law.second_moment is not None and law.grad_second_moment is not None
                for law in vf.derive(net, tier="closed").values())
+
+
+def test_a_skip_connection_from_a_max_pool() -> None:
+    """The stem and the first block of ResNet-18 (He et al. 2015, table 1): gradients at the pool know the largest."""
+    net, x = image(N, 16, 16)
+    h = net.relu(net.batch_norm(net.conv(x, 2 * N, 3, padding=1, name="c", **HE), name="b"), name="r")
+    p = net.max_pool(h, 3, stride=2, padding=1, name="p")
+    h = net.relu(net.batch_norm(net.conv(p, 2 * N, 3, padding=1, name="d", **HE), name="e"))
+    h = net.relu(net.add(p, net.batch_norm(net.conv(h, 2 * N, 3, padding=1, **HE), name="f"), name="s"), name="o")
+    net.mean_pool(h, name="y")
+
+    def forward(draw: Draw) -> Tensor:
+        h = F.relu(draw.name("b", norm(draw.name("c", draw.conv(draw.input(N, 16, 16), 2 * N, 3, 2, padding=1)))))
+        p = draw.name("p", F.max_pool2d(draw.name("r", h), 3, stride=2, padding=1))
+        h = F.relu(draw.name("e", norm(draw.name("d", draw.conv(p, 2 * N, 3, 2, padding=1)))))
+        h = draw.name("f", norm(draw.conv(h, 2 * N, 3, 2, padding=1)))
+        return draw.name("o", F.relu(draw.name("s", p + h))).mean((2, 3))
+
+    check(net, forward, bias=0.08, draws=60, samples=32)

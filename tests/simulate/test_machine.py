@@ -52,6 +52,7 @@ def damage(file: Path, byte: int) -> None:
     file.write_bytes(bytes(text))
 
 
+@pytest.mark.slow
 def test_kept_code_runs_without_numba_and_damaged_code_never(tmp_path: Path) -> None:
     first, compiled = drawn(tmp_path)
     assert compiled == "True"
@@ -72,6 +73,7 @@ def test_numba_itself_draws_the_same_bits(tmp_path: Path) -> None:
     assert not list((tmp_path / "a").glob("*.code"))
 
 
+@pytest.mark.slow
 def test_numba_itself_runs_the_handlers_of_a_tape(tmp_path: Path) -> None:
     """In C's convention: numba's own is known of one series only."""
     bits, _ = drawn(tmp_path / "b", TAPED)

@@ -62,10 +62,6 @@ def moments_of(x: Instance) -> Instance:
     return carried(v.moments, x) if isinstance(v, Depthwise) and v.moments is not None else x
 
 
-def _unturned(quantity: Quantity) -> Quantity:
-    return quantity
-
-
 @dataclass
 class Covariances(ABC):
     """Dependence of variables and covariances of Gaussian ones, computed once each.
@@ -234,7 +230,10 @@ class Covariances(ABC):
             return isinstance(u, Depthwise) and isinstance(v, Depthwise) and u.weight == v.weight
         if u.backward != v.backward:
             return False
-        return not self.covariance(Instance(u), Instance(v), view).is_zero
+        try:
+            return not self.covariance(Instance(u), Instance(v), view).is_zero
+        except NoFormula:
+            return True
 
     def _sums_dependent(self, a: Instance, b: Instance, view: View) -> bool:
         """Whether sums over channels (or one and a value) share a source in any channel; a gradient W^T d and a sum
@@ -314,8 +313,8 @@ class Covariances(ABC):
             match newer.variable:
                 case GaussianSum(terms=terms) as v:
                     self._climb(v, older, view)
-                    turn = self.turned_quantity if view.position and newer is y else _unturned
-                    parts = [(turn(c), at(carried(t, newer), view)) for c, t in terms]
+                    turned = view.position and newer is y
+                    parts = [(self.turned_quantity(c) if turned else c, at(carried(t, newer), view)) for c, t in terms]
                     return mo.total([mo.product(self.formula(c), f) for c, f in parts if not f.is_zero])
                 case SampleMean(of=of) as mean if of is not None:
                     if mean.channels is not None and isinstance(older.variable, GaussianSum):

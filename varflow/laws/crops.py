@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
+from varflow.laws.maxima import FAR, Missing
 from varflow.laws.positions import (
     MAX_PLACES,
     MAX_SINGLE,
@@ -91,12 +92,13 @@ class Crops:
         found = np.asarray(_on(operator, working).apply(*(self._brought(a, sizes) for a in arrays)))
         if hasattr(operator, "read"):
             return found
-        return _moved(found, {math.prod(s): (g, s, self._crop.get(g, g)) for g, s in sizes.items()})
+        back = _moved(found, {math.prod(s): (g, s, self._crop.get(g, g)) for g, s in sizes.items()})
+        return np.where(back > FAR / 2, FAR, 0.0) if isinstance(operator, Missing) else back
 
     def places(self, array: Array) -> Array:
         """A moment at one position (P, 1), at every position of the grid."""
         grid = self._grid.get(len(array))
-        return array if grid is None else np.asarray(single(grid, self._crop[grid], grid) @ array)
+        return array if grid is None else _looked_up(single(grid, self._crop[grid], grid), array)
 
     def alike(self, arrays: Sequence[Any]) -> list[Any]:
         """Moments that stand together: those at every position of a grid on its crop, where others are."""
@@ -228,10 +230,15 @@ def _moved(array: Array, known: dict[int, tuple[Grid, Grid, Grid]]) -> Array:
     if rows and columns and rows == columns:
         return array if rows[1] == rows[2] else _pairs(array, *rows)
     if rows and rows[1] != rows[2]:
-        array = single(*rows) @ array
+        array = _looked_up(single(*rows), array)
     if columns and columns[1] != columns[2]:
-        array = (single(*columns) @ array.T).T
+        array = _looked_up(single(*columns), array.T).T
     return array
+
+
+def _looked_up(matrix: Any, array: Array) -> Array:
+    """Interpolated between what there is, and nowhere beyond."""
+    return np.asarray(np.clip(matrix @ array, array.min(axis=0), array.max(axis=0)))
 
 
 @lru_cache(maxsize=64)

@@ -96,9 +96,23 @@ def _two_factors(expr: sp.Expr, count: int) -> tuple[sp.Expr, sp.Expr]:
 # -- gradients of winners ------------------------------------------------------------------------------------------
 
 
+INDEPENDENT = "closure: what arrives at a maximum is independent of it"
+
+
 def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
     """E[v w] of what an entry gets from the windows it wins; ``w`` is ``v`` unless given."""
-    w = w or v
+    found = _won_second(laws, v, w or v)
+    if v.of is None or v.top is None or not _holds(v.of, v.top):
+        return found
+    return replace(found, exactness="closure", assumptions=found.assumptions | {INDEPENDENT})
+
+
+def _holds(x: Instance, top: Instance) -> bool:
+    """Whether a gradient is a function of the largest entry too, as behind a skip connection."""
+    return x == top or (isinstance(x.variable, Composite) and any(_holds(a, top) for a in x.variable.args))
+
+
+def _won_second(laws: Laws, v: Win, w: Win) -> Formula:
     assert v.of is not None and w.of is not None and v.top is not None
     both, given = v.slope * _moved(w.slope, w, len(v.coefficients)), (*v.coefficients, *w.coefficients)
     apart = laws.pair(v.of, replace(w.of, there=True), POSITION)
