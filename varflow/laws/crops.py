@@ -63,9 +63,6 @@ class Crops:
                 taken.add(math.prod(crop))
                 self._crop[grid], self._grid[math.prod(crop)] = crop, grid
 
-    def __bool__(self) -> bool:
-        return bool(self._crop)
-
     def _period(self, grid: Grid) -> Grid:
         """Along every axis the number of positions after which strides of the windows behind repeat."""
         found = [1] * len(grid)
@@ -127,26 +124,18 @@ class Crops:
 
     def _working(self, windows: list[Window]) -> dict[Window, Window] | None:
         """The windows on smaller grids that an operator works on; None where they leave too little of a grid."""
-        crops = {g for w in windows for g in _grids(w) if math.prod(g) > MAX_PLACES} - set(self._crop)
-        if crops:
+        if any(math.prod(g) > MAX_PLACES and g not in self._crop for w in windows for g in _grids(w)):
             return None
         found: dict[Window, Window] = {}
         for w in windows:
-            inputs = tuple(_side(int(n), c, s) for n, c, s in zip(w.inputs, self._shortest(w), _strides(windows, w),
-                                                                 strict=True))
+            grid = _grids(w)[0]
+            inputs = tuple(map(_side, grid, self._crop.get(grid, grid), _strides(windows, w)))
             found[w] = replace(w, inputs=tuple(sp.Integer(n) for n in inputs))
             kept = [(int(a), int(b)) for a, b in zip((*w.inputs, *w.outputs), (*found[w].inputs, *found[w].outputs),
                                                      strict=True)]
             if any(b < min(a, LEAST_WORK) for a, b in kept):
                 return None
         return found
-
-    def _shortest(self, w: Window) -> Grid:
-        """At most so many input positions along every axis."""
-        grid = _grids(w)[0]
-        if grid in self._crop:
-            return self._crop[grid]
-        return tuple(int(n) for n in w.inputs)
 
     def _brought(self, array: Array, sizes: dict[Grid, Grid]) -> Array:
         """An array on the grids that an operator works on."""
