@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,16 +18,19 @@ from varflow.laws.joint import Laws
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import vectorized
 from varflow.laws.resampling import arranged
+from varflow.laws.scores import MOST_ENTRIES, prize_slope, scored
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
     Blocks,
     Composite,
     GaussianSum,
+    Highest,
     Instance,
     MaskEntry,
     Mixed,
     Opaque,
+    Prize,
     Product,
     Variable,
     Win,
@@ -36,6 +39,7 @@ from varflow.program import (
     Contract,
     Instruction,
     Mask,
+    Mix,
     Program,
     Standardize,
     has_windows,
@@ -94,6 +98,7 @@ class Reading:
         self.maps: dict[str, Any] = {}
         self._choices: dict[object, Instance] = {}
         self._tops: dict[tuple[Window, Instance, sp.Expr], Instance] = {}
+        self._heights: dict[Hashable, Instance] = {}
         self.returning: dict[Variable, Formula | None] = {}
         self._forward_depthwise: dict[str, Instance] = {}
         self._gathered: dict[Variable, tuple[int, Blocks]] = {}
@@ -165,13 +170,27 @@ class Reading:
         xs = tuple(distinct)
         won = _won_slope(expr, xs)
         if won is not None:
-            return self._make(Win, whole, of=won.of, top=won.top, slope=won.slope, coefficients=won.coefficients)
+            return self._make(type(won), whole, of=won.of, top=won.top, slope=won.slope, coefficients=won.coefficients)
         linear = linear_form(expr, len(xs))
         if linear is None:
             return self._of_arranged(expr, xs) or self._make(Composite, whole, expr=expr, args=xs)
         terms = [(c, x) for c, x in zip(linear[1:], xs, strict=True) if c != 0]
         return self._combination(terms, mo.constant(linear[0]), whole)
 
+    def _highest(self, window: Window, x: Instance | None, whole: bool) -> Instance | None:
+        """The largest of a function of several Gaussian values over a window, in profiles; None of anything else. One
+        variable for all its uses."""
+        found = scored(x) if x is not None and self.laws.profiles else None
+        if found is None or not 0 < len(found.entries) <= MOST_ENTRIES:
+            return None
+        key = (window, found.expr, found.entries, tuple(map(id, found.numbers)))
+        if key not in self._heights:
+            mean = Mix(window, (sp.Rational(1, window.taps),) * window.taps)
+            parts = tuple(self._make(Mixed, False, of=g, mix=mean) for g in found.entries)
+            of = self._make(Composite, False, expr=sp.Add(*(arg(i) for i in range(len(parts)))), args=parts)
+            self._heights[key] = self._make(Highest, whole, of=of, entries=found.entries, window=window,
+                                            score=found.expr, coefficients=found.numbers)
+        return self._heights[key]
 
     def _of_arranged(self, expr: sp.Expr, xs: tuple[Instance, ...]) -> Instance | None:
         """A function of values arranged at the places of a finer grid (pixel shuffle): those of the function; of other
@@ -198,12 +217,15 @@ def _won_slope(expr: sp.Expr, xs: tuple[Instance, ...]) -> Win | None:
     """What entries win, times a function of the entry: that function of the largest where it wins."""
     for i, x in enumerate(xs):
         v = x.variable
-        if not isinstance(v, Win) or x.moves or len(xs) > 2 or any(y != v.entry for y in xs if y is not x):
-            continue
-        slope = expr / arg(i) if arg(i) in sp.Mul.make_args(expr) else arg(i)
-        if not symbols_in(slope) - {arg(1 - i)}:
-            slope = v.slope * rename(slope, ((arg(1 - i), arg(0)),))
-            return Win(0, v.node, True, of=v.of, top=v.top, slope=slope, coefficients=v.coefficients)
+        if isinstance(v, Prize):
+            found = None if x.moves else prize_slope(v, expr, i, xs)
+            if found is not None:
+                return found
+        elif isinstance(v, Win) and not x.moves and len(xs) <= 2 and all(y == v.entry for y in xs if y is not x):
+            slope = expr / arg(i) if arg(i) in sp.Mul.make_args(expr) else arg(i)
+            if not symbols_in(slope) - {arg(1 - i)}:
+                slope = v.slope * rename(slope, ((arg(1 - i), arg(0)),))
+                return Win(0, v.node, True, of=v.of, top=v.top, slope=slope, coefficients=v.coefficients)
     return None
 
 

@@ -26,10 +26,12 @@ from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import different_rows, vectorized
 from varflow.laws.points import POINTS, drawn, root_of
 from varflow.laws.ranked import ITSELF
+from varflow.laws.resampling import spread
 from varflow.laws.variables import (
     SAME,
     Composite,
     Depthwise,
+    Highest,
     Instance,
     Inverse,
     Largest,
@@ -107,6 +109,8 @@ class _Recipe:
             if len(self.sources) > MOST_SOURCES:
                 raise NoFormula("too many sources for a sample of them", v.node)
             return -len(self.sources)
+        if isinstance(v, Highest):
+            return self._highest(v, x)
         if isinstance(v, Largest) and v.of is not None:
             if self.laws.profiles or v.ranked:
                 return self._largest(v, x)
@@ -130,6 +134,23 @@ class _Recipe:
         turned = x.there and self.view.position
         own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
         return self._step(_Step(LARGEST, tuple(args), tuple(self.quantity(q) for q in own), v.score))
+
+    def _highest(self, v: Highest, x: Instance) -> int:
+        """The largest of a function of the window's entries, a value for every tap."""
+        assert v.window is not None
+        picks = taps_of(self.laws, v)
+        taps = [[self.value(carried(t, x)) for t in picks[k :: v.window.taps]] for k in range(v.window.taps)]
+        turned = x.there and self.view.position
+        heights = []
+        for k, args in enumerate(taps):
+            mix = Mix(v.window, tuple(sp.Integer(t == k) for t in range(v.window.taps)))
+            numbers = [self.laws.quantity(spread(self.laws, mix, self.laws.formula(c))) for c in v.coefficients]
+            if not v.window.uniform:
+                numbers.append(self.laws.system.operate(Missing(v.window, k), (sp.S.One,), "k", v.node, False))
+            own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
+            below = 0 if v.window.uniform else coefficient(len(numbers) - 1)
+            heights.append(self._step(_Step(v.score - below, tuple(args), tuple(self.quantity(q) for q in own))))
+        return self._step(_Step(LARGEST, tuple(heights), ()))
 
     def _function(self, expr: sp.Expr, args: tuple[Instance, ...], numbers: tuple[Quantity, ...], x: Instance) -> int:
         turned = x.there and self.view.position
@@ -213,12 +234,12 @@ def _between_places(rows: Array) -> Array:
 
 
 def taps_of(laws: Laws, v: Largest) -> tuple[Instance, ...]:
-    """The entries of a window, each as a value at the window's place."""
+    """The entries of a window, each as a value at the window's place; of several, all taps of the first come first."""
     if v not in laws.taps:
         assert v.window is not None
-        n = v.window.taps
-        picks = (Mix(v.window, tuple(sp.Integer(t == k) for t in range(n))) for k in range(n))
-        laws.taps[v] = tuple(Instance(Mixed(v.born, v.node, of=v.entry, mix=pick)) for pick in picks)
+        n, entries = v.window.taps, v.entries if isinstance(v, Highest) else (v.entry,)
+        picks = [Mix(v.window, tuple(sp.Integer(t == k) for t in range(n))) for k in range(n)]
+        laws.taps[v] = tuple(Instance(Mixed(v.born, v.node, of=x, mix=pick)) for x in entries for pick in picks)
     return laws.taps[v]
 
 

@@ -319,6 +319,38 @@ class Win(Variable):
 
 
 @dataclass(eq=False)
+class Highest(Largest):
+    """The largest ``score`` over a ``window``, a function of jointly Gaussian ``entries`` at a place, arg(0), arg(1),
+    ..., and of ``coefficients``. ``of`` is a sum of the entries' means over the window, which says what it depends on.
+    In profiles only."""
+
+    entries: tuple[Instance, ...] = ()
+
+    @property
+    def ranked(self) -> bool:
+        """It is no Gaussian entry."""
+        return True
+
+
+@dataclass(eq=False)
+class Prize(Win):
+    """What a place gets from the windows it wins, ``top`` the :class:`Highest`; ``slope`` is a function of the largest
+    score arg(0), of the entries where it is, arg(1), arg(2), ..., and of ``coefficients``."""
+
+    @property
+    def entry(self) -> Instance:
+        """What it depends on."""
+        assert self.largest.of is not None
+        return self.largest.of
+
+    @property
+    def entries(self) -> tuple[Instance, ...]:
+        """What the score is a function of."""
+        assert isinstance(self.largest, Highest)
+        return self.largest.entries
+
+
+@dataclass(eq=False)
 class Logit(Variable):
     """The inner product of a token's ``queries`` with another token's ``keys`` over the ``width`` channels of a head:
     a sum of many terms, Gaussian. A channel is a head and a key token; ``there`` is another query token."""

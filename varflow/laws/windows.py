@@ -20,10 +20,12 @@ from varflow.laws.variables import (
     Block,
     Blocks,
     Composite,
+    Highest,
     Instance,
     Largest,
     Mixed,
     PositionAverage,
+    Prize,
     Win,
 )
 from varflow.program import Instruction, Mix, WindowMax, WindowMaxBackward
@@ -89,7 +91,7 @@ class Windows(Reading):
         found = as_function(x)
         top = None if found is None else self._top(window, *found, whole and found[0] == arg(0))
         if found is None or top is None:
-            return self._unknown(x)
+            return self._highest(window, x, whole) or self._unknown(x)
         made = self._pointwise(found[0], (top,), whole)
         assert made is not None
         return made
@@ -118,11 +120,13 @@ class Windows(Reading):
         """What reaches an entry from the windows it wins."""
         found = None if x is None else as_function(x)
         top = None if found is None else self._top(window, *found, False)
+        top = top or self._highest(window, x, False)
         if top is None:
             return self._unknown(x, d)
         terms = factored(d, top)
         alone = whole and len(terms) == 1
-        parts = [self._make(Win, alone, of=t.of, top=top, slope=t.slope, coefficients=t.coefficients) for t in terms]
+        kind = Prize if isinstance(top.variable, Highest) else Win
+        parts = [self._make(kind, alone, of=t.of, top=top, slope=t.slope, coefficients=t.coefficients) for t in terms]
         return parts[0] if len(parts) == 1 else self._combination([(sp.S.One, p) for p in parts], whole=whole)
 
     def _odds(self, g: Instance) -> tuple[sp.Expr, tuple[Instance, ...], list[Quantity]]:

@@ -11,10 +11,19 @@ from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.distributions import NoFormula
-from varflow.laws.maxima import Maximum, TwoMaxima, evenly, overlaps
+from varflow.laws.maxima import evenly, overlaps
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.positions import Mixing
 from varflow.laws.ranked import Race
+from varflow.laws.scores import (
+    mean_of,
+    moments_of_entries,
+    places_of,
+    product_of,
+    won_apart,
+    won_beside,
+    won_twice,
+)
 from varflow.laws.variables import (
     POSITION,
     SAME,
@@ -26,7 +35,6 @@ from varflow.laws.variables import (
     View,
     Win,
 )
-from varflow.laws.won import Won, WonApart, WonBeside
 from varflow.symbols import arg
 
 if TYPE_CHECKING:
@@ -39,8 +47,8 @@ def of_largest(laws: Laws, f: sp.Expr, v: Largest, given: tuple[Quantity, ...] =
     if laws.profiles or v.ranked:
         free = sorted(symbols_in(f) - {arg(0), *(coefficient(i) for i in range(len(given)))}, key=str)
         f = rename(f, tuple((s, coefficient(len(given) + i)) for i, s in enumerate(free)))
-        operator = Maximum(v.window, f, v.score) if laws.profiles else _race(v, f, None, len(given) + len(free))
-        return _operated(laws, v, operator, (*_entries(laws, v), *given, *free))
+        operator = mean_of(v, f) if laws.profiles else _race(v, f, None, len(given) + len(free))
+        return _operated(laws, v, operator, (*moments_of_entries(laws, v), *given, *free))
     table = tuple((coefficient(i), coefficient(i + len(given))) for i in range(len(v.coefficients)))
     return laws.expectation(f * rename(v.weight, table), v.weight_args, given + v.coefficients, SAME)
 
@@ -50,13 +58,6 @@ def _race(v: Largest, f: sp.Expr, g: sp.Expr | None, numbers: int, count: int | 
     which wins."""
     taps = v.window.taps if v.window else 1
     return Race(count or taps, 1 if count else taps, f, g, v.score, numbers)
-
-
-def _entries(laws: Laws, v: Largest) -> tuple[Quantity, Quantity]:
-    """Moments of the entries at one place and between two."""
-    assert v.entry is not None
-    apart = laws.pair(v.entry, replace(v.entry, there=True), POSITION)
-    return laws.quantity(laws.second(v.entry)), laws.quantity(apart)
 
 
 def _operated(laws: Laws, v: Variable, operator: Any, args: tuple[Quantity, ...]) -> Formula:
@@ -80,8 +81,8 @@ def joint(laws: Laws, expr: sp.Expr, args: tuple[Instance, ...], view: View, giv
         raise NoFormula("maxima of overlapping windows", u.node)
     if first.there:
         f, g = g, f
-    operator = TwoMaxima(u.window, f, g, u.score) if laws.profiles else _race(u, f, g, len(given))
-    return _operated(laws, u, operator, (*_entries(laws, u), *given))
+    operator = product_of(u, f, g) if laws.profiles else _race(u, f, g, len(given))
+    return _operated(laws, u, operator, (*moments_of_entries(laws, u), *given))
 
 
 def _two_factors(expr: sp.Expr, count: int) -> tuple[sp.Expr, sp.Expr]:
@@ -121,8 +122,7 @@ def _won_second(laws: Laws, v: Win, w: Win) -> Formula:
         if own.is_zero and apart.is_zero:
             return mo.ZERO
         gradients = (laws.quantity(own), laws.quantity(apart))
-        operator = Won(v.window, both, v.largest.score)
-        return _operated(laws, v, operator, (*_entries(laws, v.largest), *gradients, *given))
+        return _operated(laws, v, won_twice(v, both), (*moments_of_entries(laws, v.largest), *gradients, *given))
     alone = laws.expectation(both * arg(1) * arg(2), (v.top, v.of, w.of), given, SAME)
     alone = mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0), [alone])
     unions = overlaps(v.window)
@@ -144,7 +144,7 @@ def _wins(laws: Laws, v: Win, f: sp.Expr, given: tuple[Quantity, ...], size: int
     top = v.largest
     if top.ranked:
         race = _race(top, f, None, len(given), size)
-        return _operated(laws, v, race, (*_entries(laws, top), *given))
+        return _operated(laws, v, race, (*moments_of_entries(laws, top), *given))
     below = _moved(top.below, top, len(given))
     return laws.expectation(f * below ** (size - 1), top.weight_args, (*given, *top.coefficients), SAME)
 
@@ -177,9 +177,9 @@ def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formu
     if same.is_zero and apart.is_zero:
         return mo.ZERO
     if laws.profiles:
-        operator = WonBeside(v.window, v.slope, mix, view.position, fixed, v.largest.score)
+        operator = won_beside(v, mix, view.position, fixed)
         given = (laws.quantity(same), laws.quantity(apart))
-        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given, *v.coefficients))
+        return _operated(laws, v, operator, (*moments_of_entries(laws, v.largest), *given, *v.coefficients))
     slope = _slope(laws, v)
     if fixed:
         return mo.combine(sp.Rational(1, v.window.spacing) * mo.part(0) * mo.part(1), [same, slope])
@@ -212,9 +212,8 @@ def _two_won(laws: Laws, v: Win, w: Win, same_channel: bool, view: View) -> Form
     if laws.profiles:
         if own.is_zero and apart.is_zero:
             return mo.ZERO
-        operator = WonApart(v.window, v.slope, w.slope, len(v.coefficients), v.largest.score)
         given = (laws.quantity(own), laws.quantity(apart), *v.coefficients, *w.coefficients)
-        return _operated(laws, v, operator, (*_entries(laws, v.largest), *given))
+        return _operated(laws, v, won_apart(v, w), (*moments_of_entries(laws, v.largest), *given))
     shape = mo.part(0) * mo.part(1) * mo.part(2) / v.window.spacing**2
     return mo.combine(shape, [apart, _slope(laws, v), _slope(laws, w)])
 
@@ -256,12 +255,13 @@ def _with_slope(x: Instance, rest: sp.Expr, args: tuple[Instance, ...]) -> tuple
     v = x.variable
     if not isinstance(v, Win):
         return x, rest
-    mine = {arg(i) for i, y in enumerate(args)
-            if y.there == x.there and replace(y, there=False) == replace(carried(v.entry, x), there=False)}
+    places = places_of(v, x)
+    mine = {arg(i): places[replace(y, there=False)] for i, y in enumerate(args)
+            if y.there == x.there and replace(y, there=False) in places}
     factors = sp.Mul.make_args(rest)
-    own = [f for f in factors if mine and symbols_in(f) == frozenset(mine)]
+    own = [f for f in factors if symbols_in(f) and symbols_in(f) <= set(mine)]
     if not own:
         return x, rest
-    slope = v.slope * rename(sp.Mul(*own), tuple((s, arg(0)) for s in mine))
-    made = Win(v.born, v.node, v.backward, of=v.of, top=v.top, slope=slope, coefficients=v.coefficients)
+    slope = v.slope * rename(sp.Mul(*own), tuple(mine.items()))
+    made = replace(v, value=None, slope=slope)
     return Instance(made, x.moves, x.there), sp.Mul(*(f for f in factors if f not in own))

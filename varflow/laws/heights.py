@@ -1,0 +1,322 @@
+"""Maxima over windows of a function of several jointly Gaussian values at a place (a sum of relus, a gate).
+
+The largest of h(u_p, v_p, ...) over the places p of a window has no integral of few variables: a Sobol sample with
+antithetic points (Owen 1998) of all values of a window gives its moments to about 0.3 %. Two windows are sampled
+together with all others: what is linear in the values covaries by their covariance, and only the rest by the sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from varflow.laws.blocks import coefficient
+from varflow.laws.maxima import Index, once
+from varflow.laws.numeric import vectorized
+from varflow.laws.points import POINTS, antithetic, root_of
+from varflow.laws.positions import Array, completed, too_many
+from varflow.symbols import arg
+from varflow.window import Window
+
+DIGITS = 4
+"""Decimals of correlations that tell windows apart."""
+MOST_SOBOL, MOST_PRODUCTS, LEAST_DRAWS = 256, 1 << 35, 2048
+"""Values of an image that have a Sobol sample; multiplications for a sample of an image, and its fewest points."""
+RIDGE = 1e-9
+"""Part of the variances that a triangular root may add to them."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A function of ``entries`` values arg(0), ... at a place and of ``numbers`` coefficients, one for each place."""
+
+    expr: sp.Expr
+    entries: int
+    numbers: int = 0
+
+    @property
+    def moments(self) -> int:
+        """Arrays that say the law of the values: two for every pair of them, and the coefficients."""
+        return self.entries * (self.entries + 1) + self.numbers
+
+    def run(self, x: Array, numbers: Array) -> Array:
+        """The scores (N, places) of values (N, entries, places)."""
+        f = function(self.expr, self.entries, self.numbers)
+        with np.errstate(all="ignore"):
+            found = f(*np.moveaxis(x, 1, 0), *numbers)
+        return np.asarray(np.broadcast_to(found, x[:, 0].shape), dtype=np.float64)
+
+
+@lru_cache(maxsize=256)
+def function(expr: sp.Expr, places: int, numbers: int) -> Callable[..., Any]:
+    """A function of ``places`` values and of coefficients."""
+    return vectorized(expr, (*(arg(i) for i in range(places)), *(coefficient(i) for i in range(numbers))))
+
+
+class Heights:
+    """The windows of a grid and the joint covariance of the values at its places, all places of the first value before
+    those of the next. From moments of every pair of values, first with itself, at one place (P, 1) and between two
+    (P, P), the first value's place the first axis; then coefficients (P, 1). One window and one far from it where
+    places are too many, or alike and all windows too (``even``)."""
+
+    def __init__(self, window: Window, score: Score, moments: tuple[Array, ...], even: bool) -> None:
+        self.window, self.score = window, score
+        self.alike = too_many(window) or (all(m.size == 1 for m in moments) and even)
+        count = 2 * window.taps if self.alike else int(np.prod([int(n) for n in window.inputs]))
+        if self.alike:
+            moments = tuple(np.full((1, 1), m.mean()) for m in moments)
+            self.windows = [np.arange(window.taps), np.arange(window.taps, count)]
+        else:
+            self.windows = [row[row >= 0] for row in window.table()]
+        self.places = count
+        self.blocks = _covariances(score.entries, moments, count)
+        self.numbers = np.array([np.broadcast_to(m.ravel(), (count,)) for m in moments[len(moments) - score.numbers :]])
+        scales = np.array([max(float(np.diag(self.blocks[i][i]).mean()), 1e-300) for i in range(score.entries)])
+        self._scales = np.sqrt(scales)
+
+    def block(self, places: Index) -> Array:
+        """The covariance of all values at some places."""
+        k, at = self.score.entries, np.ix_(places, places)
+        return np.block([[self.blocks[i][j][at] for j in range(k)] for i in range(k)])
+
+    def numbers_at(self, places: Index) -> Array:
+        """The coefficients (numbers, places) there."""
+        return np.asarray(self.numbers[:, places]) if self.score.numbers else np.empty((0, len(places)))
+
+    def kind(self, places: Index, digits: int = DIGITS) -> Hashable:
+        """What the law of the scores at some places is known by, to so many digits."""
+        scales = np.repeat(self._scales, len(places))
+        matrix = np.round(self.block(places) / np.outer(scales, scales), digits) + 0.0
+        return len(places), matrix.tobytes(), np.round(self.numbers_at(places), 12).tobytes()
+
+    def points(self, places: Index) -> Array:
+        """A sample (2 POINTS, entries, places) of all values at some places."""
+        matrix = self.block(places)
+        x = antithetic(len(matrix)) @ root_of(matrix).T
+        return np.asarray(x.reshape(len(x), self.score.entries, len(places)))
+
+    def top(self, x: Array, places: Index) -> Top:
+        """Who wins a window in a sample of its values."""
+        scores = self.score.run(x, self.numbers_at(places))
+        first = scores.argmax(axis=1)
+        rows = np.arange(len(x))
+        return Top(first, scores[rows, first], x[rows, :, first])
+
+    def near(self) -> list[tuple[int, int]]:
+        """Pairs (A, B), A < B, of windows that share an entry or stand side by side."""
+        if self.alike:
+            return []
+        holders: dict[int, list[int]] = {}
+        for k, entries in enumerate(self.windows):
+            for i in entries.tolist():
+                holders.setdefault(i, []).append(k)
+        pairs = {(a, b) for ks in holders.values() for a in ks for b in ks if a < b}
+        at = np.array(np.unravel_index(np.arange(len(self.windows)), [int(n) for n in self.window.outputs]))
+        beside = np.abs(at[:, :, None] - at[:, None, :]).max(axis=0) == 1
+        return sorted(pairs | {(a, b) for a, b in np.argwhere(beside).tolist() if a < b})
+
+
+@dataclass(frozen=True)
+class Top:
+    """Who wins, its score, and the values there (N, entries)."""
+
+    first: Index
+    height: Array
+    values: Array
+
+
+def _covariances(entries: int, moments: tuple[Array, ...], count: int) -> list[list[Array]]:
+    blocks: list[list[Array]] = [[np.zeros((0, 0))] * entries for _ in range(entries)]
+    pairs = iter(zip(moments[::2], moments[1::2], strict=False))
+    for i in range(entries):
+        for j in range(i, entries):
+            same, other = next(pairs)
+            blocks[i][j] = completed(other, same, count)
+            blocks[j][i] = blocks[i][j].T
+    return blocks
+
+
+class AtTops:
+    """A function of the score arg(0) of a window's winner, of the values there, arg(1), ..., and of coefficients, which
+    may differ between windows."""
+
+    def __init__(self, f: sp.Expr, entries: int, given: tuple[Array, ...], count: int) -> None:
+        self._run = function(f, 1 + entries, len(given))
+        self._columns = [np.broadcast_to(n.ravel() if n.size in (1, count) else n.mean(), (count,)) for n in given]
+
+    def __call__(self, top: Top, window: int) -> Array:
+        """At one window."""
+        found = self._run(top.height, *top.values.T, *self.numbers(window))
+        return np.asarray(np.broadcast_to(found, top.height.shape), dtype=np.float64)
+
+    def numbers(self, window: int) -> tuple[float, ...]:
+        """The coefficients."""
+        return tuple(float(c[window]) for c in self._columns)
+
+
+@dataclass(frozen=True)
+class Height:
+    """E[f(largest score)] of every window, ``f`` of arg(0) and coefficients."""
+
+    window: Window
+    f: sp.Expr
+    score: Score
+
+    def apply(self, *given: Array) -> Array:
+        """(P', 1) from moments of the values (:class:`Heights`), then coefficients of ``f`` (P', 1)."""
+        moments, rest = given[: self.score.moments], given[self.score.moments :]
+        field = Heights(self.window, self.score, moments, self.window.uniform)
+        count = max([1 if field.alike else len(field.windows), *(len(g) for g in rest)])
+        f = AtTops(self.f, self.score.entries, rest, count)
+        known: dict[Hashable, float] = {}
+        return np.array([once(known, *_mean(field, f, p)) for p in range(count)])[:, None]
+
+
+def _mean(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], float]]:
+    places = field.windows[0 if field.alike else p]
+    return (field.kind(places), f.numbers(p)), lambda: float(f(field.top(field.points(places), places), p).mean())
+
+
+@dataclass(frozen=True)
+class TwoHeights:
+    """E[f(largest score of one window) g(largest of another)] for all pairs of windows; ``f`` and ``g`` of arg(0), of
+    the values at the winner arg(1), ... and of coefficients, the first ``split`` of them those of ``f`` alone (None:
+    all are those of both)."""
+
+    window: Window
+    f: sp.Expr
+    g: sp.Expr
+    score: Score
+    split: int | None = None
+
+    def apply(self, *given: Array) -> Array:
+        """(P', P') from moments of the values (:class:`Heights`), then coefficients of ``f`` and ``g``."""
+        moments, rest = given[: self.score.moments], given[self.score.moments :]
+        field = Heights(self.window, self.score, moments, self.window.covers_evenly)
+        numbers = (rest, rest) if self.split is None else (rest[: self.split], rest[self.split :])
+        f, g = (AtTops(h, self.score.entries, n, len(field.windows)) for h, n in zip((self.f, self.g), numbers,
+                                                                                      strict=True))
+        found = together(field, f, g)
+        return np.full((1, 1), found[0, 1]) if field.alike else found
+
+
+def together(field: Heights, f: AtTops, g: AtTops) -> Array:
+    """E[f(A) g(B)] for windows A and B: f is its mean, a linear form of the window's values and a rest, for which alone
+    the sample is needed."""
+    sample = whole_image(field)
+    one, two = (_taken_apart(field, h, sample) for h in (f, g))
+    linear = _covaried(field, one.slopes, two.slopes)
+    return np.asarray(np.outer(one.means, two.means) + linear + one.rest.T @ two.rest / len(one.rest))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A function at every window: its mean, the slopes (sparse, windows x values) of its linear part, and the rest in
+    every point of the sample (N, windows)."""
+
+    means: Array
+    slopes: Any
+    rest: Array
+
+
+def _taken_apart(field: Heights, f: AtTops, sample: Image) -> Apart:
+    from scipy.sparse import csr_array
+
+    known: dict[Hashable, tuple[float, Array]] = {}
+    count, size = len(field.windows), field.score.entries * field.places
+    parts = [once(known, *_linear(field, f, p)) for p in range(count)]
+    at = [np.add.outer(np.arange(field.score.entries) * field.places, w).ravel() for w in field.windows]
+    means, rest = np.array([m for m, _ in parts]), np.empty((len(sample.values), count))
+    for p, (mean, slopes) in enumerate(parts):
+        rest[:, p] = f(sample.tops[p], p) - mean - sample.values[:, at[p]] @ slopes
+    rest -= rest.mean(axis=0)
+    rows = np.repeat(np.arange(count), [len(a) for a in at])
+    matrix = csr_array((np.concatenate([s for _, s in parts]), (rows, np.concatenate(at))), shape=(count, size))
+    return Apart(means, matrix, rest)
+
+
+def _linear(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], tuple[float, Array]]]:
+    places = field.windows[p]
+
+    def find() -> tuple[float, Array]:
+        x = field.points(places)
+        y = f(field.top(x, places), p)
+        flat, mean = x.reshape(len(x), -1), float(y.mean())
+        return mean, np.asarray(np.linalg.lstsq(flat.T @ flat, flat.T @ (y - mean), rcond=1e-9)[0], dtype=np.float64)
+
+    return (field.kind(places), f.numbers(p)), find
+
+
+def _covaried(field: Heights, left: Any, right: Any) -> Array:
+    """L C R^T for the covariance C of all values."""
+    n, total = field.places, np.zeros((left.shape[0], right.shape[0]))
+    for i, row in enumerate(field.blocks):
+        for j, block in enumerate(row):
+            if block.any():
+                total += (right[:, j * n : (j + 1) * n] @ (left[:, i * n : (i + 1) * n] @ block).T).T
+    return total
+
+
+# -- a sample of a whole image -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Image:
+    """A sample of all values (N, entries P), and who wins every window in it."""
+
+    values: Array
+    tops: list[Top]
+
+
+_last: dict[bytes, Image] = {}
+
+
+def whole_image(field: Heights) -> Image:
+    """A sample of all values of an image; the last one is kept."""
+    key = _key(field)
+    if key not in _last:
+        values = _drawn(field)
+        shaped = values.reshape(len(values), field.score.entries, field.places)
+        tops = [field.top(shaped[:, :, w], w) for w in field.windows]
+        _last.clear()
+        _last[key] = Image(values, tops)
+    return _last[key]
+
+
+def _key(field: Heights) -> bytes:
+    found = hashlib.blake2b(repr((field.window, field.score)).encode())
+    for array in (*(b for row in field.blocks for b in row), field.numbers):
+        found.update(np.ascontiguousarray(array).data)
+    return found.digest()
+
+
+def _drawn(field: Heights) -> Array:
+    """Points of all values: values of different arguments that do not covary have a root each."""
+    k, n = field.score.entries, field.places
+    if k * n <= MOST_SOBOL:
+        return np.asarray(field.points(np.arange(n)).reshape(2 * POINTS, -1))
+    apart = not any(field.blocks[i][j].any() for i in range(k) for j in range(i))
+    side = n if apart else k * n
+    count = int(np.clip(MOST_PRODUCTS // (k * n * side), LEAST_DRAWS, POINTS))
+    noise = np.random.default_rng(0).standard_normal((count, k * n))
+    if apart:
+        parts = [noise[:, i * n : (i + 1) * n] @ triangular(field.blocks[i][i]).T for i in range(k)]
+        half = np.concatenate(parts, axis=1)
+    else:
+        half = noise @ triangular(field.block(np.arange(n))).T
+    return np.concatenate([half, -half])
+
+
+def triangular(matrix: Array) -> Array:
+    """A root of a covariance, triangular where one of it, or of nearly it, is found."""
+    ridge = RIDGE * np.diag(np.maximum(np.diag(matrix), np.diag(matrix).mean()))
+    try:
+        return np.asarray(np.linalg.cholesky(matrix + ridge))
+    except np.linalg.LinAlgError:
+        return root_of(matrix)
