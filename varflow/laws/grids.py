@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from varflow.errors import InputError
+from varflow.laws.distinct import distinct_rows
 from varflow.laws.hermite import SIZES, Coefficients, Collector, grid, mehler, remainder
 from varflow.laws.integrand import Function, Integrand, integrand
 from varflow.laws.meshes import (
@@ -53,13 +54,15 @@ def gaussian_moment(f: Function, q: Any, mean: Any = 0.0) -> Array:
     f = integrand(f)
     (q, mean), shape = _parameters(q, mean)
     _check_variances(q)
-    table, back = np.unique(np.stack([q, mean], axis=1), axis=0, return_inverse=True)
+    rows = np.stack([q, mean], axis=1)
+    first, back = distinct_rows(rows)
+    table = rows[first]
     result = np.empty(len(table))
     zero = table[:, 0] == 0
     result[zero] = f.at(table[zero, 1])
     rows = table[~zero]
     result[~zero] = moments(Line(f, rows[:, 1], np.sqrt(rows[:, 0])))
-    return np.asarray(result[np.ravel(back)].reshape(shape))
+    return np.asarray(result[back].reshape(shape))
 
 
 def moments(line: Line) -> Array:
@@ -120,12 +123,14 @@ def gaussian_kernel(
             f"a correlation is {float(r[np.argmax(np.abs(r))])!r}", why="it lies between -1 and 1"
         )
     r = np.clip(r, -1.0, 1.0)
-    table, back = np.unique(
-        np.stack([q1, mean1, q2, mean2, r], axis=1), axis=0, return_inverse=True
-    )
-    blocks = [_kernel(f, g, table[i : i + BLOCK]) for i in range(0, len(table), BLOCK)]
-    result = np.concatenate(blocks) if blocks else np.empty(0)
-    return np.asarray(result[np.ravel(back)].reshape(shape))
+    rows = np.stack([q1, mean1, q2, mean2, r], axis=1)
+    first, back = distinct_rows(rows)
+    order = first[np.lexsort(rows[first, :4].T[::-1])]
+    result = np.empty(len(rows))
+    for i in range(0, len(order), BLOCK):
+        some = order[i : i + BLOCK]
+        result[some] = _kernel(f, g, rows[some])
+    return np.asarray(result[first[back]].reshape(shape))
 
 
 def _parameters(*values: Any) -> tuple[list[Array], tuple[int, ...]]:
@@ -236,8 +241,8 @@ def _distinct_sides(first: Line, second: Line) -> tuple[Line, Index, Line, Index
 
 
 def _distinct(line: Line) -> tuple[Line, Index]:
-    table, back = np.unique(np.stack([line.sigma, line.mean], axis=1), axis=0, return_inverse=True)
-    return Line(line.f, table[:, 1], table[:, 0]), np.ravel(back)
+    first, back = distinct_rows(np.stack([line.sigma, line.mean], axis=1))
+    return Line(line.f, line.mean[first], line.sigma[first]), back
 
 
 def _reached(line: Line, owner: Index, overflow: Overflow) -> Array:

@@ -294,13 +294,3 @@ def with_enough_digits(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callabl
 def broadcast(values: Sequence[Any]) -> list[Array]:
     """Arrays of one common shape, floats."""
     return list(np.broadcast_arrays(*[np.asarray(v, dtype=float) for v in values]))
-
-
-def different_rows(rows: Array) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The first place of every different row, and for every row which of them it is (fast where rows are many); rows
-    that differ by rounding are equal."""
-    mixed = np.cos(np.arange(1.0, rows.shape[1] + 1.0) * 1.7)
-    level = rows @ mixed
-    size = float(np.abs(level).max(initial=0.0)) or 1.0
-    _, first, place = np.unique(np.round(level / size, 12), return_index=True, return_inverse=True)
-    return first, place.ravel()

@@ -18,6 +18,7 @@ import sympy as sp
 
 from varflow.errors import VarflowError
 from varflow.laws.algebra import affine, affine_parts, ordered, size
+from varflow.laws.distinct import different_rows
 from varflow.laws.domain import Divergent, NotReal, tilt, too_steep
 from varflow.laws.integral import GaussianExpectation
 from varflow.laws.kronrod import MAX_PANELS, integrate_rows
@@ -25,7 +26,6 @@ from varflow.laws.meshes import Overflow, reaches
 from varflow.laws.numeric import (
     Array,
     broadcast,
-    different_rows,
     vectorized,
     with_enough_digits,
 )

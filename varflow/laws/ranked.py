@@ -16,8 +16,9 @@ import numpy as np
 import sympy as sp
 
 from varflow.laws.blocks import coefficient
+from varflow.laws.distinct import different_rows
 from varflow.laws.largest import Winner, common_part, expected_at, levels, winner
-from varflow.laws.numeric import different_rows, vectorized
+from varflow.laws.numeric import vectorized
 from varflow.laws.points import antithetic, root_of
 from varflow.laws.positions import Array
 from varflow.symbols import arg

@@ -18,12 +18,13 @@ import sympy as sp
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
 from varflow.laws.depthwise import spread_of_scale
+from varflow.laws.distinct import different_rows
 from varflow.laws.distributions import NoFormula
 from varflow.laws.field import depthwise_within, field_sampled
 from varflow.laws.fitted import fitted
 from varflow.laws.maxima import Missing
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.numeric import different_rows, vectorized
+from varflow.laws.numeric import vectorized
 from varflow.laws.points import POINTS, drawn, root_of
 from varflow.laws.ranked import ITSELF
 from varflow.laws.resampling import spread
