@@ -362,7 +362,8 @@ def _square(x: Array) -> Array:
 
 def _squared(w: Array, scale: Array) -> Array:
     """w^T C w (kinds x groups)."""
-    return np.asarray(np.einsum("tug,uts,sug->ug", w, scale, w))
+    each = w.transpose(1, 0, 2)
+    return np.asarray((each * (scale @ each)).sum(axis=1))
 
 
 def _tapped(h: Array, w: Array, window: Window, transpose: bool) -> Array:
