@@ -85,17 +85,19 @@ def _conv_transpose(case: Case, x: Tensor, weights: Weights) -> Tensor:
 def _max_pool(case: Case, x: Tensor, _: Weights) -> Tensor:
     layer = case.layer
     f = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.dim() - 3]
-    return f(x, layer.kernel, layer.stride, layer.padding, layer.dilation)
+    return f(x, layer.kernel, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
 
 
 def _avg_pool(case: Case, x: Tensor, _: Weights) -> Tensor:
     layer = case.layer
     f = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.dim() - 3]
-    return f(x, layer.kernel, layer.stride, layer.padding, count_include_pad=layer.count_include_pad)
+    return f(x, layer.kernel, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad)
 
 
 def _adaptive(case: Case, x: Tensor, _: Weights) -> Tensor:
-    f = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[x.dim() - 3]
+    average = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+    largest = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+    f = (average if case.layer.name == "adaptive_avg_pool" else largest)[x.dim() - 3]
     return f(x, _one(tuple(int(s) for s in case.layer.output_size)))
 
 
@@ -166,6 +168,7 @@ COUNTERPARTS: dict[str, Callable[[Case, Tensor, Weights], Tensor]] = {
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive,
+    "adaptive_max_pool": _adaptive,
     "upsample": _upsample,
     "pixel_shuffle": lambda case, x, w: torch.nn.PixelShuffle(case.layer.upscale_factor[0])(x),
     "pixel_unshuffle": lambda case, x, w: torch.nn.PixelUnshuffle(case.layer.downscale_factor[0])(x),
@@ -208,6 +211,7 @@ MORE: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("avg_pool", {"kernel": 3, "stride": 2, "padding": 1, "count_include_pad": False}, (7,)),
     ("avg_pool", {"kernel": (2, 3), "stride": 1, "padding": (1, 0), "count_include_pad": False}, (5, 6)),
     ("avg_pool", {"kernel": 2}, (4, 5, 2)),
+    ("avg_pool", {"kernel": 3, "stride": 2, "padding": 1, "ceil_mode": True}, (6,)),
     ("adaptive_avg_pool", {"output_size": 3}, (6,)),
     ("adaptive_avg_pool", {"output_size": (2, 4)}, (6, 4)),
     ("adaptive_avg_pool", {"output_size": (6, 4)}, (6, 4)),
@@ -363,7 +367,9 @@ def test_normalized_weights() -> None:
     ("conv", (2, 2), {"out_channels": 8, "kernel": 3}, ShapeError),
     ("conv_transpose", (4, 4), {"out_channels": 8, "kernel": 3, "stride": 2, "output_padding": 2}, ShapeError),
     ("max_pool", (8, 8), {"kernel": 2, "padding": 2}, ShapeError),
-    ("adaptive_avg_pool", (7, 7), {"output_size": 3}, UnsupportedError),
+    ("adaptive_avg_pool", (7, 7), {"output_size": 0}, ShapeError),
+    ("adaptive_max_pool", (7, "W"), {"output_size": 7}, UnsupportedError),
+    ("max_pool", ("H",), {"kernel": 3, "stride": 2, "ceil_mode": True}, UnsupportedError),
     ("adaptive_avg_pool", ("H", "W"), {"output_size": 7}, UnsupportedError),
     ("upsample", (4, 4), {"scale": 2, "mode": "bicubic"}, InputError),
     ("pixel_shuffle", (4, 4), {"upscale_factor": 3}, ShapeError),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +97,12 @@ class Window:
         """The taps in row-major order, as an index per axis."""
         return product(*(range(k) for k in self.kernel))
 
+    def axes(self) -> list[Index]:
+        """Along each axis the input position of every (output position, tap); -1 outside the grid."""
+        sides = zip(self.inputs, self.outputs, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [_within(s * np.arange(int(out))[:, None] + d * np.arange(k)[None, :] - low, int(n), self.mode)
+                for n, out, k, s, (low, _), d in sides]
+
     def table(self) -> Index:
         """Flat input position of every (output position, tap), row-major; -1 outside the grid.
 
@@ -103,6 +111,57 @@ class Window:
         if not self.is_numeric:
             raise InputError(f"the grid {self.inputs} has no numbers", instead="numbers for all symbols")
         return _table(self)
+
+
+@dataclass(frozen=True)
+class Uneven(Window):
+    """Windows of different sizes, without strides: along each axis ``spans`` holds where the window of every output
+    starts and how many positions it has. ``kernel`` is the largest window; taps that one lacks stand outside the grid.
+    """
+
+    spans: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    @property
+    def spacing(self) -> sp.Rational:
+        """Input positions per output position."""
+        return sp.Rational(sp.Mul(*self.inputs), sp.Mul(*self.outputs))
+
+    @property
+    def outputs(self) -> tuple[sp.Expr, ...]:
+        """Sizes of the output grid."""
+        return tuple(sp.Integer(len(s)) for s in self.spans)
+
+    @property
+    def uniform(self) -> bool:
+        """Not all windows are full."""
+        return False
+
+    @property
+    def covers_evenly(self) -> bool:
+        """Positions are seen by different numbers of windows, or by windows of different sizes."""
+        return False
+
+    @property
+    def sizes(self) -> dict[int, sp.Rational]:
+        """The numbers of positions that windows have, and how large a share of the windows has so many."""
+        counts = Counter(prod(size for _, size in one) for one in product(*self.spans))
+        return {size: sp.Rational(n, prod(map(len, self.spans))) for size, n in sorted(counts.items())}
+
+    def axes(self) -> list[Index]:
+        """Along each axis the input position of every (output position, tap); -1 where a window has none."""
+        found = []
+        for k, spans in zip(self.kernel, self.spans, strict=True):
+            start, size = np.array(spans, dtype=np.int64).T[:, :, None]
+            found.append(np.where(np.arange(k) < size, start + np.arange(k), -1))
+        return found
+
+
+def adaptive(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Uneven:
+    """The windows of adaptive pooling: output i of s sees positions floor(i n/s) to ceil((i+1) n/s) - 1 of n."""
+    spans = tuple(tuple((i * n // s, -(-(i + 1) * n // s) - i * n // s) for i in range(s))
+                  for n, s in zip(inputs, outputs, strict=True))
+    ones, kernel = (1,) * len(inputs), tuple(max(size for _, size in one) for one in spans)
+    return Uneven(tuple(map(sp.Integer, inputs)), kernel, ones, ((0, 0),) * len(inputs), ones, spans=spans)
 
 
 def _whole(size: sp.Expr, stride: int) -> sp.Expr:
@@ -120,15 +179,11 @@ def _whole(size: sp.Expr, stride: int) -> sp.Expr:
 
 @lru_cache(maxsize=256)
 def _table(w: Window) -> Index:
-    sizes = [int(n) for n in w.inputs]
     grid: Index = np.zeros((1, 1), dtype=np.int64)
-    axes = zip(sizes, w.outputs, w.kernel, w.stride, w.padding, w.dilation, strict=True)
-    for n, out, k, s, (low, _), d in axes:
-        places = s * np.arange(int(out))[:, None] + d * np.arange(k)[None, :] - low
-        axis = _within(places, n, w.mode)
+    for n, axis in zip((int(n) for n in w.inputs), w.axes(), strict=True):
         inside = (grid[:, None, :, None] >= 0) & (axis[None, :, None, :] >= 0)
         joined = np.where(inside, grid[:, None, :, None] * n + axis[None, :, None, :], -1)
-        grid = joined.reshape(grid.shape[0] * axis.shape[0], grid.shape[1] * k)
+        grid = joined.reshape(grid.shape[0] * axis.shape[0], grid.shape[1] * axis.shape[1])
     grid.setflags(write=False)
     return grid
 

@@ -104,6 +104,19 @@ def pools() -> Network:
     return net
 
 
+def uneven() -> Network:
+    """Means and maxima over windows of different sizes, coarser and finer; last windows that are not full."""
+    net = Network("uneven")
+    x = net.linear(net.input("x", 8, (7, 5)), 8, name="fc", **ONE)
+    h = net.apply("adaptive_avg_pool", x, name="mean", output_size=(3, 4))
+    g = net.apply("adaptive_max_pool", x, name="max", output_size=(3, 4))
+    h = net.apply("adaptive_max_pool", net.add(h, g, name="sum"), name="fine", output_size=(5, 6))
+    h = net.apply("avg_pool", h, name="ceil", kernel=3, stride=2, padding=1, ceil_mode=True)
+    h = net.apply("max_pool", h, name="last", kernel=2, ceil_mode=True)
+    net.linear(net.flatten(h), 6, name="head", **ONE)
+    return net
+
+
 def norms() -> Network:
     """Statistics over channels, groups, single channels of a sample; masks of both kinds."""
     net = Network("norms")
@@ -212,6 +225,7 @@ CASES: dict[str, Case] = {
     "convolutions-collapsed": Case(convolutions, "collapsed", 1),
     "grouped": Case(grouped, samples=2),
     "pools": Case(pools, samples=2),
+    "uneven": Case(uneven, samples=2),
     "norms": Case(norms),
     "batch-norms": Case(batch_norms, samples=None),
     "layouts": Case(layouts, "auto"),

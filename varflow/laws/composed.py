@@ -8,14 +8,16 @@ import sympy as sp
 
 from varflow.laws.positions import phases
 from varflow.program import Mix
-from varflow.window import Window
+from varflow.window import Uneven, Window
 
 Table = dict[tuple[int, ...], sp.Rational]
 
 
 def composed(first: Mix, second: Mix) -> Mix | None:
     """``second`` of ``first`` as one mixture of what ``first`` reads; None where it is none (a grid made finer by
-    something else than what makes it coarser)."""
+    something else than what makes it coarser, uneven windows)."""
+    if any(isinstance(mix.window, Uneven) for mix in (first, second)):
+        return None
     if first.transpose and second.transpose:
         inner = _coarser(_turned(second), _turned(first))
         return inner and _turned(inner)

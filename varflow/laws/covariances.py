@@ -134,7 +134,8 @@ class Covariances(ABC):
             case PositionAverage(of=of) if of is not None:
                 return sample and self.varies(of.variable, sample)
             case Mixed(of=of, mix=mix) if of is not None and mix is not None:
-                return self.varies(of.variable, sample) or not (sample or mix.normalized or self._even(
+                mean = mix.normalized and not mix.transpose
+                return self.varies(of.variable, sample) or not (sample or mean or self._even(
                     mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
             case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) | Standardized(of=of) if of is not None:
                 return self.varies(of.variable, sample)

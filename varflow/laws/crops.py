@@ -29,11 +29,12 @@ from varflow.laws.positions import (
     Array,
     Average,
     Kernel,
+    Mixing,
     Overall,
     completed,
 )
 from varflow.program import Mix, Program
-from varflow.window import Window
+from varflow.window import Uneven, Window
 
 Grid: TypeAlias = tuple[int, ...]
 Index: TypeAlias = npt.NDArray[np.int64]
@@ -78,6 +79,8 @@ class Crops:
             return self._average(operator, self.alike(arrays))
         windows = _windows(operator)
         torus = getattr(operator, "torus", False)
+        if any(isinstance(w, Uneven) and self._large(w) for w in windows):
+            return self._uneven(operator, arrays)
         if not torus and all(math.prod(g) <= MAX_PLACES for w in windows for g in _grids(w)):
             return np.asarray(operator.apply(*self.alike(arrays)))
         if isinstance(operator, Kernel) and len(arrays) == 1 and not operator.between and _few(windows):
@@ -121,6 +124,27 @@ class Crops:
             return np.full((1, 1), self.places(arrays[0].reshape(-1, 1)).mean())
         full = completed(arrays[1], arrays[0], math.prod(crop))
         return _averaged(full, grid, crop)
+
+    @staticmethod
+    def _large(w: Window) -> bool:
+        return any(math.prod(g) > MAX_PLACES for g in _grids(w))
+
+    def _has_crops(self, w: Window) -> bool:
+        return all(math.prod(g) <= MAX_PLACES or g in self._crop for g in _grids(w))
+
+    def _uneven(self, operator: Any, arrays: list[Array]) -> Array:
+        """Means over uneven windows, of all of a grid, and what they send back; on average over positions where
+        something else is read beside them."""
+        mix = operator.left if isinstance(operator, Mixing) and operator.left == operator.right else None
+        if mix is None or len(set(mix.coefficients)) > 1 or not self._has_crops(mix.window):
+            return np.asarray(operator.apply(*(self._mean(a) for a in arrays)))
+        have, want = _grids(mix.window)[:: -1 if mix.transpose else 1]
+        here, there = self._crop.get(have, have), self._crop.get(want, want)
+        same, other = self.alike(arrays)
+        full = completed(other, same, math.prod(here))
+        steps = [_mixed_axis(mix, i, n, c) for i, (n, c) in enumerate(zip(have, here, strict=True))]
+        found = _balanced(full, steps, (here, want, there))
+        return found if operator.between else np.diag(found)[:, None].copy()
 
     def _working(self, windows: list[Window]) -> dict[Window, Window] | None:
         """The windows on smaller grids that an operator works on; None where they leave too little of a grid."""
@@ -244,10 +268,85 @@ def _pairs(array: Array, grid: Grid, have: Grid, want: Grid) -> Array:
     found = _by_axis(array, have)
     for i, (n, a, b) in enumerate(zip(grid, have, want, strict=True)):
         found = _along(_axis(n, a, b), found, i)
-    n = len(want)
+    return _by_place(found, want)
+
+
+def _by_place(found: Array, grid: Grid) -> Array:
+    """Undoes :func:`_by_axis`."""
+    n = len(grid)
     order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]
-    found = found.reshape([b for b in want for _ in range(2)]).transpose(order)
-    return np.ascontiguousarray(found.reshape(math.prod(want), -1))
+    found = found.reshape([b for b in grid for _ in range(2)]).transpose(order)
+    return np.ascontiguousarray(found.reshape(math.prod(grid), -1))
+
+
+def _balanced(full: Array, steps: list[Any], grids: tuple[Grid, Grid, Grid]) -> Array:
+    """Moments between two places from those on one crop to those on another of a grid, by matrices along the axes to
+    all of the grid; with the mean that the grid has over places at each distance, while that is short."""
+    here, want, there = grids
+    start = found = _by_axis(full, here)
+    for i, (step, n, c) in enumerate(zip(steps, want, there, strict=True)):
+        found = _along(_axis(n, n, c) @ step, found, i)
+    if want == there:
+        return _by_place(found, there)
+    true, own = _means(start, found, steps, want, there)
+    lacking, at = true - own, tuple(m // 2 for m in own.shape)
+    lacking[at] = 0.0
+    for i, c in enumerate(there):
+        lacking = _along(_of_distances(c), lacking, i)
+    found = _by_place(found + lacking, there)
+    np.fill_diagonal(found, np.diag(found) * (true[at] / own[at] if own[at] > 0 else 1.0))
+    return found
+
+
+def _means(start: Array, found: Array, steps: list[Any], grid: Grid, crop: Grid) -> tuple[Array, Array]:
+    """Means over pairs of places at each distance: by the steps to all of a grid, and of what is found on its crop."""
+    for i, (step, n, c) in enumerate(zip(steps, grid, crop, strict=True)):
+        mean = _at_distances(n, c)
+        start, found = _along(mean @ step, start, i), _along(mean @ _axis(n, c, n), found, i)
+    return start, found
+
+
+@lru_cache(maxsize=64)
+def _mixed_axis(mix: Mix, axis: int, have: int, crop: int) -> Any:
+    """Along one axis, from moments between two positions of a crop to those of means over uneven windows, or back."""
+    from scipy.sparse import csr_array, kron
+
+    table = mix.window.axes()[axis]
+    inside = table >= 0
+    values = np.broadcast_to(1 / inside.sum(axis=1, keepdims=True), table.shape)[inside]
+    shape = (len(table), int(mix.window.inputs[axis]))
+    matrix = csr_array((values, (np.nonzero(inside)[0], table[inside])), shape=shape)
+    one = matrix.T.tocsr() if mix.transpose else matrix
+    both = csr_array(kron(one, one))
+    return both if have == crop else both @ _axis(have, crop, have)
+
+
+@lru_cache(maxsize=64)
+def _at_distances(n: int, crop: int) -> Any:
+    """The means over pairs of positions of a grid at each signed distance that a crop keeps."""
+    from scipy.sparse import csr_array
+
+    most = _nearest(crop)
+    rows = [np.arange(max(0, -d), n - max(0, d)) * (n + 1) + d for d in range(-most, most + 1)]
+    sizes = [len(r) for r in rows]
+    places = (np.repeat(np.arange(len(rows)), sizes), np.concatenate(rows))
+    return csr_array((1 / np.repeat(sizes, sizes), places), shape=(len(rows), n * n))
+
+
+@lru_cache(maxsize=64)
+def _of_distances(crop: int) -> Any:
+    """The place of every pair of positions of a crop among the distances; none for those farther apart."""
+    from scipy.sparse import csr_array
+
+    most = _nearest(crop)
+    apart = np.subtract.outer(np.arange(crop), np.arange(crop)).T.ravel() + most
+    rows = np.flatnonzero((apart >= 0) & (apart <= 2 * most))
+    return csr_array((np.ones(len(rows)), (rows, apart[rows])), shape=(crop * crop, 2 * most + 1))
+
+
+def _nearest(crop: int) -> int:
+    """The largest distance that a crop looks up as it is."""
+    return 2 * crop // 5
 
 
 def _by_axis(array: Array, grid: Grid) -> Array:
@@ -292,7 +391,7 @@ def _terms(low: Index, high: Index, size: int, have: int, want: int) -> Iterator
     if have == want:
         yield np.ones(len(low)), low, high
         return
-    kept, apart, least = _kept(min(have, want)), high - low, 2 * min(have, want) // 5
+    kept, apart, least = _kept(min(have, want)), high - low, _nearest(min(have, want))
     period = next(p for p in PERIODS if (want - have) % p == 0 and p <= max(min(have, want) // 8, 1))
     near = apart <= least
     middle = (low + high) / 2

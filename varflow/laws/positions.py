@@ -17,13 +17,14 @@ import numpy.typing as npt
 import sympy as sp
 
 from varflow.program import Mix
-from varflow.window import Window
+from varflow.window import Uneven, Window
 
 Array: TypeAlias = npt.NDArray[np.float64]
 MAX_PLACES = 2304
 """Positions (48 x 48) beyond which a grid has a crop (:mod:`~varflow.laws.crops`), or moments are averages."""
 MAX_SINGLE = 1 << 17
 """Positions of which all are told apart in moments at one position."""
+Rows: TypeAlias = list[dict[int, sp.Rational]]
 Taps: TypeAlias = list[tuple[tuple[int, ...], sp.Rational]]
 
 
@@ -78,7 +79,10 @@ class Mixing:
 
     @property
     def limit(self) -> tuple[sp.Rational, sp.Rational]:
-        """Coefficients of the moments at one position and between two."""
+        """Coefficients of the moments at one position and between two: far from borders; on average over positions
+        where windows are uneven."""
+        if any(m is not None and isinstance(m.window, Uneven) for m in (self.left, self.right)):
+            return _on_average(self.left, self.right, self.between)
         left, right = _phases(self.left, self.right), _phases(self.right, self.left)
         alike = everything = sp.S.Zero
         for a, b in zip(left, right, strict=True):
@@ -92,7 +96,7 @@ class Mixing:
         mix = self.left or self.right
         assert mix is not None
         tiles = all(m is None or (m.window.covers_evenly and not m.transpose) for m in (self.left, self.right))
-        if (same.size == 1 and other.size == 1 and tiles) or too_many(mix.window):
+        if (same.size == 1 and other.size == 1 and tiles) or too_many(mix.window) or _finer(mix.window):
             alike, apart = self.limit
             return np.full((1, 1), float(alike) * same.mean() + float(apart) * other.mean())
         count = (mix_matrix(self.left) if self.left else mix_matrix(mix)).shape[1]
@@ -108,10 +112,15 @@ class Spread:
 
     mix: Mix
 
+    @property
+    def limit(self) -> sp.Expr:
+        """The sum of the coefficients; its root mean square over positions where they differ."""
+        return sp.sqrt(sum(Mixing(self.mix, self.mix, False).limit, sp.S.Zero))
+
     def apply(self, same: Array) -> Array:
         """(P, 1) mixed."""
-        if too_many(self.mix.window):
-            return np.full((1, 1), float(sp.sqrt(Mixing(self.mix, self.mix, True).limit[1])) * same.mean())
+        if too_many(self.mix.window) or _finer(self.mix.window):
+            return np.full((1, 1), float(self.limit) * same.mean())
         matrix = mix_matrix(self.mix)
         return np.asarray(matrix @ np.broadcast_to(same, (matrix.shape[1], 1)))
 
@@ -163,6 +172,11 @@ def too_many(w: Window, most: int = MAX_PLACES) -> bool:
     return int(np.prod([int(n) for n in w.inputs])) > most
 
 
+def _finer(w: Window) -> bool:
+    """Whether uneven windows leave more positions than are told apart."""
+    return isinstance(w, Uneven) and int(np.prod([int(n) for n in w.outputs])) > MAX_PLACES
+
+
 @lru_cache(maxsize=256)
 def _mean_count(w: Window, transpose: bool) -> float:
     """Taps inside the grid per output position (per input position for the transpose)."""
@@ -195,11 +209,42 @@ def mix_matrix(mix: Mix) -> Any:
     from scipy.sparse import diags_array
 
     total: Any = sum(float(a) * m for a, m in zip(mix.coefficients, _matrices(mix.window, False), strict=True))
-    if mix.normalized and not mix.transpose:
+    if _is_mean(mix):
         total = diags_array(1 / total.sum(axis=1)) @ total
-    elif mix.normalized:
-        total = total @ diags_array(1 / total.sum(axis=0))
     return total.T.tocsr() if mix.transpose else total.tocsr()
+
+
+def _is_mean(mix: Mix) -> bool:
+    """Whether coefficients are divided by the sum of those inside: alike ones of uneven windows always are."""
+    return mix.normalized or (isinstance(mix.window, Uneven) and len(set(mix.coefficients)) == 1)
+
+
+@lru_cache(maxsize=64)
+def _on_average(left: Mix | None, right: Mix | None, between: bool) -> tuple[sp.Rational, sp.Rational]:
+    """Coefficients of the moments at one position and between two on average over positions."""
+    found = [_rows(m) for m in (left, right) if m is not None]
+    itself: Rows = [{i: sp.S.One} for i in range(len(found[0]))]
+    one, two = (itself if m is None else _rows(m) for m in (left, right))
+    sums = [[sum(row.values(), sp.S.Zero) for row in rows] for rows in (one, two)]
+    if between:
+        everything = sp.Mul(*(sum(s, sp.S.Zero) / len(s) for s in sums))
+        return sp.S.Zero, everything
+    alike = sum((a * b[i] for a_row, b in zip(one, two, strict=True) for i, a in a_row.items() if i in b), sp.S.Zero)
+    everything = sum((a * b for a, b in zip(*sums, strict=True)), sp.S.Zero)
+    return alike / len(one), (everything - alike) / len(one)
+
+
+def _rows(mix: Mix) -> Rows:
+    """For every position of a mixture's value the positions of its operand and their coefficients."""
+    table, count = mix.window.table().tolist(), int(sp.Mul(*mix.window.inputs))
+    rows: Rows = [{} for _ in range(count if mix.transpose else len(table))]
+    for p, places in enumerate(table):
+        taps = [(i, a) for i, a in zip(places, mix.coefficients, strict=True) if i >= 0]
+        total = sum((a for _, a in taps), sp.S.Zero) if _is_mean(mix) else sp.S.One
+        for i, a in taps:
+            at, to = (i, p) if mix.transpose else (p, i)
+            rows[at][to] = rows[at].get(to, sp.S.Zero) + a / total
+    return rows
 
 
 def _phases(mix: Mix | None, beside: Mix | None) -> list[Taps]:
@@ -211,8 +256,8 @@ def _phases(mix: Mix | None, beside: Mix | None) -> list[Taps]:
     if not mix.transpose:
         taps = [(tuple(d * i - low for i, d, (low, _) in zip(t, w.dilation, w.padding, strict=True)), a)
                 for t, a in zip(w.offsets(), mix.coefficients, strict=True)]
-        return [_scaled(taps, mix.normalized)]
-    return [_scaled(_phase(mix, phase), mix.normalized) for phase in product(*(range(s) for s in w.stride))]
+        return [_scaled(taps, mix)]
+    return [_scaled(_phase(mix, phase), mix) for phase in product(*(range(s) for s in w.stride))]
 
 
 def phases(mix: Mix) -> list[Taps]:
@@ -234,6 +279,6 @@ def _phase(mix: Mix, phase: tuple[int, ...]) -> Taps:
     return found
 
 
-def _scaled(taps: Taps, normalized: bool) -> Taps:
-    total = sum((a for _, a in taps), sp.S.Zero) if normalized else sp.S.One
+def _scaled(taps: Taps, mix: Mix) -> Taps:
+    total = sum(mix.coefficients, sp.S.Zero) if mix.normalized else sp.S.One
     return [(offset, a / total) for offset, a in taps]

@@ -49,6 +49,8 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
     if left is None or right is None:
         _on_one_grid(v)
+    if left is not None and right is not None and _operand_grid(left) != _operand_grid(right):
+        raise NoFormula("values resampled from grids of different sizes", v.node)
     mixing = Mixing(left, right, view.position)
     alike, apart = mixing.limit
     limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
@@ -92,6 +94,10 @@ def _on_one_grid(v: Mixed) -> None:
         raise NoFormula("a resampled value beside one that depends on it", v.node)
 
 
+def _operand_grid(mix: Mix) -> tuple[sp.Expr, ...]:
+    return mix.window.outputs if mix.transpose else mix.window.inputs
+
+
 def spread_of(laws: Covariances, v: Mixed, same: Formula) -> Formula:
     """E[v y] for a ``y`` that is the same at all positions."""
     assert v.mix is not None
@@ -100,5 +106,5 @@ def spread_of(laws: Covariances, v: Mixed, same: Formula) -> Formula:
 
 def spread(laws: Covariances, mix: Mix, same: Formula) -> Formula:
     """A mixture of positions of a moment at one of them."""
-    limit = mo.combine(sp.sqrt(Mixing(mix, mix, True).limit[1]) * mo.part(0), [same])
+    limit = mo.combine(Spread(mix).limit * mo.part(0), [same])
     return laws.operated(Spread(mix), (same,), limit)

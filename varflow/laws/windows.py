@@ -14,6 +14,7 @@ from varflow.laws.composed import composed, is_identity
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, increasing, shifted
 from varflow.laws.moments import Quantity
+from varflow.laws.positions import MAX_PLACES
 from varflow.laws.resampling import holds_arranged, picks, spread
 from varflow.laws.variables import (
     POSITION,
@@ -30,7 +31,7 @@ from varflow.laws.variables import (
 )
 from varflow.program import Instruction, Mix, WindowMax, WindowMaxBackward
 from varflow.symbols import arg
-from varflow.window import Window
+from varflow.window import Uneven, Window
 
 
 class Windows(Reading):
@@ -91,7 +92,7 @@ class Windows(Reading):
         found = as_function(x)
         top = None if found is None else self._top(window, *found, whole and found[0] == arg(0))
         if found is None or top is None:
-            return self._highest(window, x, whole) or self._unknown(x)
+            return self._other_top(window, x, whole) or self._unknown(x)
         made = self._pointwise(found[0], (top,), whole)
         assert made is not None
         return made
@@ -108,19 +109,34 @@ class Windows(Reading):
         return self._tops[key]
 
     def _first(self, window: Window, g: Instance, score: sp.Expr, whole: bool) -> Instance:
+        made: type[Largest] = Largest
+        if isinstance(window, Uneven):
+            self._check_uneven(window, score)
+            made = LargestOfUneven
         if self.laws.profiles or score != arg(0):
             mean = Mix(window, (sp.Rational(1, window.taps),) * window.taps)
-            return self._make(Largest, whole, of=self._make(Mixed, False, of=g, mix=mean), entry=g, window=window,
+            return self._make(made, whole, of=self._make(Mixed, False, of=g, mix=mean), entry=g, window=window,
                               score=score)
         below, beside, numbers = self._odds(g)
-        return self._make(Largest, whole, of=g, entry=g, window=window, below=below, weight_args=(g, *beside),
+        return self._make(made, whole, of=g, entry=g, window=window, below=below, weight_args=(g, *beside),
                           coefficients=tuple(numbers))
+
+    def _check_uneven(self, window: Uneven, score: sp.Expr) -> None:
+        """Raise NoFormula for what only windows of one size have."""
+        if score != arg(0) and not self.laws.profiles:
+            raise NoFormula("a function that is not increasing, over windows of different sizes", self.step.node)
+        if _is_large(window):
+            raise NoFormula("maxima over uneven windows of a large grid", self.step.node)
+
+    def _other_top(self, window: Window, x: Instance | None, whole: bool) -> Instance | None:
+        """The largest of a function of several Gaussian values; None where it has no formula."""
+        return None if isinstance(window, Uneven) and _is_large(window) else self._highest(window, x, whole)
 
     def _won(self, window: Window, x: Instance | None, d: Instance, whole: bool) -> Instance | None:
         """What reaches an entry from the windows it wins."""
         found = None if x is None else as_function(x)
         top = None if found is None else self._top(window, *found, False)
-        top = top or self._highest(window, x, False)
+        top = top or self._other_top(window, x, False)
         if top is None:
             return self._unknown(x, d)
         terms = factored(d, top)
@@ -140,6 +156,20 @@ class Windows(Reading):
         label = {**self._label(False), "backward": False}
         common = Instance(PositionAverage(**label, of=g, count=sp.oo))  # type: ignore[arg-type]
         return normal_cdf((arg(0) - arg(1)) / sp.sqrt(coefficient(0))), (common,), [apart]
+
+
+class LargestOfUneven(Largest):
+    """The largest over windows of different sizes; its law far from borders is the mean of theirs."""
+
+    @property
+    def weight(self) -> sp.Expr:
+        """The density of the largest over that of an entry, on average over windows."""
+        assert isinstance(self.window, Uneven)
+        return sp.Add(*(share * n * self.below ** (n - 1) for n, share in self.window.sizes.items()))
+
+
+def _is_large(window: Uneven) -> bool:
+    return bool(max(sp.Mul(*window.inputs), sp.Mul(*window.outputs)) > MAX_PLACES)
 
 
 def _there(x: Instance) -> Instance:
