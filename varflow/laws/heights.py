@@ -11,9 +11,10 @@ import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import sympy as sp
 
 from varflow.laws.blocks import coefficient
@@ -24,6 +25,7 @@ from varflow.laws.positions import Array, completed, too_many
 from varflow.symbols import arg
 from varflow.window import Window
 
+Single: TypeAlias = npt.NDArray[np.float32]
 DIGITS = 4
 """Decimals of correlations that tell windows apart."""
 MOST_SOBOL, MOST_PRODUCTS, LEAST_DRAWS = 256, 1 << 35, 2048
@@ -45,12 +47,12 @@ class Score:
         """Arrays that say the law of the values: two for every pair of them, and the coefficients."""
         return self.entries * (self.entries + 1) + self.numbers
 
-    def run(self, x: Array, numbers: Array) -> Array:
-        """The scores (N, places) of values (N, entries, places)."""
+    def run(self, x: Array | Single, numbers: Array) -> Array:
+        """The scores (places, N) of values (entries, places, N)."""
         f = function(self.expr, self.entries, self.numbers)
         with np.errstate(all="ignore"):
-            found = f(*np.moveaxis(x, 1, 0), *numbers)
-        return np.asarray(np.broadcast_to(found, x[:, 0].shape), dtype=np.float64)
+            found = f(*x, *(n[:, None] for n in numbers))
+        return np.asarray(np.broadcast_to(found, x[0].shape))
 
 
 @lru_cache(maxsize=256)
@@ -96,17 +98,20 @@ class Heights:
         return len(places), matrix.tobytes(), np.round(self.numbers_at(places), 12).tobytes()
 
     def points(self, places: Index) -> Array:
-        """A sample (2 POINTS, entries, places) of all values at some places."""
+        """A sample (entries, places, 2 POINTS) of all values at some places."""
         matrix = self.block(places)
-        x = antithetic(len(matrix)) @ root_of(matrix).T
-        return np.asarray(x.reshape(len(x), self.score.entries, len(places)))
+        x = root_of(matrix) @ antithetic(len(matrix)).T
+        return np.asarray(x.reshape(self.score.entries, len(places), -1))
 
-    def top(self, x: Array, places: Index) -> Top:
+    def top(self, x: Array | Single, places: Index) -> Top:
         """Who wins a window in a sample of its values."""
         scores = self.score.run(x, self.numbers_at(places))
-        first = scores.argmax(axis=1)
-        rows = np.arange(len(x))
-        return Top(first, scores[rows, first], x[rows, :, first])
+        first, height = np.zeros(x.shape[2], dtype=np.int64), scores[0].copy()
+        for k in range(1, len(scores)):
+            higher = scores[k] > height
+            first[higher] = k
+            np.maximum(height, scores[k], out=height)
+        return Top(first, height, x[:, first, np.arange(len(first))])
 
     def near(self) -> list[tuple[int, int]]:
         """Pairs (A, B), A < B, of windows that share an entry or stand side by side."""
@@ -124,7 +129,7 @@ class Heights:
 
 @dataclass(frozen=True)
 class Top:
-    """Who wins, its score, and the values there (N, entries)."""
+    """Who wins, its score, and the values there (entries, N)."""
 
     first: Index
     height: Array
@@ -147,13 +152,18 @@ class AtTops:
     may differ between windows."""
 
     def __init__(self, f: sp.Expr, entries: int, given: tuple[Array, ...], count: int) -> None:
-        self._run = function(f, 1 + entries, len(given))
+        self.f, self._run = f, function(f, 1 + entries, len(given))
         self._columns = [np.broadcast_to(n.ravel() if n.size in (1, count) else n.mean(), (count,)) for n in given]
 
     def __call__(self, top: Top, window: int) -> Array:
         """At one window."""
-        found = self._run(top.height, *top.values.T, *self.numbers(window))
-        return np.asarray(np.broadcast_to(found, top.height.shape), dtype=np.float64)
+        found = self._run(top.height, *top.values, *self.numbers(window))
+        return np.asarray(np.broadcast_to(found, top.height.shape))
+
+    def like(self, other: AtTops) -> bool:
+        """Whether it is the same function with the same coefficients."""
+        return self.f == other.f and all(np.array_equal(a, b) for a, b in zip(self._columns, other._columns,
+                                                                             strict=True))
 
     def numbers(self, window: int) -> tuple[float, ...]:
         """The coefficients."""
@@ -210,19 +220,20 @@ def together(field: Heights, f: AtTops, g: AtTops) -> Array:
     """E[f(A) g(B)] for windows A and B: f is its mean, a linear form of the window's values and a rest, for which alone
     the sample is needed."""
     sample = whole_image(field)
-    one, two = (_taken_apart(field, h, sample) for h in (f, g))
+    one = _taken_apart(field, f, sample)
+    two = one if f.like(g) else _taken_apart(field, g, sample)
     linear = _covaried(field, one.slopes, two.slopes)
-    return np.asarray(np.outer(one.means, two.means) + linear + one.rest.T @ two.rest / len(one.rest))
+    return np.asarray(np.outer(one.means, two.means) + linear + one.rest @ two.rest.T / one.rest.shape[1])
 
 
 @dataclass(frozen=True)
 class Apart:
     """A function at every window: its mean, the slopes (sparse, windows x values) of its linear part, and the rest in
-    every point of the sample (N, windows)."""
+    every point of the sample (windows, N)."""
 
     means: Array
     slopes: Any
-    rest: Array
+    rest: Single
 
 
 def _taken_apart(field: Heights, f: AtTops, sample: Image) -> Apart:
@@ -232,10 +243,10 @@ def _taken_apart(field: Heights, f: AtTops, sample: Image) -> Apart:
     count, size = len(field.windows), field.score.entries * field.places
     parts = [once(known, *_linear(field, f, p)) for p in range(count)]
     at = [np.add.outer(np.arange(field.score.entries) * field.places, w).ravel() for w in field.windows]
-    means, rest = np.array([m for m, _ in parts]), np.empty((len(sample.values), count))
+    means, rest = np.array([m for m, _ in parts]), np.empty((count, sample.values.shape[1]), dtype=np.float32)
     for p, (mean, slopes) in enumerate(parts):
-        rest[:, p] = f(sample.tops[p], p) - mean - sample.values[:, at[p]] @ slopes
-    rest -= rest.mean(axis=0)
+        rest[p] = f(sample.tops[p], p) - mean - slopes.astype(np.float32) @ sample.values[at[p]]
+    rest -= rest.mean(axis=1, keepdims=True)
     rows = np.repeat(np.arange(count), [len(a) for a in at])
     matrix = csr_array((np.concatenate([s for _, s in parts]), (rows, np.concatenate(at))), shape=(count, size))
     return Apart(means, matrix, rest)
@@ -247,8 +258,8 @@ def _linear(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], t
     def find() -> tuple[float, Array]:
         x = field.points(places)
         y = f(field.top(x, places), p)
-        flat, mean = x.reshape(len(x), -1), float(y.mean())
-        return mean, np.asarray(np.linalg.lstsq(flat.T @ flat, flat.T @ (y - mean), rcond=1e-9)[0], dtype=np.float64)
+        flat, mean = x.reshape(-1, x.shape[2]), float(y.mean())
+        return mean, np.asarray(np.linalg.lstsq(flat @ flat.T, flat @ (y - mean), rcond=1e-9)[0], dtype=np.float64)
 
     return (field.kind(places), f.numbers(p)), find
 
@@ -268,9 +279,9 @@ def _covaried(field: Heights, left: Any, right: Any) -> Array:
 
 @dataclass(frozen=True)
 class Image:
-    """A sample of all values (N, entries P), and who wins every window in it."""
+    """A sample of all values (entries P, N), and who wins every window in it."""
 
-    values: Array
+    values: Single
     tops: list[Top]
 
 
@@ -282,8 +293,8 @@ def whole_image(field: Heights) -> Image:
     key = _key(field)
     if key not in _last:
         values = _drawn(field)
-        shaped = values.reshape(len(values), field.score.entries, field.places)
-        tops = [field.top(shaped[:, :, w], w) for w in field.windows]
+        shaped = values.reshape(field.score.entries, field.places, -1)
+        tops = [field.top(shaped[:, w], w) for w in field.windows]
         _last.clear()
         _last[key] = Image(values, tops)
     return _last[key]
@@ -296,21 +307,18 @@ def _key(field: Heights) -> bytes:
     return found.digest()
 
 
-def _drawn(field: Heights) -> Array:
+def _drawn(field: Heights) -> Single:
     """Points of all values: values of different arguments that do not covary have a root each."""
     k, n = field.score.entries, field.places
     if k * n <= MOST_SOBOL:
-        return np.asarray(field.points(np.arange(n)).reshape(2 * POINTS, -1))
+        return field.points(np.arange(n)).reshape(k * n, -1).astype(np.float32)
     apart = not any(field.blocks[i][j].any() for i in range(k) for j in range(i))
-    side = n if apart else k * n
-    count = int(np.clip(MOST_PRODUCTS // (k * n * side), LEAST_DRAWS, POINTS))
-    noise = np.random.default_rng(0).standard_normal((count, k * n))
-    if apart:
-        parts = [noise[:, i * n : (i + 1) * n] @ triangular(field.blocks[i][i]).T for i in range(k)]
-        half = np.concatenate(parts, axis=1)
-    else:
-        half = noise @ triangular(field.block(np.arange(n))).T
-    return np.concatenate([half, -half])
+    roots = [field.blocks[i][i] for i in range(k)] if apart else [field.block(np.arange(n))]
+    count = int(np.clip(MOST_PRODUCTS // (k * n * len(roots[0])), LEAST_DRAWS, POINTS // 2))
+    random = np.random.default_rng(0)
+    half = np.concatenate([triangular(c).astype(np.float32) @ random.standard_normal((len(c), count), dtype=np.float32)
+                           for c in roots])
+    return np.concatenate([half, -half], axis=1)
 
 
 def triangular(matrix: Array) -> Array:

@@ -5,8 +5,10 @@ values where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from varflow.laws.maxima import FEW, MOST_CASES, Index, evenly, once, overlaps, 
 from varflow.laws.positions import Array, Mixing, completed, mix_matrix
 from varflow.program import Mix
 from varflow.window import Window
+
+MOST_TABLES = 16
+"""Windows of which any two are sampled together, however far from each other."""
 
 
 def _wins(field: Heights, places: Index, slope: AtTops, window: int) -> Array:
@@ -74,7 +79,7 @@ class WonSum:
         for a, b in near:
             union = np.union1d(field.windows[a], field.windows[b])
             both = np.isin(union, field.windows[a]) & np.isin(union, field.windows[b])
-            wins = once(known, (field.kind(union, digits), slope.numbers(a)), _later(_wins, field, union, slope, a))
+            wins = once(known, (field.kind(union, digits), slope.numbers(a)), partial(_wins, field, union, slope, a))
             found[union[both], 0] += (pairs[a, b] + pairs[b, a]) * wins[both]
 
     def _on_average(self, field: Heights, own: float, apart: float, slope: AtTops) -> Array:
@@ -88,15 +93,11 @@ class WonSum:
         return np.full((1, 1), found)
 
 
-def _later(f: Callable[..., Array], *args: Any) -> Callable[[], Array]:
-    return lambda: f(*args)
-
-
 @dataclass(frozen=True)
 class WonSumApart:
     """E of the product of what two entries p and p' win, sum over A and B of d_A s(A) 1(p wins A) d_B t(B) 1(p' wins
-    B); the first ``split`` coefficients are those of s. Windows far from each other have slopes that covary; who wins
-    them is independent given those."""
+    B); the first ``split`` coefficients are those of s. Of many windows, those far from each other have slopes that
+    covary; who wins them is independent given those."""
 
     window: Window
     left: sp.Expr
@@ -136,29 +137,43 @@ class WonSumApart:
     @staticmethod
     def _correct(field: Heights, found: Array, pairs: Array, alone: tuple[Array, Array, Array],
                  slopes: tuple[AtTops, ...]) -> None:
-        """Windows that share entries, or stand side by side, are not won independently."""
+        """Windows that share entries, or stand side by side, are not won independently; nor any of few."""
         one, two, ratio = alone
         known: dict[Hashable, Array] = {}
-        near = [(a, b) for a, b in field.near() if pairs[a, b] or pairs[b, a]]
-        digits = FEW if len(near) > MOST_CASES else DIGITS
-        for a, b in [*near, *((b, a) for a, b in near)]:
+        few, alike = 1 < len(field.windows) <= MOST_TABLES, slopes[0].like(slopes[1])
+        kept = [(a, b) for a, b in (combinations(range(len(field.windows)), 2) if few else field.near())
+                if pairs[a, b] or pairs[b, a]]
+        digits = FEW if len(kept) > MOST_CASES else DIGITS
+
+        def put(a: int, b: int, table: Array) -> None:
             left, right = field.windows[a], field.windows[b]
-            union = np.union1d(left, right)
-            key = (field.kind(union, digits), np.isin(union, left).tobytes(), np.isin(union, right).tobytes(),
-                   slopes[0].numbers(a), slopes[1].numbers(b))
-            table = once(known, key, _later(_jointly, field, union, (a, b), slopes))
             lone = np.outer(one[left, a], two[right, b]) * ratio[a, b]
             found[np.ix_(left, right)] += pairs[a, b] / ratio[a, b] * (table - lone) if ratio[a, b] else 0.0
+
+        for a, b in kept:
+            table = _table(field, known, (a, b), slopes, digits)
+            put(a, b, table)
+            put(b, a, table.T if alike else _table(field, known, (b, a), slopes, digits))
+
+
+def _table(field: Heights, known: dict[Hashable, Array], windows: tuple[int, int], slopes: tuple[AtTops, ...],
+           digits: int) -> Array:
+    """What :func:`_jointly` finds, once for every kind of two windows."""
+    sides = [field.windows[k] for k in windows]
+    union = np.union1d(*sides)
+    key = (field.kind(union, digits), *(np.isin(union, side).tobytes() for side in sides),
+           *(slope.numbers(k) for slope, k in zip(slopes, windows, strict=True)))
+    return once(known, key, partial(_jointly, field, union, windows, slopes))
 
 
 def _jointly(field: Heights, union: Index, windows: tuple[int, int], slopes: tuple[AtTops, ...]) -> Array:
     """E[s(A) 1(i wins A) t(B) 1(j wins B)] for all entries i of A and j of B."""
     x = field.points(union)
     sides = [field.windows[k] for k in windows]
-    tops = [field.top(x[:, :, np.searchsorted(union, side)], side) for side in sides]
+    tops = [field.top(x[:, np.searchsorted(union, side)], side) for side in sides]
     s, t = (slope(top, k) for slope, top, k in zip(slopes, tops, windows, strict=True))
     table = np.zeros((len(sides[0]), len(sides[1])))
-    np.add.at(table, (tops[0].first, tops[1].first), s * t / len(x))
+    np.add.at(table, (tops[0].first, tops[1].first), s * t / x.shape[2])
     return table
 
 
