@@ -132,8 +132,8 @@ class Top:
     """Who wins, its score, and the values there (entries, N)."""
 
     first: Index
-    height: Array
-    values: Array
+    height: Array | Single
+    values: Array | Single
 
 
 def _covariances(entries: int, moments: tuple[Array, ...], count: int) -> list[list[Array]]:
