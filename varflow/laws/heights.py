@@ -36,16 +36,30 @@ RIDGE = 1e-9
 
 @dataclass(frozen=True)
 class Score:
-    """A function of ``entries`` values arg(0), ... at a place and of ``numbers`` coefficients, one for each place."""
+    """A function of ``entries`` values arg(0), ... at a place and of ``numbers`` coefficients, one for each place. The
+    last value may be the largest score ``inner`` over a window ``under`` of another grid, which is independent of the
+    others."""
 
     expr: sp.Expr
     entries: int
     numbers: int = 0
+    inner: Score | None = None
+    under: Window | None = None
+
+    @property
+    def gaussian(self) -> int:
+        """Values that are Gaussian."""
+        return self.entries - (self.inner is not None)
+
+    @property
+    def pairs(self) -> int:
+        """Arrays that say the law of the Gaussian values: two for every pair of them."""
+        return self.gaussian * (self.gaussian + 1)
 
     @property
     def moments(self) -> int:
-        """Arrays that say the law of the values: two for every pair of them, and the coefficients."""
-        return self.entries * (self.entries + 1) + self.numbers
+        """Arrays that say the law of the values: of Gaussian ones, of what is behind the last one, coefficients."""
+        return self.pairs + (self.inner.moments if self.inner else 0) + self.numbers
 
     def run(self, x: Array | Single, numbers: Array) -> Array:
         """The scores (places, N) of values (entries, places, N)."""
@@ -64,28 +78,31 @@ def function(expr: sp.Expr, places: int, numbers: int) -> Callable[..., Any]:
 class Heights:
     """The windows of a grid and the joint covariance of the values at its places, all places of the first value before
     those of the next. From moments of every pair of values, first with itself, at one place (P, 1) and between two
-    (P, P), the first value's place the first axis; then coefficients (P, 1). One window and one far from it where
-    places are too many, or alike and all windows too (``even``)."""
+    (P, P), the first value's place the first axis; those of what is behind the last value; then coefficients (P, 1).
+    One window and one far from it where places are too many, or alike and all windows too (``even``)."""
 
     def __init__(self, window: Window, score: Score, moments: tuple[Array, ...], even: bool) -> None:
         self.window, self.score = window, score
-        self.alike = too_many(window) or (all(m.size == 1 for m in moments) and even)
+        alone = score.inner is None
+        self.alike = alone and (too_many(window) or (all(m.size == 1 for m in moments) and even))
         count = 2 * window.taps if self.alike else int(np.prod([int(n) for n in window.inputs]))
         if self.alike:
             moments = tuple(np.full((1, 1), m.mean()) for m in moments)
             self.windows = [np.arange(window.taps), np.arange(window.taps, count)]
         else:
             self.windows = [row[row >= 0] for row in window.table()]
-        self.places = count
-        self.blocks = _covariances(score.entries, moments, count)
-        self.numbers = np.array([np.broadcast_to(m.ravel(), (count,)) for m in moments[len(moments) - score.numbers :]])
-        scales = np.array([max(float(np.diag(self.blocks[i][i]).mean()), 1e-300) for i in range(score.entries)])
-        self._scales = np.sqrt(scales)
+        self.places, last = count, len(moments) - score.numbers
+        self.inner = None if score.inner is None or score.under is None else Heights(
+            score.under, score.inner, moments[score.pairs : last], False)
+        self.blocks = _covariances(score.gaussian, moments, count)
+        self.numbers = np.array([np.broadcast_to(m.ravel(), (count,)) for m in moments[last:]])
+        scales = [max(float(np.diag(self.blocks[i][i]).mean()), 1e-300) for i in range(score.gaussian)]
+        self._scales = np.sqrt(np.array(scales))
 
     def block(self, places: Index) -> Array:
-        """The covariance of all values at some places."""
-        k, at = self.score.entries, np.ix_(places, places)
-        return np.block([[self.blocks[i][j][at] for j in range(k)] for i in range(k)])
+        """The covariance of all Gaussian values at some places."""
+        k, at = self.score.gaussian, np.ix_(places, places)
+        return np.block([[self.blocks[i][j][at] for j in range(k)] for i in range(k)]) if k else np.zeros((0, 0))
 
     def numbers_at(self, places: Index) -> Array:
         """The coefficients (numbers, places) there."""
@@ -95,13 +112,53 @@ class Heights:
         """What the law of the scores at some places is known by, to so many digits."""
         scales = np.repeat(self._scales, len(places))
         matrix = np.round(self.block(places) / np.outer(scales, scales), digits) + 0.0
-        return len(places), matrix.tobytes(), np.round(self.numbers_at(places), 12).tobytes()
+        own = len(places), matrix.tobytes(), np.round(self.numbers_at(places), 12).tobytes()
+        if self.inner is None:
+            return own
+        behind = self._behind(places)
+        read = [np.searchsorted(behind, self.inner.windows[p]).tobytes() for p in places]
+        return own, self.inner.kind(behind, digits), tuple(read)
 
-    def points(self, places: Index) -> Array:
+    def _behind(self, places: Index) -> Index:
+        """Places of the other grid that are read."""
+        assert self.inner is not None
+        return np.unique(np.concatenate([self.inner.windows[p] for p in places]))
+
+    def covariances(self, places: Index) -> list[Array]:
+        """Those of Gaussian values that are read at some places, independent of each other."""
+        behind = [] if self.inner is None else self.inner.covariances(self._behind(places))
+        return [self.block(places), *behind] if self.score.gaussian else behind
+
+    def coordinates(self, places: Index) -> Index:
+        """Which of all Gaussian values are read at some places."""
+        own = np.add.outer(np.arange(self.score.gaussian) * self.places, places).ravel()
+        if self.inner is None:
+            return own
+        behind = self.inner.coordinates(self._behind(places))
+        return np.concatenate([own, self.score.gaussian * self.places + behind])
+
+    def values(self, places: Index, x: Array | Single) -> Array | Single:
+        """The values (entries, places, N) of a sample of the Gaussian values that are read there."""
+        own = self.score.gaussian * len(places)
+        found = x[:own].reshape(self.score.gaussian, len(places), -1)
+        if self.inner is None:
+            return found
+        behind = self._behind(places)
+        inner = self.inner.values(behind, x[own:])
+        windows = [self.inner.windows[p] for p in places]
+        tops = [self.inner.top(inner[:, np.searchsorted(behind, w)], w).height for w in windows]
+        return np.concatenate([found, np.stack(tops)[None]])
+
+    def gaussian(self, places: Index) -> Array:
+        """A sample (Gaussian values, 2 POINTS) of those that are read at some places."""
+        covariances = self.covariances(places)
+        noise = antithetic(sum(len(c) for c in covariances)).T
+        cuts = np.cumsum([len(c) for c in covariances])[:-1]
+        return np.concatenate([root_of(c) @ part for c, part in zip(covariances, np.split(noise, cuts), strict=True)])
+
+    def points(self, places: Index) -> Array | Single:
         """A sample (entries, places, 2 POINTS) of all values at some places."""
-        matrix = self.block(places)
-        x = root_of(matrix) @ antithetic(len(matrix)).T
-        return np.asarray(x.reshape(self.score.entries, len(places), -1))
+        return self.values(places, self.gaussian(places))
 
     def top(self, x: Array | Single, places: Index) -> Top:
         """Who wins a window in a sample of its values."""
@@ -240,9 +297,9 @@ def _taken_apart(field: Heights, f: AtTops, sample: Image) -> Apart:
     from scipy.sparse import csr_array
 
     known: dict[Hashable, tuple[float, Array]] = {}
-    count, size = len(field.windows), field.score.entries * field.places
+    count, size = len(field.windows), len(sample.values)
     parts = [once(known, *_linear(field, f, p)) for p in range(count)]
-    at = [np.add.outer(np.arange(field.score.entries) * field.places, w).ravel() for w in field.windows]
+    at = [field.coordinates(w) for w in field.windows]
     means, rest = np.array([m for m, _ in parts]), np.empty((count, sample.values.shape[1]), dtype=np.float32)
     for p, (mean, slopes) in enumerate(parts):
         rest[p] = f(sample.tops[p], p) - mean - slopes.astype(np.float32) @ sample.values[at[p]]
@@ -256,17 +313,20 @@ def _linear(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], t
     places = field.windows[p]
 
     def find() -> tuple[float, Array]:
-        x = field.points(places)
-        y = f(field.top(x, places), p)
-        flat, mean = x.reshape(-1, x.shape[2]), float(y.mean())
+        flat = field.gaussian(places)
+        y = f(field.top(field.values(places, flat), places), p)
+        mean = float(y.mean())
         return mean, np.asarray(np.linalg.lstsq(flat @ flat.T, flat @ (y - mean), rcond=1e-9)[0], dtype=np.float64)
 
     return (field.kind(places), f.numbers(p)), find
 
 
 def _covaried(field: Heights, left: Any, right: Any) -> Array:
-    """L C R^T for the covariance C of all values."""
-    n, total = field.places, np.zeros((left.shape[0], right.shape[0]))
+    """L C R^T for the covariance C of all Gaussian values."""
+    n, own = field.places, field.score.gaussian * field.places
+    total = np.zeros((left.shape[0], right.shape[0]))
+    if field.inner is not None:
+        total += _covaried(field.inner, left[:, own:], right[:, own:])
     for i, row in enumerate(field.blocks):
         for j, block in enumerate(row):
             if block.any():
@@ -279,7 +339,7 @@ def _covaried(field: Heights, left: Any, right: Any) -> Array:
 
 @dataclass(frozen=True)
 class Image:
-    """A sample of all values (entries P, N), and who wins every window in it."""
+    """A sample of all Gaussian values (values, N), and who wins every window in it."""
 
     values: Single
     tops: list[Top]
@@ -293,32 +353,54 @@ def whole_image(field: Heights) -> Image:
     key = _key(field)
     if key not in _last:
         values = _drawn(field)
-        shaped = values.reshape(field.score.entries, field.places, -1)
+        shaped = _everywhere(field, values)
         tops = [field.top(shaped[:, w], w) for w in field.windows]
         _last.clear()
         _last[key] = Image(values, tops)
     return _last[key]
 
 
+def _everywhere(field: Heights, x: Single) -> Array | Single:
+    """The values (entries, P, N) of a sample of all Gaussian values."""
+    own = field.score.gaussian * field.places
+    found = x[:own].reshape(field.score.gaussian, field.places, -1)
+    if field.inner is None:
+        return found
+    inner = _everywhere(field.inner, x[own:])
+    tops = [field.inner.top(inner[:, w], w).height for w in field.inner.windows]
+    return np.concatenate([found, np.stack(tops)[None]])
+
+
 def _key(field: Heights) -> bytes:
     found = hashlib.blake2b(repr((field.window, field.score)).encode())
+    if field.inner is not None:
+        found.update(_key(field.inner))
     for array in (*(b for row in field.blocks for b in row), field.numbers):
         found.update(np.ascontiguousarray(array).data)
     return found.digest()
 
 
 def _drawn(field: Heights) -> Single:
-    """Points of all values: values of different arguments that do not covary have a root each."""
-    k, n = field.score.entries, field.places
-    if k * n <= MOST_SOBOL:
-        return field.points(np.arange(n)).reshape(k * n, -1).astype(np.float32)
-    apart = not any(field.blocks[i][j].any() for i in range(k) for j in range(i))
-    roots = [field.blocks[i][i] for i in range(k)] if apart else [field.block(np.arange(n))]
-    count = int(np.clip(MOST_PRODUCTS // (k * n * len(roots[0])), LEAST_DRAWS, POINTS // 2))
+    """Points of all Gaussian values: those of different arguments that do not covary have a root each."""
+    covariances = _independent(field)
+    sizes = [len(c) for c in covariances]
+    if sum(sizes) <= MOST_SOBOL:
+        parts = np.split(antithetic(sum(sizes)).T, np.cumsum(sizes)[:-1])
+        return np.concatenate([root_of(c) @ x for c, x in zip(covariances, parts, strict=True)]).astype(np.float32)
+    work = sum(n * n for n in sizes)
+    count = int(np.clip(MOST_PRODUCTS // work, LEAST_DRAWS, POINTS // 2))
     random = np.random.default_rng(0)
     half = np.concatenate([triangular(c).astype(np.float32) @ random.standard_normal((len(c), count), dtype=np.float32)
-                           for c in roots])
+                           for c in covariances])
     return np.concatenate([half, -half], axis=1)
+
+
+def _independent(field: Heights) -> list[Array]:
+    """Covariances of Gaussian values at all places that are independent of each other."""
+    k = field.score.gaussian
+    apart = not any(field.blocks[i][j].any() for i in range(k) for j in range(i))
+    own = [field.blocks[i][i] for i in range(k)] if apart else [field.block(np.arange(field.places))]
+    return own + ([] if field.inner is None else _independent(field.inner))
 
 
 def triangular(matrix: Array) -> Array:

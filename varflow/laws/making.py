@@ -18,7 +18,7 @@ from varflow.laws.joint import Laws
 from varflow.laws.moments import Formula, Quantity
 from varflow.laws.numeric import vectorized
 from varflow.laws.resampling import arranged
-from varflow.laws.scores import MOST_ENTRIES, prize_slope, scored
+from varflow.laws.scores import prize_slope, sampled_together, scored
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     Block,
@@ -178,10 +178,10 @@ class Reading:
         return self._combination(terms, mo.constant(linear[0]), whole)
 
     def _highest(self, window: Window, x: Instance | None, whole: bool) -> Instance | None:
-        """The largest of a function of several Gaussian values over a window, in profiles; None of anything else. One
-        variable for all its uses."""
+        """The largest of a function of several Gaussian values, and of a maximum, over a window, in profiles; None of
+        anything else. One variable for all its uses."""
         found = scored(x) if x is not None and self.laws.profiles else None
-        if found is None or not 0 < len(found.entries) <= MOST_ENTRIES:
+        if found is None or not sampled_together(self.laws, found.entries):
             return None
         key = (window, found.expr, found.entries, tuple(map(id, found.numbers)))
         if key not in self._heights:

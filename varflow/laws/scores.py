@@ -12,6 +12,7 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.heights import Height, Score, TwoHeights
 from varflow.laws.maxima import Maximum, TwoMaxima
 from varflow.laws.moments import Quantity
+from varflow.laws.positions import too_many
 from varflow.laws.variables import POSITION, SAME, Composite, Highest, Instance, Largest, Prize, Win
 from varflow.laws.won import Won, WonApart, WonBeside
 from varflow.laws.won_sums import WonSum, WonSumApart, WonSumBeside
@@ -26,7 +27,7 @@ MOST_ENTRIES = 6
 
 
 class Scored(NamedTuple):
-    """A value as a function of Gaussian ``entries`` arg(0), arg(1), ... and of coefficients."""
+    """A value as a function of Gaussian ``entries`` arg(0), arg(1), ..., then of maxima, and of coefficients."""
 
     expr: sp.Expr
     entries: tuple[Instance, ...]
@@ -34,16 +35,36 @@ class Scored(NamedTuple):
 
 
 def scored(x: Instance) -> Scored | None:
-    """A value as a function of Gaussian ones; None where something else is in it."""
-    entries: dict[Instance, int] = {}
+    """A value as a function of Gaussian ones and of maxima; None where something else is in it."""
+    found: dict[Instance, int] = {}
     numbers: list[Quantity] = []
-    expr = _written(x, entries, numbers)
-    return None if expr is None else Scored(expr, tuple(entries), tuple(numbers))
+    expr = _written(x, found, numbers)
+    if expr is None:
+        return None
+    entries = sorted(found, key=lambda e: not e.variable.gaussian)
+    table = tuple((arg(found[e]), arg(i)) for i, e in enumerate(entries))
+    return Scored(rename(expr, table), tuple(entries), tuple(numbers))
+
+
+def sampled_together(laws: Laws, entries: tuple[Instance, ...]) -> bool:
+    """Whether a maximum of a function of these has a sample: Gaussian values, and at most one maximum of such on a grid
+    whose places are told apart, independent of them."""
+    maxima = [x for x in entries if not x.variable.gaussian]
+    if not 0 < len(entries) <= MOST_ENTRIES or len(maxima) > 1:
+        return False
+    if not maxima:
+        return True
+    top = maxima[0]
+    v = top.variable
+    small = isinstance(v, Largest) and v.window is not None and not too_many(v.window)
+    plain = not isinstance(v, Highest) or all(x.variable.gaussian for x in v.entries)
+    return small and plain and not any(
+        laws.dependent(x, replace(top, there=not w.same), w) for x in entries[:-1] for w in (SAME, POSITION))
 
 
 def _written(x: Instance, entries: dict[Instance, int], numbers: list[Quantity]) -> sp.Expr | None:
     v = x.variable
-    if v.gaussian:
+    if v.gaussian or isinstance(v, Largest):
         return arg(entries.setdefault(x, len(entries)))
     if not isinstance(v, Composite):
         return None
@@ -98,9 +119,13 @@ def _of_entries(v: Prize, y: Instance, numbers: list[Quantity]) -> sp.Expr | Non
 # -- operators -----------------------------------------------------------------------------------------------------
 
 
-def score_of(v: Highest) -> Score:
+def score_of(v: Largest) -> Score:
     """What is largest."""
-    return Score(v.score, len(v.entries), len(v.coefficients))
+    if not isinstance(v, Highest):
+        return Score(v.score, 1)
+    last = v.entries[-1].variable
+    inner, under = (score_of(last), last.window) if isinstance(last, Largest) else (None, None)
+    return Score(v.score, len(v.entries), len(v.coefficients), inner, under)
 
 
 def moments_of_entries(laws: Laws, v: Largest) -> tuple[Quantity, ...]:
@@ -110,10 +135,13 @@ def moments_of_entries(laws: Laws, v: Largest) -> tuple[Quantity, ...]:
         assert v.entry is not None
         return _two(laws, v.entry, v.entry)
     found: list[Quantity] = []
-    for i, x in enumerate(v.entries):
-        for y in v.entries[i:]:
+    gaussian = [x for x in v.entries if x.variable.gaussian]
+    for i, x in enumerate(gaussian):
+        for y in gaussian[i:]:
             found += _two(laws, x, y)
-    return (*found, *v.coefficients)
+    last = v.entries[-1].variable
+    behind = moments_of_entries(laws, last) if isinstance(last, Largest) else ()
+    return (*found, *behind, *v.coefficients)
 
 
 def _two(laws: Laws, x: Instance, y: Instance) -> tuple[Quantity, Quantity]:
