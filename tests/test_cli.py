@@ -231,7 +231,7 @@ def test_names_cannot_command_the_terminal(run: Run, tmp_path: Path) -> None:
 
 
 def test_closed_pipe(block: str) -> None:
-    command = f"{sys.executable} -m varflow.cli derive {block} --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m varflow derive {block} --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert answer.returncode == 0
     assert answer.stderr.count("\n") <= 1

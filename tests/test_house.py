@@ -36,6 +36,7 @@ FLOORS = (
     ("load",),
     ("replay",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 HIDDEN_FROM_SIMULATION = {"laws", "derive", "gain", "policy", "roots", "solve", "verify", "export"}

@@ -1,0 +1,5 @@
+"""``python -m varflow``: the command line."""
+
+from varflow.cli import main
+
+main()
