@@ -26,10 +26,12 @@ from varflow.symbols import arg
 from varflow.window import Window
 
 Single: TypeAlias = npt.NDArray[np.float32]
-DIGITS = 4
+DIGITS = 3
 """Decimals of correlations that tell windows apart."""
 MOST_SOBOL, MOST_PRODUCTS, LEAST_DRAWS = 256, 1 << 35, 2048
 """Values of an image that have a Sobol sample; multiplications for a sample of an image, and its fewest points."""
+MOST_TOPS = 256
+"""Winners of windows that are kept, 2^14 points of each."""
 RIDGE = 1e-9
 """Part of the variances that a triangular root may add to them."""
 
@@ -61,12 +63,18 @@ class Score:
         """Arrays that say the law of the values: of Gaussian ones, of what is behind the last one, coefficients."""
         return self.pairs + (self.inner.moments if self.inner else 0) + self.numbers
 
-    def run(self, x: Array | Single, numbers: Array) -> Array:
+    def run(self, x: Single, numbers: Array) -> Array:
         """The scores (places, N) of values (entries, places, N)."""
         f = function(self.expr, self.entries, self.numbers)
         with np.errstate(all="ignore"):
             found = f(*x, *(n[:, None] for n in numbers))
-        return np.asarray(np.broadcast_to(found, x[0].shape))
+        return np.asarray(np.broadcast_to(found, x[0].shape), dtype=np.float32)
+
+
+@lru_cache(maxsize=16)
+def _noise(count: int) -> Single:
+    """Standard Gaussian points (count, 2 POINTS)."""
+    return np.ascontiguousarray(antithetic(count).T, dtype=np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -137,7 +145,7 @@ class Heights:
         behind = self.inner.coordinates(self._behind(places))
         return np.concatenate([own, self.score.gaussian * self.places + behind])
 
-    def values(self, places: Index, x: Array | Single) -> Array | Single:
+    def values(self, places: Index, x: Single) -> Single:
         """The values (entries, places, N) of a sample of the Gaussian values that are read there."""
         own = self.score.gaussian * len(places)
         found = x[:own].reshape(self.score.gaussian, len(places), -1)
@@ -146,24 +154,38 @@ class Heights:
         behind = self._behind(places)
         inner = self.inner.values(behind, x[own:])
         windows = [self.inner.windows[p] for p in places]
-        tops = [self.inner.top(inner[:, np.searchsorted(behind, w)], w).height for w in windows]
+        tops = [self.inner.highest(inner[:, np.searchsorted(behind, w)], w) for w in windows]
         return np.concatenate([found, np.stack(tops)[None]])
 
-    def gaussian(self, places: Index) -> Array:
+    def gaussian(self, places: Index) -> Single:
         """A sample (Gaussian values, 2 POINTS) of those that are read at some places."""
         covariances = self.covariances(places)
-        noise = antithetic(sum(len(c) for c in covariances)).T
+        noise = _noise(sum(len(c) for c in covariances))
         cuts = np.cumsum([len(c) for c in covariances])[:-1]
-        return np.concatenate([root_of(c) @ part for c, part in zip(covariances, np.split(noise, cuts), strict=True)])
+        parts = zip(covariances, np.split(noise, cuts), strict=True)
+        return np.concatenate([root_of(c).astype(np.float32) @ part for c, part in parts])
 
-    def points(self, places: Index) -> Array | Single:
+    def points(self, places: Index) -> Single:
         """A sample (entries, places, 2 POINTS) of all values at some places."""
         return self.values(places, self.gaussian(places))
 
-    def top(self, x: Array | Single, places: Index) -> Top:
+    def winner(self, places: Index) -> Top:
+        """Who wins of some places, in a sample; the last ones are kept."""
+        key = self.score, self.kind(places)
+        if key not in _tops:
+            if len(_tops) >= MOST_TOPS:
+                del _tops[next(iter(_tops))]
+            _tops[key] = self.top(self.points(places), places)
+        return _tops[key]
+
+    def highest(self, x: Single, places: Index) -> Single:
+        """The largest score of a window in a sample of its values."""
+        return np.asarray(self.score.run(x, self.numbers_at(places)).max(axis=0))
+
+    def top(self, x: Single, places: Index) -> Top:
         """Who wins a window in a sample of its values."""
         scores = self.score.run(x, self.numbers_at(places))
-        first, height = np.zeros(x.shape[2], dtype=np.int64), scores[0].copy()
+        first, height = np.zeros(x.shape[2], dtype=np.int32), scores[0].copy()
         for k in range(1, len(scores)):
             higher = scores[k] > height
             first[higher] = k
@@ -188,9 +210,12 @@ class Heights:
 class Top:
     """Who wins, its score, and the values there (entries, N)."""
 
-    first: Index
-    height: Array | Single
-    values: Array | Single
+    first: npt.NDArray[np.int32]
+    height: Single
+    values: Single
+
+
+_tops: dict[Hashable, Top] = {}
 
 
 def _covariances(entries: int, moments: tuple[Array, ...], count: int) -> list[list[Array]]:
@@ -247,7 +272,7 @@ class Height:
 
 def _mean(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], float]]:
     places = field.windows[0 if field.alike else p]
-    return (field.kind(places), f.numbers(p)), lambda: float(f(field.top(field.points(places), places), p).mean())
+    return (field.kind(places), f.numbers(p)), lambda: float(f(field.winner(places), p).mean(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -314,9 +339,9 @@ def _linear(field: Heights, f: AtTops, p: int) -> tuple[Hashable, Callable[[], t
 
     def find() -> tuple[float, Array]:
         flat = field.gaussian(places)
-        y = f(field.top(field.values(places, flat), places), p)
-        mean = float(y.mean())
-        return mean, np.asarray(np.linalg.lstsq(flat @ flat.T, flat @ (y - mean), rcond=1e-9)[0], dtype=np.float64)
+        y = f(field.winner(places), p)
+        mean = float(y.mean(dtype=np.float64))
+        return mean, np.asarray(np.linalg.lstsq(flat @ flat.T, flat @ (y - mean), rcond=1e-5)[0], dtype=np.float64)
 
     return (field.kind(places), f.numbers(p)), find
 
@@ -360,14 +385,14 @@ def whole_image(field: Heights) -> Image:
     return _last[key]
 
 
-def _everywhere(field: Heights, x: Single) -> Array | Single:
+def _everywhere(field: Heights, x: Single) -> Single:
     """The values (entries, P, N) of a sample of all Gaussian values."""
     own = field.score.gaussian * field.places
     found = x[:own].reshape(field.score.gaussian, field.places, -1)
     if field.inner is None:
         return found
     inner = _everywhere(field.inner, x[own:])
-    tops = [field.inner.top(inner[:, w], w).height for w in field.inner.windows]
+    tops = [field.inner.highest(inner[:, w], w) for w in field.inner.windows]
     return np.concatenate([found, np.stack(tops)[None]])
 
 
@@ -385,8 +410,8 @@ def _drawn(field: Heights) -> Single:
     covariances = _independent(field)
     sizes = [len(c) for c in covariances]
     if sum(sizes) <= MOST_SOBOL:
-        parts = np.split(antithetic(sum(sizes)).T, np.cumsum(sizes)[:-1])
-        return np.concatenate([root_of(c) @ x for c, x in zip(covariances, parts, strict=True)]).astype(np.float32)
+        parts = np.split(_noise(sum(sizes)), np.cumsum(sizes)[:-1])
+        return np.concatenate([root_of(c).astype(np.float32) @ x for c, x in zip(covariances, parts, strict=True)])
     work = sum(n * n for n in sizes)
     count = int(np.clip(MOST_PRODUCTS // work, LEAST_DRAWS, POINTS // 2))
     random = np.random.default_rng(0)

@@ -26,7 +26,7 @@ MOST_TABLES = 16
 
 def _wins(field: Heights, places: Index, slope: AtTops, window: int) -> Array:
     """E[s 1(i wins)] for every one of some places."""
-    top = field.top(field.points(places), places)
+    top = field.winner(places)
     return np.bincount(top.first, slope(top, window), len(places)) / len(top.first)
 
 
