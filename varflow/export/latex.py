@@ -14,7 +14,7 @@ from types import MappingProxyType
 from varflow.errors import MissingExtraError, UnsupportedError
 from varflow.export.document import EXACTNESS_TEXT, TIER_TEXT, Document, Equation, NameList
 from varflow.export.formulas import FORMULA, width
-from varflow.export.names import latex_text
+from varflow.export.names import latex_text, math_name
 from varflow.export.references import Citation
 from varflow.export.rendering import environment, lines
 from varflow.export.sums import LINE
@@ -34,6 +34,8 @@ MATH = (
     (re.compile(r"\b([A-Za-z])\^(\w)"), r"\1^{\2}"),
     (re.compile(r"\b([A-Za-z])_(\w)\b"), r"\1_{\2}"),
 )
+NAMED = re.compile(r"\b([qmgcs])_([A-Za-z]\w+(?:\[\d+\]|\.\w+)*)")
+"""A moment or a scale of a node."""
 
 
 def prose(text: str) -> str:
@@ -45,6 +47,7 @@ def prose(text: str) -> str:
         return f"\ue000{len(found) - 1}\ue001"
 
     text = FORMULA.sub(lambda m: keep(m[1]), text)
+    text = NAMED.sub(lambda m: keep(f"{m[1]}_{{{math_name(m[2])}}}"), text)
     for expression, form in MATH:
         text = expression.sub(lambda m, form=form: keep(m.expand(form)), text)  # type: ignore[misc]
     parts = re.split("\ue000(\\d+)\ue001", text)
