@@ -11,6 +11,7 @@ from varflow.calculus import difference
 from varflow.laws.distributions import NoFormula
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
+    ANYWHERE,
     Attended,
     Blended,
     Block,
@@ -24,6 +25,7 @@ from varflow.laws.variables import (
     Largest,
     MaskEntry,
     Mixed,
+    Move,
     Noise,
     Normed,
     Opaque,
@@ -154,6 +156,20 @@ def family(v: Variable) -> object:
 
 def index_of(symbol: sp.Symbol) -> int:
     return int(symbol.name[2:])
+
+
+def apart(x: Instance, y: Instance) -> bool:
+    """Whether the parts of two Gaussian values were moved differently since they were drawn: no coordinate of one is
+    made of the same draws as that of the other."""
+    one, two = _origins(x), _origins(y)
+    return not one & two and not any(ANYWHERE in moves for moves in one | two)
+
+
+def _origins(x: Instance) -> frozenset[tuple[Move, ...]]:
+    v = x.variable
+    if isinstance(v, GaussianSum):
+        return frozenset[tuple[Move, ...]]().union(*(_origins(carried(t, x)) for _, t in v.terms))
+    return _origins(carried(v.of, x)) if isinstance(v, Mixed) and v.of is not None else frozenset({x.moves})
 
 
 def carried(inner: Instance, outer: Instance) -> Instance:

@@ -12,7 +12,7 @@ import sympy as sp
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
 from varflow.laws.attention import blends, logit_covariance, varies_in_attention
-from varflow.laws.blocks import carried, drawn_after, family, fresh, parts, refine, rooted
+from varflow.laws.blocks import apart, carried, drawn_after, family, fresh, parts, refine, rooted
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.normed import normalized
@@ -221,7 +221,8 @@ class Covariances(ABC):
             return u.group == v.group and a.moves == b.moves
         if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
             return u.backward == v.backward and self._sums_dependent(a, b, view)
-        if a.moves != b.moves and ANYWHERE not in (*a.moves, *b.moves):
+        moved = a.moves != b.moves and ANYWHERE not in (*a.moves, *b.moves)
+        if moved and apart(a, b):
             return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
         if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
             return u is v and self._reduced(view, u, v).same
@@ -232,7 +233,7 @@ class Covariances(ABC):
         if u.backward != v.backward:
             return False
         try:
-            return not self.covariance(Instance(u), Instance(v), view).is_zero
+            return not self.covariance(*((a, b) if moved else (Instance(u), Instance(v))), view).is_zero
         except NoFormula:
             return True
 
