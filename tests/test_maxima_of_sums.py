@@ -13,7 +13,9 @@ import sympy as sp
 import varflow as vf
 from varflow.laws.heights import Height, Score, TwoHeights
 from varflow.laws.won_sums import WonSum, WonSumApart
+from varflow.lowering import lower
 from varflow.network import Handle, Network
+from varflow.simulate.backends import simulator
 from varflow.symbols import arg
 from varflow.window import Window
 
@@ -66,8 +68,11 @@ class Layers:
         centred = x - x.mean(axes, keepdim=True)
         return self.name(name, centred / x.var(axes, keepdim=True, unbiased=False).sqrt())
 
+    def pool(self, x: Any, name: str) -> Any:
+        return self.name(name, F.max_pool2d(x, 3, 2, 1))
+
     def behind(self, s: Any) -> Any:
-        pool = self.name("pool", F.max_pool2d(s, 3, 2, 1))
+        pool = self.pool(s, "pool")
         h = self.relu(self.conv(pool, "c"), "rc")
         mean = self.name("mean", h.mean((2, 3)))
         return self.name("fc", mean @ (self.normal(self.channels, self.channels) / self.channels**0.5))
@@ -105,8 +110,11 @@ class Model:
     def norm(self, x: Handle, name: str) -> Handle:
         return handle(self.net.batch_norm(x, name=name))
 
+    def pool(self, x: Handle, name: str) -> Handle:
+        return handle(self.net.max_pool(x, kernel=3, stride=2, padding=1, name=name))
+
     def behind(self, s: Handle) -> Handle:
-        pool = self.net.max_pool(s, kernel=3, stride=2, padding=1, name="pool")
+        pool = self.pool(s, "pool")
         mean = self.net.mean_pool(self.relu(self.conv(pool, "c"), "rc"), name="mean")
         return self.net.linear(mean, self.channels, name="fc", variance="1/fan_in")
 
@@ -140,6 +148,12 @@ def gate(m: Any, x: Any) -> Any:
     return m.multiply(m.sigmoid(m.conv(x, "u"), "gu"), m.conv(x, "v"), "s")
 
 
+def behind_a_pool(m: Any, x: Any) -> Any:
+    """A residual sum whose skip is a max pool itself, as in ResNet-9."""
+    p = m.pool(m.relu(m.norm(m.conv(x, "u"), "nu"), "ru"), "p")
+    return m.add(p, m.relu(m.norm(m.conv(p, "v"), "nv"), "rv"), "s")
+
+
 def brute(body: Body, size: int, draws: int, samples: int, channels: int) -> dict[str, Any]:
     """{node: draws x (mean, mean square, mean square of the gradient)}."""
     random = torch.Generator().manual_seed(3)
@@ -168,13 +182,30 @@ def check(body: Body, size: int, draws: int, samples: int, channels: int = WIDE)
 
 
 def test_a_residual_sum_behind_batch_norm_is_that_of_pytorch() -> None:
-    check(normed, 6, 16, 6, 64)
+    check(normed, 4, 24, 8, 48)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("body", "samples"), [(branches, 2), (skip, 2), (gate, 2), (normed, 12), (normed_sum, 24)])
+@pytest.mark.parametrize(("body", "samples"), [(branches, 2), (skip, 2), (gate, 2), (normed, 12), (normed_sum, 24),
+                                               (behind_a_pool, 12)])
 def test_numbers_are_those_of_pytorch(body: Body, samples: int) -> None:
     check(body, 8, 16, samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("body", "side"), [(normed, 32), (branches, 48), (branches, 56)])
+def test_large_images_are_those_of_simulation(body: Body, side: int) -> None:
+    m = Model(side, 128)
+    m.behind(body(m, m.x))
+    program = lower(m.net)
+    simulation = simulator(program, nodes=list(program.values), seed=5, method="auto", threads=1, backend="cpu",
+                           samples=None, large_batch=4, given=True)
+    found = simulation.run(40, 1).summaries()
+    for name, numbers in vf.derive(m.net).numeric({}).items():
+        for pass_, field in (("forward", "second_moment"), ("backward", "grad_second_moment")):
+            r = found[pass_, name]
+            allowed = max(0.03 * r.second_moment, 4 * r.standard_error)
+            assert abs(numbers[field] - r.second_moment) <= allowed, (name, field, numbers[field], r)
 
 
 # -- operators against draws of all values -------------------------------------------------------------------------
