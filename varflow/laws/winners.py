@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from varflow.laws.blocks import carried, coefficient
 from varflow.laws.distributions import NoFormula
 from varflow.laws.maxima import evenly, overlaps
 from varflow.laws.moments import Formula, Quantity
-from varflow.laws.positions import Mixing
+from varflow.laws.positions import Mixing, Overall
 from varflow.laws.ranked import Race
+from varflow.laws.sampled import sampled
 from varflow.laws.scores import (
     mean_of,
     moments_of_entries,
@@ -35,6 +37,7 @@ from varflow.laws.variables import (
     View,
     Win,
 )
+from varflow.laws.won_knowing import LEVELS, WonKnowing, at_level
 from varflow.symbols import arg
 
 if TYPE_CHECKING:
@@ -102,6 +105,9 @@ INDEPENDENT = "closure: what arrives at a maximum is independent of it"
 
 def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
     """E[v w] of what an entry gets from the windows it wins; ``w`` is ``v`` unless given."""
+    if laws.profiles and _knows(v, w or v):
+        with suppress(NoFormula):
+            return _won_knowing(laws, v, w or v)
     found = _won_second(laws, v, w or v)
     if v.of is None or v.top is None or not _holds(v.of, v.top):
         return found
@@ -111,6 +117,27 @@ def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
 def _holds(x: Instance, top: Instance) -> bool:
     """Whether a gradient is a function of the largest entry too, as behind a skip connection."""
     return x == top or (isinstance(x.variable, Composite) and any(_holds(a, top) for a in x.variable.args))
+
+
+def _knows(v: Win, w: Win) -> bool:
+    """Whether gradients are functions of the largest of Gaussian entries."""
+    both = [u.of is not None and u.top is not None and _holds(u.of, u.top) for u in (v, w)]
+    return any(both) and type(v.largest) is Largest and v.top == w.top
+
+
+def _won_knowing(laws: Laws, v: Win, w: Win) -> Formula:
+    assert v.of is not None and w.of is not None and v.top is not None
+    entries = moments_of_entries(laws, v.largest)
+    scale = laws.system.operate(Overall(), (entries[0],), "k", v.node, False)
+    own, apart = [], []
+    for t in LEVELS:
+        level = laws.quantity(mo.combine(t * sp.sqrt(mo.part(0)), [laws.formula(scale)]), "k", v.node)
+        d, e = (at_level(x, v.top, level) for x in (v.of, w.of))
+        own.append(laws.quantity(sampled(laws, [d, e], SAME, v)))
+        apart.append(laws.quantity(sampled(laws, [d, replace(e, there=True)], POSITION, v)))
+    square = v.slope * _moved(w.slope, w, len(v.coefficients))
+    operator = WonKnowing(v.window, square, v.largest.score)
+    return _operated(laws, v, operator, (*entries, scale, *own, *apart, *v.coefficients, *w.coefficients))
 
 
 def _won_second(laws: Laws, v: Win, w: Win) -> Formula:
