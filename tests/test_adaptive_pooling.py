@@ -313,3 +313,20 @@ def test_written_to_a_file_and_read(tmp_path: Path) -> None:
 def test_verification(op: str) -> None:
     loaded = pooled(op, (7, 5), (3, 4))[0]
     assert vf.verify(loaded, draws=300, seed=1, delta=0.1).verdict == "pass"
+
+
+def test_one_place_spread_padded_and_averaged() -> None:
+    """A value that is the same at all places, given borders again and again."""
+    net, x = image(N, 5)
+    h = net.adaptive_avg_pool(net.relu(net.conv(x, N, 3, padding=1, name="c", **HE)), output_size=1, name="p")
+    h = net.upsample(h, 4, mode="bilinear", name="u")
+    h = net.pad(net.avg_pool(net.pad(h, 1), 3, 1, padding=1), 2, name="a")
+    net.conv(net.relu(h), N, 3, name="y", **GAIN)
+
+    def forward(draw: Draw) -> Tensor:
+        h = F.relu(draw.name("c", draw.conv(draw.input(N, 5), N, 3, 2, padding=1)))
+        h = draw.name("p", h.mean(2, keepdim=True))
+        h = F.avg_pool1d(F.pad(draw.name("u", h.expand(-1, -1, 4)), (1, 1)), 3, 1, 1)
+        return draw.conv(F.relu(draw.name("a", F.pad(h, (2, 2)))), N, 3, 1)
+
+    check(net, forward, bias=0.02, draws=200)

@@ -214,6 +214,11 @@ def mix_matrix(mix: Mix) -> Any:
     return total.T.tocsr() if mix.transpose else total.tocsr()
 
 
+def sums_alike(mix: Mix) -> bool:
+    """Whether coefficients have one sum at all positions; of grids with too many places to tell apart they have."""
+    return too_many(mix.window) or _finer(mix.window) or float(np.ptp(mix_matrix(mix).sum(axis=1))) < 1e-12
+
+
 def _is_mean(mix: Mix) -> bool:
     """Whether coefficients are divided by the sum of those inside: alike ones of uneven windows always are."""
     return mix.normalized or (isinstance(mix.window, Uneven) and len(set(mix.coefficients)) == 1)

@@ -14,7 +14,7 @@ from varflow.laws.composed import composed, is_identity
 from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, increasing, shifted
 from varflow.laws.moments import Quantity
-from varflow.laws.positions import MAX_PLACES
+from varflow.laws.positions import MAX_PLACES, Spread, sums_alike
 from varflow.laws.resampling import holds_arranged, picks, spread
 from varflow.laws.variables import (
     POSITION,
@@ -65,9 +65,8 @@ class Windows(Reading):
             if one is not None:
                 inner = carried(v.of, x)
                 return inner if is_identity(one) else self._resampling(one, inner, whole)
-        if not self.laws.varies(v, False):
-            same = self.laws.quantity(spread(self.laws, mix, mo.ONE), "k", self.step.node)
-            found = self._combination([(same, x)], whole=whole)
+        if not self.laws.varies(v, False) and (not self.laws.profiles or sums_alike(mix)):
+            found = self._combination([(Spread(mix).limit, x)], whole=whole)
             assert found is not None
             return found
         base, moved = shifted(x)
