@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 
 from varflow.cli_print import hint
 from varflow.derive import Derivation, derive
-from varflow.errors import InputError
+from varflow.errors import ErrorList, InputError, UnsupportedError
 from varflow.expressions import parse
 from varflow.fields import closest
 from varflow.load import load
+from varflow.network import Network
 from varflow.solve import Solution, solve
 
 
@@ -77,13 +80,30 @@ class Subject:
     def load(graph: str, settings: Sequence[str], conditions: Conditions, solve: bool | None = None) -> Subject:
         """Read, derive and (``solve``: always, never, or None: where something is unknown or asked) solve."""
         values = read_values(settings)
-        derivation = derive(load(graph))
+        network, given = _network(graph, values)
+        values = {name: value for name, value in values.items() if name not in given}
+        derivation = derive(network)
         wanted = solve if solve is not None else conditions.given or bool(derivation.unknowns())
         solution = _solution(derivation, conditions) if wanted else None
         if solution is not None:
             derivation = solution.derivation
         _check_names(values, derivation)
         return Subject(derivation, solution, values)
+
+
+def _network(graph: str, values: Mapping[str, float]) -> tuple[Network, tuple[str, ...]]:
+    """The network, and the names of values that were put in while its file was read: none where it can be read with
+    symbols, else the fewest without which its layers have no windows, as adaptive pooling."""
+    try:
+        return load(graph), ()
+    except ErrorList as error:
+        if not values or not all(isinstance(e, UnsupportedError) for e in error.errors):
+            raise
+        for count in range(1, len(values)):
+            for names in combinations(values, count):
+                with suppress(ErrorList):
+                    return load(graph, {name: values[name] for name in names}), names
+        return load(graph, values), tuple(values)
 
 
 def _solution(derivation: Derivation, asked: Conditions) -> Solution:

@@ -32,15 +32,19 @@ MAX_TERMS, MAX_UNROLLED, MAX_NAMES, MAX_ERRORS, MAX_PART = 1000, 100_000, 200, 2
 Shapes = tuple[Shape, ...]
 
 
-class Scope(dict[str, sp.Symbol]):
-    """The symbols an expression may use; called with a name, the symbol or None.
+class Scope(dict[str, sp.Expr]):
+    """The symbols an expression may use; called with a name, the symbol (or the number given for it) or None.
 
     An ``open`` one makes up the symbols it lacks: their declaration is damaged, and that is reported already.
     """
 
     open = False
 
-    def __call__(self, name: str) -> sp.Symbol | None:
+    def __init__(self, symbols: Mapping[str, sp.Expr], numbers: Mapping[str, sp.Expr]) -> None:
+        super().__init__(symbols)
+        self.numbers = numbers
+
+    def __call__(self, name: str) -> sp.Expr | None:
         return self.get(name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -49,18 +53,18 @@ class Scope(dict[str, sp.Symbol]):
 
     def within(self, **more: sp.Symbol) -> Scope:
         """A copy with more symbols."""
-        copy = Scope({**self, **more})
+        copy = Scope({**self, **more}, self.numbers)
         copy.open = self.open
         return copy
 
 
-def build(tree: Tree) -> Network:
-    """The network that a file describes. Raises ErrorList with every error of the file."""
+def build(tree: Tree, numbers: Mapping[str, sp.Expr]) -> Network:
+    """The network that a file describes, with ``numbers`` in place of symbols. Raises ErrorList with every error."""
     document, wrong = read_part(tree, Document, (), tree.value)
     network = Network(strict=True)
     if document is not None:
         network = Network(document.name, preserve=document.preserve, source=document.source, strict=True)
-        _Builder(tree, network, Scope(), Program(), ()).fill(document, None, wrong)
+        _Builder(tree, network, Scope({}, numbers), Program(), ()).fill(document, None, wrong)
     if tree.errors:
         raise ErrorList(in_order(tree.errors))
     return network
@@ -154,7 +158,14 @@ class _Builder:
             except InputError as error:
                 self.tree.errors.append(error)
                 symbol = sp.Symbol(name, positive=True)
-            self.scope[name] = self.network.symbols[name] = symbol
+            self.scope[name] = symbol
+            if name not in self.scope.numbers:
+                self.network.symbols[name] = symbol
+            elif all(getattr(self.scope.numbers[name], f"is_{k}") == v for k, v in symbol.assumptions0.items()):
+                self.scope[name] = self.scope.numbers[name]
+            else:
+                self.report(f"{self.scope.numbers[name]} is no number for {name!r}", path, "it is declared otherwise",
+                            "a number of the kind that the declaration names", key=True)
 
     def inputs(self, inputs: Mapping[str, Any], given: list[Shape | None] | None) -> None:
         if not inputs and not self.lenient:
