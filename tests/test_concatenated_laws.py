@@ -55,3 +55,32 @@ def test_maxima_of_sums_of_concatenations() -> None:
         return draw.conv(draw.name("m", m), N, 1, 1)
 
     check(net, forward, bias=0.02, draws=200)
+
+
+def test_a_shuffle_of_unlike_blocks() -> None:
+    """Behind a permutation of two blocks a function's slope is that of the block that a coordinate came from: the
+    gradient of 3 relu(u) is not that of tanh(v), taken apart again with or without a split between (ShuffleNet)."""
+    net = vf.Network("shuffle")
+    x = net.input("x", channels=N)
+    u, v = (net.linear(x, N, name=name, **GAIN) for name in "uv")
+    p, q = net.scale(net.relu(u), 3, name="p"), net.activation(v, "tanh", name="q")
+    h = net.permute(net.concat(p, q), permutation="P")
+    left, right = net.split(h, N, N)
+    right = net.scale(net.activation(right, "silu"), 2, name="r")
+    h = net.permute(net.concat(left, right), permutation="Q", name="h")
+    net.linear(net.activation(h, "cos"), N, name="y", **GAIN)
+    orders = [torch.randperm(2 * N, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+
+    def forward(draw: Draw) -> Tensor:
+        x = draw.input(N)
+        u, v = (draw.name(name, x @ draw.weight(N, N).T) for name in "uv")
+        p, q = draw.name("p", 3 * F.relu(u)), draw.name("q", torch.tanh(v))
+        h = torch.cat((p, q), -1)[..., orders[0]]
+        right = draw.name("r", 2 * F.silu(h[..., N:]))
+        h = draw.name("h", torch.cat((h[..., :N], right), -1)[..., orders[1]])
+        return torch.cos(h) @ draw.weight(N, 2 * N).T
+
+    numbers = check(net, forward, bias=0.02, draws=200)
+    assert not np.isclose(numbers["p"]["grad_second_moment"], numbers["q"]["grad_second_moment"], rtol=0.2)
+    law = vf.derive(net)
+    assert all(law[name].tier != "population" for name in "pquv")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sympy as sp
 
-from varflow.calculus import quotient
-from varflow.laws.blocks import refine
+from varflow.calculus import quotient, rename
+from varflow.laws.blocks import carried, parts, refine
 from varflow.laws.making import Reading, moved_by
 from varflow.laws.variables import (
     ANYWHERE,
@@ -75,13 +75,52 @@ class Layout(Reading):
     def _permute(self, x: Blocks, name: str, inverse: bool) -> Blocks:
         move = "unpermute" if inverse else "permute"
         sizes = (inverse, *(b.size for b in x))
+        mixed = self._mixed.get(name)
+        if mixed is not None and mixed[0] != inverse:
+            return self._told_apart(x, (move, name), mixed[1:])
         if len(x) == 1:
-            if self._mixed.get(name, sizes)[0] != inverse:
-                return self._one(self._anywhere(x))
             return (Block(x[0].size, moved_by(x[0].law, (move, name))),)
         if self._mixed.setdefault(name, sizes) != sizes:
             return self._one(self._anywhere(x))
         return self._one(self._mixture(x, (move, name)))
+
+    def _told_apart(self, x: Blocks, move: tuple[str, str], sizes: tuple[sp.Expr, ...]) -> Blocks:
+        """Back in the order in which there were blocks of these sizes: what each gets is what is known at a permuted
+        coordinate that came from it."""
+        origin = ("permute" if move[0] == "unpermute" else "unpermute", move[1])
+        found = []
+        for k, size in enumerate(sizes):
+            given = [Block(b.size, None if b.law is None else self._given(b.law, origin, k)) for b in x]
+            if any(_chosen(b.law, origin) for b in given if b.law is not None):
+                return self._one(self._anywhere(x))
+            alone = len(given) == 1 or all(b.law is None for b in given)
+            found.append(Block(size, moved_by(given[0].law, move) if alone else self._mixture(tuple(given), move)))
+        return tuple(found)
+
+    def _given(self, x: Instance, origin: tuple[str, str], block: int) -> Instance | None:
+        """A value at permuted coordinates that came from this block; None: zero."""
+        v = x.variable
+        if not isinstance(v, Composite) or not _chosen(x, origin):
+            return x
+        args: list[Instance] = []
+        table: list[tuple[sp.Expr, sp.Expr]] = []
+        for i, a in enumerate(v.args):
+            inner = carried(a, x)
+            choice = inner.variable
+            if isinstance(choice, BlockChoice) and _is_of(inner, origin):
+                table.append((arg(i), sp.Integer(choice.index == block)))
+            elif (known := self._given(inner, origin, block)) is None:
+                table.append((arg(i), sp.S.Zero))
+            else:
+                table.append((arg(i), arg(len(args))))
+                args.append(known)
+        expr = rename(v.expr, tuple(table))
+        if expr == 0:
+            return None
+        for i, a in enumerate(args):
+            if expr == arg(i):
+                return a
+        return self._make(Composite, expr=expr, args=tuple(args), coefficients=v.coefficients)
 
     def _mixture(self, x: Blocks, move: tuple[str, object]) -> Instance:
         """A coordinate of a permuted value of several blocks: from one of them, in proportion to its size."""
@@ -108,3 +147,13 @@ def _cut(blocks: Blocks, start: sp.Expr, size: sp.Expr) -> Blocks:
     parts = (Block(start, None), Block(size, marker), Block(sp.expand(total - start - size), None))
     cuts = refine(blocks, tuple(b for b in parts if b.size != 0))
     return tuple(Block(n, moved_by(law, ("shift", start))) for n, (law, inside) in cuts if inside is marker)
+
+
+def _is_of(x: Instance, origin: tuple[str, str]) -> bool:
+    """Whether this tells which block a coordinate had before a permutation, at the permuted coordinate."""
+    return isinstance(x.variable, BlockChoice) and x.variable.group[0] == origin and not x.moves  # type: ignore[index]
+
+
+def _chosen(x: Instance, origin: tuple[str, str]) -> bool:
+    """Whether a value depends on which block a permuted coordinate came from."""
+    return _is_of(x, origin) or any(_chosen(carried(inner, x), origin) for inner in parts(x.variable))

@@ -89,7 +89,7 @@ class Reading:
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
         self._standard: dict[Variable, Standardize] = {}
         self._inverse: dict[tuple[int, Standardize], list[Quantity | None]] = {}
-        self._mixed: dict[str, tuple[object, ...]] = {}
+        self._mixed: dict[str, tuple[Any, ...]] = {}
         self._slopes = False
         self._counts = Counter((s.primitive.weight, s.primitive.transpose, s.backward)
                                for s in program if isinstance(s.primitive, Contract))
