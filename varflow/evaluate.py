@@ -96,14 +96,23 @@ class Numbers:
         make = Mixture if masked else Profile
         return make(program, self.values, self._measured_by_place, d.main.propagation.values)
 
+    @staticmethod
+    def _value_of(profile: Profile, name: str, gradient: bool) -> int:
+        return (profile.program.gradients if gradient else profile.program.values)[name]
+
     def _in_profile(self, name: str, measure: str, gradient: bool) -> float | None:
         """A moment averaged over positions; None where the network has no profile, or no formula there."""
         profile = self._placed
         if profile is None:
             return None
-        value = (profile.program.gradients if gradient else profile.program.values)[name]
+        value = self._value_of(profile, name, gradient)
         found = profile.mean(value) if measure == "mean" else profile.second(value)
         return None if found is None else float(found.mean())
+
+    def exactness_by_position(self, name: str, gradient: bool) -> str:
+        """What its second moment rests on where it is that of its profile."""
+        assert self._placed is not None
+        return self._placed.exactness(self._value_of(self._placed, name, gradient))
 
     def by_position(self, name: str, gradient: bool = False) -> bool:
         """Whether a node's second moment is that of its profile over positions."""

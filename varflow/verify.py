@@ -13,7 +13,7 @@ import sympy as sp
 
 from varflow.derive import Derivation, derive
 from varflow.errors import InputError, MissingExtraError, UnsupportedError
-from varflow.laws.moments import Moment, Quantity
+from varflow.laws.moments import EXACTNESS, Moment, Quantity, weakest
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Program, Standardize, has_windows
@@ -88,7 +88,8 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Predi
     if not measured:
         return Prediction(number, exactness)
     if numbers.by_position(name, backward):
-        return Prediction(number, exactness, SAMPLE_ERROR * abs(number))
+        placed = weakest(EXACTNESS, (exactness, numbers.exactness_by_position(name, backward)))
+        return Prediction(number, placed, SAMPLE_ERROR * abs(number))
     return Prediction(number, exactness, _population_error(numbers, plain, backward))
 
 

@@ -148,7 +148,7 @@ class Heights:
     def values(self, places: Index, x: Single) -> Single:
         """The values (entries, places, N) of a sample of the Gaussian values that are read there."""
         own = self.score.gaussian * len(places)
-        found = x[:own].reshape(self.score.gaussian, len(places), -1)
+        found = x[:own].reshape(self.score.gaussian, len(places), x.shape[-1])
         if self.inner is None:
             return found
         behind = self._behind(places)
@@ -388,7 +388,7 @@ def whole_image(field: Heights) -> Image:
 def _everywhere(field: Heights, x: Single) -> Single:
     """The values (entries, P, N) of a sample of all Gaussian values."""
     own = field.score.gaussian * field.places
-    found = x[:own].reshape(field.score.gaussian, field.places, -1)
+    found = x[:own].reshape(field.score.gaussian, field.places, x.shape[-1])
     if field.inner is None:
         return found
     inner = _everywhere(field.inner, x[own:])

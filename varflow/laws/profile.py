@@ -46,6 +46,11 @@ class Profile:
             return np.zeros(1)
         return self._found(value, False)
 
+    def exactness(self, value: int) -> str:
+        """exact | wide | closure, of the second moment; underived where there is no formula."""
+        quantity = self._asked[value, True] if (value, True) in self._asked else self._quantity(value, True)
+        return "underived" if quantity is None else str(getattr(quantity, "exactness", "exact"))
+
     def _found(self, value: int, second: bool) -> Array | None:
         key = (value, second)
         if key not in self._known:

@@ -10,7 +10,7 @@ import sympy as sp
 
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, coefficient
+from varflow.laws.blocks import carried, coefficient, parts
 from varflow.laws.distributions import NoFormula
 from varflow.laws.maxima import evenly, overlaps
 from varflow.laws.moments import Formula, Quantity
@@ -115,8 +115,10 @@ def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
 
 
 def _holds(x: Instance, top: Instance) -> bool:
-    """Whether a gradient is a function of the largest entry too, as behind a skip connection."""
-    return x == top or (isinstance(x.variable, Composite) and any(_holds(a, top) for a in x.variable.args))
+    """Whether a gradient is a function of the largest entry too, as behind a skip connection or the next max pool."""
+    v = x.variable
+    inner = parts(v) if isinstance(v, Composite | Win | Mixed) and not v.gaussian else ()
+    return x == top or any(_holds(a, top) for a in inner)
 
 
 def _knows(v: Win, w: Win) -> bool:
