@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import sympy as sp
@@ -51,7 +52,7 @@ class Scaled:
         other = {("backward", name): 1 / float(factor) for name, factor in self.inputs.items()}
         return {key: p.times(other.get(key, 1.0)) for key, p in predicted.items()}
 
-    @property
+    @cached_property
     def of_width(self) -> bool:
         """Whether its moments are others than the original's: rounded counts, sums that grow with the width, or groups
         of channels that do."""

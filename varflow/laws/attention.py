@@ -40,6 +40,7 @@ from varflow.laws.variables import (
 
 if TYPE_CHECKING:
     from varflow.laws.covariances import Covariances
+    from varflow.laws.dependence import Dependence
     from varflow.laws.joint import Laws
 
 OF_TOKENS = (Attended, Blended)
@@ -53,7 +54,7 @@ _SPREAD = (mo.part(0) * mo.part(4) * (mo.part(1) + (mo.part(4) - 1) * mo.part(2)
     mo.part(5) * (mo.part(5) - 1))
 
 
-def varies_in_attention(laws: Covariances, v: Variable, sample: bool) -> bool:
+def varies_in_attention(laws: Dependence, v: Variable, sample: bool) -> bool:
     """Whether a part of attention differs between samples (or, if not ``sample``, between positions)."""
     match v:
         case Logit(queries=Instance() as queries, keys=Instance() as keys):

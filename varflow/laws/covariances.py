@@ -1,8 +1,8 @@
-"""What variables depend on, and covariances of Gaussian ones: cached inner products over sources."""
+"""Covariances of Gaussian variables: cached inner products over sources."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,39 +11,28 @@ import sympy as sp
 
 from varflow.calculus import quotient, times
 from varflow.laws import moments as mo
-from varflow.laws.attention import blends, logit_covariance, varies_in_attention
-from varflow.laws.blocks import apart, carried, drawn_after, family, fresh, parts, refine, rooted
+from varflow.laws.attention import logit_covariance
+from varflow.laws.blocks import carried, drawn_after, fresh, refine
+from varflow.laws.dependence import Dependence
 from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import Formula, Moment, MomentSystem, Quantity
 from varflow.laws.normed import normalized
 from varflow.laws.positions import Average, Kernel, Overall, Turn
 from varflow.laws.resampling import NEIGHBOURS, noted, resampled
-from varflow.laws.shared import ChannelSum, identical, weights_within
+from varflow.laws.shared import ChannelSum, identical
 from varflow.laws.variables import (
-    ANYWHERE,
-    SAME,
-    BlockChoice,
-    Composite,
     Depthwise,
     GaussianSum,
     Instance,
-    Inverse,
-    Largest,
-    MaskEntry,
     Mixed,
     Noise,
     Normed,
-    Opaque,
     PositionAverage,
     Product,
     SampleMean,
-    SphereEntry,
-    Standardized,
     Variable,
     View,
-    view_of,
 )
-from varflow.window import Window
 
 MEAN_OVER = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
 """The mean over ``part(2)`` places of ``part(0)`` at one of them and ``part(1)`` at all others."""
@@ -63,28 +52,17 @@ def moments_of(x: Instance) -> Instance:
 
 
 @dataclass
-class Covariances(ABC):
-    """Dependence of variables and covariances of Gaussian ones, computed once each.
+class Covariances(Dependence):
+    """Covariances of Gaussian variables, computed once each.
 
     With ``profiles`` moments are arrays over positions (see :mod:`~varflow.laws.positions`): of a moment between two
     places the first argument's place is the first axis; ``there`` moments at one place lie along the second.
     """
 
-    profiles: bool = False
     system: MomentSystem = field(default_factory=MomentSystem)
     _second: dict[Variable, Formula] = field(default_factory=dict)
     _pair: dict[Any, Formula] = field(default_factory=dict)
-    _roots: dict[Variable, tuple[Instance, ...]] = field(default_factory=dict)
-    _moved_roots: dict[Any, tuple[Instance, ...]] = field(default_factory=dict)
-    _depends: dict[Any, bool] = field(default_factory=dict)
-    _varies: dict[tuple[Variable, bool], bool] = field(default_factory=dict)
-    _bits: dict[object, int] = field(default_factory=dict)
-    _family_sets: dict[Variable, int] = field(default_factory=dict)
-    _backward_bits: int = 0
     _turns: dict[Moment, Moment] = field(default_factory=dict)
-    _mixtures: dict[Variable, bool] = field(default_factory=dict)
-    _blends: dict[Variable, bool] = field(default_factory=dict)
-    mixes_tokens: bool = False
 
     @abstractmethod
     def mean(self, x: Instance) -> Formula:
@@ -94,172 +72,6 @@ class Covariances(ABC):
     def pair(self, x: Instance, y: Instance, view: View) -> Formula:
         """E[x y] of any two variables."""
 
-    # -- structure -----------------------------------------------------------------------------------
-
-    def roots(self, x: Instance) -> tuple[Instance, ...]:
-        """The basic variables an instance depends on."""
-        if not x.moves and not x.there:
-            return self._own_roots(x.variable)
-        key = (x.variable, x.moves, x.there)
-        if key not in self._moved_roots:
-            self._moved_roots[key] = tuple(carried(r, x) for r in self._own_roots(x.variable))
-        return self._moved_roots[key]
-
-    def _own_roots(self, v: Variable) -> tuple[Instance, ...]:
-        if v not in self._roots:
-            itself, children = rooted(v)
-            inner = dict.fromkeys(r for c in children for r in self.roots(c))
-            self._roots[v] = (Instance(v), *inner) if itself else tuple(inner)
-        return self._roots[v]
-
-    def varies(self, v: Variable, sample: bool) -> bool:
-        """Whether a variable differs between samples (or, if not ``sample``, between positions)."""
-        key = (v, sample)
-        if key not in self._varies:
-            self._varies[key] = self._find_varies(v, sample)
-        return self._varies[key]
-
-    def _find_varies(self, v: Variable, sample: bool) -> bool:
-        match v:
-            case Noise(kind=kind, placed=placed):
-                return kind != "bias" and (sample or placed)
-            case MaskEntry(per_sample=per_sample, placed=placed):
-                return sample or (placed and not per_sample)
-            case BlockChoice() | Inverse():
-                return False
-            case SampleMean(of=of, channels=channels) if of is not None and channels is not None:
-                return sample and self.varies(of.variable, sample)
-            case SampleMean(of=of, count=count) if of is not None:
-                return not sample and count == 1 and self.varies(of.variable, sample)
-            case PositionAverage(of=of) if of is not None:
-                return sample and self.varies(of.variable, sample)
-            case Mixed(of=of, mix=mix) if of is not None and mix is not None:
-                mean = mix.normalized and not mix.transpose
-                return self.varies(of.variable, sample) or not (sample or mean or self._even(
-                    mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
-            case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) | Standardized(of=of) if of is not None:
-                return self.varies(of.variable, sample)
-            case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
-                return True
-            case Normed(of=of) if of is not None:
-                return self.varies(of.variable, sample)
-            case SphereEntry(of=of) if of is not None:
-                return sample or self.varies(of.variable, sample)
-            case Product(operand=operand) | ChannelSum(operand=operand):
-                return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
-            case GaussianSum(terms=terms):
-                return any(self.varies(t.variable, sample) for _, t in terms)
-            case Composite(args=args):
-                return any(self.varies(a.variable, sample) for a in args)
-            case Opaque(roots=roots):
-                return any(self.varies(a.variable, sample) for a in roots)
-        return varies_in_attention(self, v, sample)
-
-    def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
-        """Whether a window makes a value that is the same at all positions of one that is (its taps ``alike``); far
-        from borders it does."""
-        return not self.profiles or (w.covers_evenly and alike if transpose else w.uniform)
-
-    def _reduced(self, view: View, x: Variable, y: Variable) -> View:
-        """The view as far as both variables vary along it."""
-        return view_of(view.position and self.varies(x, False) and self.varies(y, False),
-                       view.sample and self.varies(x, True) and self.varies(y, True))
-
-    def _view_of(self, x: Instance, y: Instance, view: View) -> View:
-        return view if x.there != y.there else SAME
-
-    def dependent(self, x: Instance, y: Instance, view: View) -> bool:
-        """Whether two instances may depend on each other; ``view`` is where ``there`` is."""
-        shared = self._families(x.variable) & self._families(y.variable)
-        if not shared or fresh(x, y) or fresh(y, x):
-            return False
-        between = self._view_of(x, y, view)
-        near = self.profiles and self._overlaps(x.variable) and self._overlaps(y.variable)
-        if between.position and (near or (self.mixes_tokens and any(blends(z.variable, self._blends) for z in (x, y)))):
-            here = View(False, between.sample)
-            return any(self._touching(x, y, shared, w) for w in (between, here))
-        return self._touching(x, y, shared, between)
-
-    def _overlaps(self, v: Variable) -> bool:
-        """Whether a variable is made of mixtures of positions, which neighbours may share."""
-        if v not in self._mixtures:
-            self._mixtures[v] = isinstance(v, Mixed) or any(self._overlaps(x.variable) for x in parts(v))
-        return self._mixtures[v]
-
-    def _touching(self, x: Instance, y: Instance, shared: int, between: View) -> bool:
-        mine, others = ([(r, bits) for r in self.roots(i.at(False) if i.there else i)
-                         if (bits := self._families(r.variable) & shared)] for i in (x, y))
-        return any(bits & more and self._roots_dependent(a, b, between) for a, bits in mine for b, more in others)
-
-    def _families(self, v: Variable) -> int:
-        """A bit for every source or (weight, orientation, direction) that a variable is made of."""
-        if v not in self._family_sets:
-            inner = parts(v)
-            own = not inner or isinstance(v, Depthwise)
-            bits = 1 << self._bits.setdefault(family(v), len(self._bits)) if own else 0
-            self._backward_bits |= bits if v.backward else 0
-            operand = v.operand if isinstance(v, ChannelSum) else ()
-            for x in (*inner, *(b.law for b in operand if b.law is not None)):
-                bits |= self._families(x.variable)
-            if isinstance(v, ChannelSum) and v.backward:
-                for name in self._weights_of(v):
-                    for transpose in (False, True):
-                        bits |= 1 << self._bits.setdefault((name, transpose, True), len(self._bits))
-            self._family_sets[v] = bits
-        return self._family_sets[v]
-
-    def _roots_dependent(self, a: Instance, b: Instance, view: View) -> bool:
-        key = (a.variable, a.moves, b.variable, b.moves, view.position, view.sample)
-        found = self._depends.get(key)
-        if found is None:
-            found = self._depends[key] = self._find_dependent(a, b, view)
-        return found
-
-    def _find_dependent(self, a: Instance, b: Instance, view: View) -> bool:
-        u, v = a.variable, b.variable
-        if isinstance(u, BlockChoice) and isinstance(v, BlockChoice):
-            return u.group == v.group and a.moves == b.moves
-        if isinstance(u, ChannelSum) or isinstance(v, ChannelSum):
-            return u.backward == v.backward and self._sums_dependent(a, b, view)
-        moved = a.moves != b.moves and ANYWHERE not in (*a.moves, *b.moves)
-        if moved and apart(a, b):
-            return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
-        if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
-            return u is v and self._reduced(view, u, v).same
-        if isinstance(u, SphereEntry) or isinstance(v, SphereEntry):
-            return self._sphere_dependent(u, v, view)
-        if isinstance(u, Depthwise) or isinstance(v, Depthwise):
-            return isinstance(u, Depthwise) and isinstance(v, Depthwise) and u.weight == v.weight
-        if u.backward != v.backward:
-            return False
-        try:
-            return not self.covariance(*((a, b) if moved else (Instance(u), Instance(v))), view).is_zero
-        except NoFormula:
-            return True
-
-    def _sums_dependent(self, a: Instance, b: Instance, view: View) -> bool:
-        """Whether sums over channels (or one and a value) share a source in any channel; a gradient W^T d and a sum
-        that W has a say in do."""
-        for one, other in ((a.variable, b.variable), (b.variable, a.variable)):
-            if isinstance(one, ChannelSum) and one.backward and isinstance(other, Product):
-                return other.weight in self._weights_of(one)
-        left, right = (
-            [Instance(r.variable) for o in x.variable.operand if o.law is not None for r in self.roots(o.law)]
-            if isinstance(x.variable, ChannelSum) else [Instance(x.variable)] for x in (a, b)
-        )  # fmt: skip
-        return any(self._roots_dependent(p, q, view) for p in left for q in right)
-
-    @staticmethod
-    def _weights_of(v: ChannelSum) -> set[str]:
-        return set().union(*(weights_within(o.law) for o in v.operand if o.law is not None))
-
-    def _sphere_dependent(self, u: Variable, v: Variable, view: View) -> bool:
-        base = [x.of.variable if isinstance(x, SphereEntry) and x.of else x for x in (u, v)]
-        if not all(b.gaussian for b in base) or base[0].backward != base[1].backward:
-            return False
-        views = (view, View(view.position, True), View(view.position, False))
-        return any(not self.covariance(Instance(base[0]), Instance(base[1]), w).is_zero for w in views)
-
     # -- covariances of Gaussian variables -----------------------------------------------------------
 
     def covariance(self, x: Instance, y: Instance, view: View) -> Formula:
@@ -268,8 +80,7 @@ class Covariances(ABC):
         u, v = x.variable, y.variable
         if u.backward != v.backward:
             return mo.ZERO
-        first, asked = u, view
-        view = self._reduced(view, u, v)
+        first, asked, view = u, view, self._reduced(view, u, v)
         moves, others = x.moves, y.moves
         if moves == others:
             if view.position and moves and moves[-1][0] == "unflatten":
@@ -280,8 +91,7 @@ class Covariances(ABC):
         if drawn_after(u, v):
             return mo.ZERO
         key = (u, moves, v, others, view)
-        found = self._pair.get(key)
-        if found is None:
+        if (found := self._pair.get(key)) is None:
             found = self._pair[key] = self._find_covariance(Instance(u, moves), Instance(v, others), view)
         return self._oriented(found, asked, view, first, u, v)
 

@@ -14,14 +14,17 @@ from typing import Any
 
 from varflow.errors import InputError, UnsupportedError
 from varflow.program import Contract, Program, Weight
+from varflow.simulate.keeping import KEPT_BYTES, OFTEN, kept, may_be_kept, size_of
 from varflow.simulate.sizes import number, whole
 
 METHODS = ("auto", "sampled", "collapsed")
 
 NORMAL, PRODUCT, INNER, COMBINED, SOLVED, MOVED, CALL, TRIANGULAR = 1.1, 0.03, 0.025, 0.025, 0.3, 1.5, 200, 3
-"""Nanoseconds of one core: a normal number; a generated weight times an entry of one column; a term of an inner
-product; a term of a linear combination; a step of a small solve; an entry of a patch; a contraction of no size; one of
-the N M^2 steps of a QR factorization."""
+"""Nanoseconds of one core: a normal number; a weight times an entry of one column; a term of an inner product; a term
+of a linear combination; a step of a small solve; an entry of a patch; a contraction of no size; one of the N M^2 steps
+of a QR factorization."""
+READ, FAR, NEAR_BYTES = 0.08, 0.15, 2**20
+"""Nanoseconds to read a kept weight where the matrix fits into a near cache, and where it does not."""
 
 MOST_BYTES = 2**30
 """Bytes that inner products of one weight's columns may take in a draw."""
@@ -47,7 +50,7 @@ class Use:
 @dataclass(frozen=True)
 class Choice:
     """How one weight is simulated. ``reason`` says why it cannot be collapsed (empty where it can); costs are
-    estimated nanoseconds of one core per draw."""
+    estimated nanoseconds of one core per draw. ``kept``: sampled once for all uses, not anew in each."""
 
     weight: str
     uses: tuple[Use, ...]
@@ -55,6 +58,7 @@ class Choice:
     sampled: float
     collapsed: float
     collapse: bool
+    kept: bool = False
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -66,7 +70,7 @@ class Choice:
         """The choice in a line of text."""
         right, left = self.columns
         costs = f"sampled {_time(self.sampled)}, collapsed {_time(self.collapsed)}"
-        what = "collapsed" if self.collapse else "sampled"
+        what = "collapsed" if self.collapse else "sampled once" if self.kept else "sampled"
         first = self.uses[0]
         sides = (first.inner, first.outer) if first.transpose else (first.outer, first.inner)
         size = " x ".join(map(str, sides)) + (f", {first.groups} groups" if first.groups > 1 else "")
@@ -98,7 +102,8 @@ class Choices:
         """For JSON: estimated seconds of one core per draw."""
         weights = {
             name: {
-                "method": "collapsed" if c.collapse else "sampled", "uses": len(c.uses), "columns": list(c.columns),
+                "method": "collapsed" if c.collapse else "sampled", "kept": c.kept, "uses": len(c.uses),
+                "columns": list(c.columns),
                 "sampled": c.sampled / 1e9, "collapsed": None if c.reason else c.collapsed / 1e9,
                 "reason": c.reason or None,
             }
@@ -182,6 +187,13 @@ def sampled_cost(uses: Sequence[Use]) -> float:
     return sum(CALL + u.groups * u.inner * u.outer * (NORMAL + PRODUCT * u.columns) for u in uses)
 
 
+def kept_cost(uses: Sequence[Use]) -> float:
+    """Nanoseconds a draw: every weight is generated once, and read in every use."""
+    entries = uses[0].inner * uses[0].outer
+    read = READ if size_of(uses[0]) <= NEAR_BYTES else FAR
+    return NORMAL * entries + sum(CALL + entries * max(read, PRODUCT * u.columns) for u in uses)
+
+
 def collapsed_cost(uses: Sequence[Use]) -> float:
     """Nanoseconds a draw: fresh normals, inner products with all that was revealed, combinations, solves."""
     return sum(_collapsed_costs(uses))
@@ -219,7 +231,9 @@ def choose(program: Program, samples: int, method: str) -> Choices:
             raise UnsupportedError(
                 f"weight {name!r} cannot be collapsed", name, reason, 'method="auto" or "sampled"'
             )
-        costs = haar_costs(uses) if haar else (sampled_cost(uses), collapsed_cost(uses))
+        often = len(uses) >= OFTEN and size_of(uses[0]) <= KEPT_BYTES and may_be_kept(program, uses, name)
+        drawn = kept_cost(uses) if often else sampled_cost(uses)
+        costs = haar_costs(uses) if haar else (drawn, collapsed_cost(uses))
         wanted = method == "collapsed" or (method == "auto" and costs[1] < costs[0])
         found[name] = Choice(name, tuple(uses), reason, *costs, wanted and not reason)
-    return Choices(samples, found)
+    return Choices(samples, kept(program, samples, found))

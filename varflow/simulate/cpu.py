@@ -41,6 +41,8 @@ from varflow.simulate import kernels, kernels_attention, patches, windows
 from varflow.simulate.correlations import eigenvalue_roots
 from varflow.simulate.crew import breathe, cut, in_turn, physical_memory
 from varflow.simulate.jit import get_threads, set_threads
+from varflow.simulate.kernels import RandomMatrix
+from varflow.simulate.kernels_kept import drawn, multiplied
 from varflow.simulate.kernels_pointwise import pointwise
 from varflow.simulate.kernels_pool import group_standardize, group_standardize_backward
 from varflow.simulate.kernels_standardize import standardize, standardize_backward
@@ -194,6 +196,11 @@ class Chunk:
                 self.stored[name] = self._haar(matrix)
             x = x if window is None else windows.seen(x, window, samples, transpose)
             return kernels.multiply(x, self.stored[name], transpose=transpose)
+        if self.plan.choices.by_weight[name].kept:
+            assert isinstance(matrix, RandomMatrix)
+            if name not in self.stored:
+                self.stored[name] = drawn(matrix, self.draws, **self.place)
+            return multiplied(x, self.stored[name], transpose=transpose)
         if isinstance(matrix, RandomTaps) or window is not None or x.shape[1] >= windows.MANY:
             return windows.contract(x, matrix, window, samples, transpose, self.stored, name, self.place)
         return kernels.contract(x, matrix, transpose=transpose, **self.place)

@@ -333,6 +333,6 @@ def _peak(plan: Plan) -> int:
         alive -= sum(sizes[v] for v in step.free)
     factors = sum(r.bytes for r in plan.revealing.values())
     stored = [m for m in plan.matrices.values() if isinstance(m, Orthogonal)]
-    return peak + factors + sum(4 * m.rows * m.columns for m in stored) + max(
-        (24 * m.rows * m.columns for m in stored), default=0
-    )
+    kept = [m for name, m in plan.matrices.items() if plan.choices.by_weight[name].kept]
+    matrices = sum(4 * m.rows * m.columns for m in [*stored, *kept])
+    return peak + factors + matrices + max((24 * m.rows * m.columns for m in stored), default=0)

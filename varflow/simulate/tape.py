@@ -1,7 +1,7 @@
 """Writing a plan as a tape: every value at its place in one buffer, every step as integers for its handler.
 
-Programs of random sources, pointwise steps, splits, concats and collapsed products become tapes; others are run step by
-step (`cpu`). Which of the two depends on the program and the samples alone, not on what is measured.
+Programs of random sources, pointwise steps, splits, concats and products with collapsed or kept weights become tapes;
+others are run step by step (`cpu`, `keeping`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from varflow.program import (
     Bias,
     Concat,
     Contract,
-    Cotangent,
     Embed,
     Input,
-    Instruction,
     Mask,
     Pointwise,
     Slice,
 )
 from varflow.simulate.handlers import Handler
 from varflow.simulate.jit import over_draws
+from varflow.simulate.keeping import is_tape
 from varflow.simulate.kernels import RandomMatrix
 from varflow.simulate.kernels_collapse import layout, write_product
+from varflow.simulate.kernels_kept import thin, write_kept
 from varflow.simulate.kernels_pointwise import input_words, program_of, write_expression
 from varflow.simulate.kernels_tape import gradient, move, normal_source, other_source
 from varflow.simulate.plan import Plan, Step
@@ -45,26 +45,7 @@ ALIGNMENT = 16
 
 def fits(plan: Plan) -> bool:
     """Whether all of the plan's program can be written as a tape."""
-    return not plan.given and all(_fits(plan, step) for step in plan.program)
-
-
-def _fits(plan: Plan, step: Instruction) -> bool:
-    match step.primitive:
-        case Cotangent() | Bias() | Pointwise():
-            return True
-        case Input(position_correlation=within, sample_correlation=across):
-            alone = (step.shape.places == 1 or within == 0) and (plan.samples == 1 or across == 0)
-            return alone or (plan.samples == 1 and step.shape.places == 1)
-        case Mask(per_sample=per_sample):
-            return not per_sample or bool(step.shape.places == 1)
-        case Concat() | Slice() | Embed():
-            return not any(isinstance(plan.program.instructions[a].primitive, Bias | Mask) for a in step.args)
-        case Contract(weight=name):
-            source, choice = plan.program.instructions[step.args[0]].primitive, plan.choices.by_weight[name]
-            moved = any(u.windowed or u.groups > 1 for u in choice.uses)
-            plain = choice.collapse and isinstance(plan.matrices.get(name), RandomMatrix)
-            return plain and not moved and not isinstance(source, Bias | Mask)
-    return False
+    return not plan.given and is_tape(plan.program, plan.samples, plan.choices.by_weight)
 
 
 class _Arena:
@@ -109,6 +90,7 @@ class _Writer:
     shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
     matrices: dict[str, int] = field(default_factory=dict)
     doubles: int = 0
+    drawn: dict[str, int] = field(default_factory=dict)
     used: dict[str, list[tuple[bool, int, int]]] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -179,6 +161,9 @@ class _Writer:
         self.steps.add(move, [len(args), rows, channels, int(isinstance(primitive, Embed)), *pieces], **target)
 
     def _product(self, name: str, transpose: bool, step: Step, target: dict[str, Any]) -> None:
+        if name not in self.plan.revealing:
+            self._kept(name, transpose, step, target)
+            return
         revealing, x = self.plan.revealing[name], step.instruction.args[0]
         matrix, (right, left) = self.plan.matrices[name], revealing.columns
         assert isinstance(matrix, RandomMatrix)
@@ -193,6 +178,29 @@ class _Writer:
         place = [*self.shapes[x], step.channels, *words, 0, 4 * self.places[x], 0]
         tensor = revealing.tensors[step.value]
         write_product(self.steps, tensor, matrix.std, place, [*own, *across], len(own), **target)
+
+    def _kept(self, name: str, transpose: bool, step: Step, target: dict[str, Any]) -> None:
+        x = step.instruction.args[0]
+        if name not in self.drawn:
+            self.drawn[name] = self._matrix(name)
+        place = [*self.shapes[x], step.channels, int(transpose), 4 * self.drawn[name], 0, 4 * self.places[x], 0]
+        write_kept(self.steps, place, **target)
+
+    def _matrix(self, name: str) -> int:
+        """Draws a weight's entries where they stay; returns the place."""
+        m = self.plan.matrices[name]
+        assert isinstance(m, RandomMatrix)
+        size = m.rows * m.columns
+        place, mask = self.arena.take(size), self.arena.take(size if m.keep < 1 else 0)
+        run, code = normal_source if m.distribution == "normal" else other_source, distribution_code(m.distribution)
+        target: dict[str, Any] = {"target": 4 * place, "total": size}
+        self.steps.add(run, [m.tensor, code], (float(m.std), 0.0, 1.0), **target)
+        if m.keep < 1:
+            code = distribution_code("bernoulli")
+            self.steps.add(other_source, [m.mask_tensor, code], (1.0, 0.0, float(m.keep)), target=4 * mask, total=size)
+            self.steps.add(thin, [4 * mask], **target)
+            self.arena.give(mask, size)
+        return place
 
     def _use(self, use: tuple[bool, int, int]) -> list[int]:
         _, x, y = use
