@@ -54,6 +54,7 @@ def predictions(d: Derivation, values: Mapping[str, Any], nodes: Collection[str]
     Raises InputError naming symbols without a value.
     """
     found: dict[Key, Prediction] = {}
+    finite: set[Quantity] = set()
     inner = [n for n in d.nodes if "[l]" in n]
     steps = 1 + max((_repetition(n) for n in nodes), default=0) if inner else 1
     for step in range(steps):
@@ -61,8 +62,8 @@ def predictions(d: Derivation, values: Mapping[str, Any], nodes: Collection[str]
         for name in d.nodes if step == 0 else inner:
             plain = name.replace("[l]", f"[{step}]")
             if plain in nodes:
-                found["forward", plain] = _predicted(numbers, name, plain, "forward")
-                found["backward", plain] = _predicted(numbers, name, plain, "backward")
+                found["forward", plain] = _predicted(numbers, name, plain, "forward", finite)
+                found["backward", plain] = _predicted(numbers, name, plain, "backward", finite)
     return found
 
 
@@ -70,13 +71,13 @@ def _repetition(name: str) -> int:
     return max((int(k) for k in re.findall(r"\[(\d+)\]", name)), default=0)
 
 
-def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Prediction:
+def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: set[Quantity]) -> Prediction:
     law = numbers.derivation[name]
     backward = direction == "backward"
     part, exactness = (law.backward, law.grad_exactness) if backward else (law.forward, law.exactness)
     if part is None:
         return Prediction(0.0)
-    if _is_infinite(part.second):
+    if _is_infinite(part.second, finite):
         return Prediction(math.inf, exactness)
     try:
         number = float((numbers.gradient if backward else numbers.second)(name))
@@ -93,19 +94,21 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str) -> Predi
     return Prediction(number, exactness, _population_error(numbers, plain, backward))
 
 
-def _is_infinite(quantity: Quantity | None) -> bool:
-    """Whether a formula divides by zero at the network's own numbers (three samples in a batch norm)."""
+def _is_infinite(quantity: Quantity | None, finite: set[Quantity]) -> bool:
+    """Whether a formula divides by zero at the network's own numbers (three samples in a batch norm); ``finite`` ones
+    are known not to, and become more."""
     seen: set[Quantity] = set()
     stack = [quantity]
     while stack:
         one = stack.pop()
-        if one is None or one in seen:
+        if one is None or one in seen or one in finite:
             continue
         seen.add(one)
         expr = one.template if isinstance(one, Moment) else one
         if expr is not None and expr.has(sp.zoo, sp.oo, sp.nan):
             return True
         stack += one.args if isinstance(one, Moment) else ()
+    finite |= seen
     return False
 
 

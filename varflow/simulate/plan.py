@@ -168,7 +168,9 @@ def make_plan(
     needed = _needed(program, [*by_value, *(v for uses in pairs.values() for p in uses for v in p)])
     plan.revealing = dict(_revealing(plan, set(needed)))
     kept = [(due[n], v) for n, uses in pairs.items() for p in uses for v in p] + list(_conditions(plan))
-    last = _last_readers(program, needed, kept)
+    free: dict[int, list[int]] = {value: [] for value in needed}
+    for value, reader in _last_readers(program, needed, kept).items():
+        free[reader].append(value)
     for value in needed:
         step = program.instructions[value]
         where = f"the size of {step.node!r}"
@@ -178,7 +180,7 @@ def make_plan(
                 step,
                 whole(step.shape.places, where),
                 whole(step.shape.channels, where),
-                tuple(v for v, reader in last.items() if reader == value),
+                tuple(free[value]),
                 by_value.get(value),
                 tuple(n for n, at in due.items() if at == value),
             )
