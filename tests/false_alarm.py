@@ -28,7 +28,7 @@ from varflow.solve import solve
 from varflow.verify import prepared
 from varflow.verify_check import FAIL, Check, Judge, Prediction, Reading
 from varflow.verify_report import Key
-from varflow.verify_run import Clock, Level, Run, until_settled
+from varflow.verify_run import Clock, Level, Pace, Run, until_settled
 
 Float = NDArray[np.float64]
 Law = Callable[[np.random.Generator, tuple[int, int]], Float]
@@ -121,7 +121,8 @@ class AtOnce(Run):
 def level(simulator: Any, place: int, factor: float, predicted: dict[Key, Prediction]) -> Level:
     """A width with made-up draws."""
     found = Level.__new__(Level)
-    found.place, found.first, found.pace, found.share = place, place << 40, 1 << 20, 1.0
+    found.place, found.first, found.share = place, place << 40, 1.0
+    found.pace = Pace(1 << 20, 1.0, 1 << 20, 1 << 20)
     program: Any = SimpleNamespace(gradients={})
     found.scale, found.predicted = SimpleNamespace(factor=factor, program=program), predicted  # type: ignore[assignment]
     found.simulator, found.statistics = simulator, Statistics(simulator.plan.columns)

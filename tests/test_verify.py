@@ -31,7 +31,7 @@ from varflow.verify_check import (
     overall,
 )
 from varflow.verify_report import Progress, Verification
-from varflow.verify_run import Clock
+from varflow.verify_run import Clock, Pace
 from varflow.verify_student import quantile
 
 DELTA = 0.02
@@ -428,3 +428,27 @@ def test_the_tolerance_reached(verified: Verification) -> None:
     few = verify(residual(), {"n": 32}, draws=4)
     assert few.reached == math.inf
     assert few.to_dict()["reached"] is None
+
+
+def test_pieces_grow_where_most_time_goes_into_beginning() -> None:
+    """Draws of one piece: a quarter of a second of them, or as many as double what it costs to begin; never fewer for a
+    piece that was long once."""
+    def settled(begin: float, each: float) -> list[int]:
+        pace, counts = Pace(4, 0.25, 4, 4096), []
+        for _ in range(30):
+            counts.append(pace.count)
+            pace.after(begin + each * pace.count)
+        return counts[-4:]
+
+    assert settled(0.0, 0.01) == [16] * 4
+    assert settled(0.0, 0.5) == [4] * 4
+    assert settled(0.0, 1e-9) == [4096] * 4
+    assert settled(1.0, 0.01) == [128] * 4
+    assert settled(1.0, 0.2) == [8] * 4
+    quick = Pace(64, 0.25, 4, 4096)
+    quick.after(5.0)
+    assert quick.count == 128
+    quick.after(10.0)
+    assert quick.count == 64
+    quick.after(5.0)
+    assert quick.count == 32

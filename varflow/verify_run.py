@@ -21,10 +21,35 @@ from varflow.verify_widths import Scaled
 FIRST_DRAW = 1 << 40
 """Widths draw from disjoint ranges of draw numbers, so that their errors are independent."""
 ROUND, FIRST_ROUND, MOST_ROUND = 64, 16, 4096
-LEAST_PIECE, PIECE_TIME = 4, 0.25
-"""Draws of the first piece that is drawn without a break, and about how many seconds later ones take."""
+LEAST_PIECE, PIECE_TIME, ROUND_TIME = 4, 0.25, 1.0
+"""Draws of the first piece that is drawn without a break; about how many seconds later ones take, and rounds of all
+widths."""
+CHEAP = 1.5
+"""How many times as long twice the draws may take to be worth it, where a piece takes its time already."""
 MARGIN = 1.25
 """Draws asked for over those that the last look thinks are needed: the next interval must hold over more looks."""
+
+
+@dataclass
+class Pace:
+    """How many draws to make in one go: as many as take about ``seconds``, or more where most of the time goes into
+    beginning (programs of many small steps)."""
+
+    count: int
+    seconds: float
+    least: int
+    most: int
+    took: dict[int, float] = field(default_factory=dict)
+
+    def after(self, took: float) -> None:
+        """Go on from ``count`` draws that took so many seconds."""
+        self.took[self.count] = took
+        half, double = self.took.get(self.count // 2), self.took.get(2 * self.count)
+        longer = double < CHEAP * took if double else half is None or took < CHEAP * half
+        if took < self.seconds / 2 or longer:
+            self.count = min(self.most, 2 * self.count)
+        elif took > 2 * self.seconds and (half is None or took >= CHEAP * half):
+            self.count = max(self.least, self.count // 2)
 
 
 class Level:
@@ -36,7 +61,8 @@ class Level:
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.place, self.scale, self.share, self.predicted = place, scale, share, predicted
-        self.first, self.pace = place * FIRST_DRAW, LEAST_PIECE
+        self.first = place * FIRST_DRAW
+        self.pace = Pace(LEAST_PIECE, PIECE_TIME, LEAST_PIECE, MOST_ROUND)
         self.simulator = simulator(scale.program, nodes=nodes, **options)
         self.statistics = Statistics(self.simulator.plan.columns)
 
@@ -70,7 +96,7 @@ class Level:
                 self._draw(stop, keeping)
 
     def _draw(self, stop: int, keeping: Keeping | None) -> None:
-        first, count, start = self.next, min(self.pace, stop - self.next), time.monotonic()
+        first, count, start = self.next, min(self.pace.count, stop - self.next), time.monotonic()
         if keeping is None:
             drawn = self.simulator.run(count, first)
         else:
@@ -80,14 +106,8 @@ class Level:
             self.statistics.merge(drawn)
             if keeping is not None:
                 keeping.store.keep(self.place, drawn)
-        if count == self.pace:
-            self._set_pace(time.monotonic() - start)
-
-    def _set_pace(self, took: float) -> None:
-        if took < PIECE_TIME / 2:
-            self.pace *= 2
-        elif took > 2 * PIECE_TIME:
-            self.pace = max(LEAST_PIECE, self.pace // 2)
+        if count == self.pace.count:
+            self.pace.after(time.monotonic() - start)
 
 
 class Keeping(NamedTuple):
@@ -230,12 +250,13 @@ def _widest(checks: Mapping[Key, Check]) -> float:
 def _draw(run: Run, clock: Clock, planned: int) -> None:
     """Draw in rounds of about a second until ``planned`` draws or the time is up."""
     run.recall(planned)
-    size = FIRST_ROUND
+    size = Pace(FIRST_ROUND, ROUND_TIME, FIRST_ROUND, MOST_ROUND)
     while run.draws < planned and not (run.draws and clock.late):
         before, done = clock.elapsed, run.draws
-        run.advance(min(done + size, planned), lambda: clock.late)
+        run.advance(min(done + size.count, planned), lambda: clock.late)
         took = clock.elapsed - before
-        size = min(MOST_ROUND, size * 2) if took < 0.5 else max(FIRST_ROUND, size // 2) if took > 2 else size
+        if run.draws - done == size.count:
+            size.after(took)
         clock.tell(run, planned, took / max(run.draws - done, 1))
 
 
