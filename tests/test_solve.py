@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mpmath
 import pytest
 import sympy as sp
@@ -238,3 +240,38 @@ def test_uniform_and_truncated_say_how_to_draw() -> None:
     assert s["u"].draw == "uniform on (-a, a), a = sqrt(6)/sqrt(m + n)"
     drawn = float(str(s["t"].draw).split("std ")[1].split("*")[0])
     assert drawn == pytest.approx(1 / 0.87962566103423978, rel=1e-12)
+
+
+def image(**options: Any) -> vf.Network:
+    """Two convolutions and a function between."""
+    net = vf.Network("image")
+    h = net.conv(net.input("x", "c", (8, 8)), "2*c", 3, padding=1, padding_mode="circular", name="f", **options)
+    net.conv(net.relu(h), "c", 3, padding=1, padding_mode="circular", name="o", **options)
+    return net
+
+
+def test_convolutions_preserve_gradients() -> None:
+    s = vf.solve(image(), preserve="backward")
+    width = s.network.symbols["c"]
+    assert (s["f"].variance, s["o"].variance) == (1 / (9 * width), 1 / (9 * width))
+    back = s.derivation.numbers({"c": 16})
+    assert back.gradient("x") == pytest.approx(back.gradient("o"))
+    assert vf.solve(image(groups="c/4"), preserve="backward")["f"].init_gain != 0
+
+
+@pytest.mark.parametrize(("op", "fields", "width"), [
+    ("glu", {}, 2), ("maxout", {"k": 2}, 2), ("maxout", {"k": 3}, 3), ("crelu", {}, 1)])
+@pytest.mark.parametrize("preserve", ["forward", "backward"])
+def test_layers_of_parts_of_one_product(op: str, fields: dict[str, Any], width: int, preserve: str) -> None:
+    """Gates and maxima belong to the weight in front of them, as an activation does."""
+    net = vf.Network(op)
+    f = net.linear(net.input("x", 64), 64 * width, name="f")
+    h = net.apply(op, f, name="h", **fields)
+    net.linear(h, 128 if op == "crelu" else 64, name="o")
+    s = vf.solve(net, preserve=preserve)
+    numbers = s.derivation.numbers({})
+    if preserve == "forward":
+        assert numbers.second("h") == pytest.approx(numbers.second("x"), rel=1e-3)
+    else:
+        assert numbers.gradient("x") == pytest.approx(numbers.gradient("h"), rel=1e-3)
+    assert not s["f"].variance.free_symbols

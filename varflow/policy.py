@@ -1,21 +1,22 @@
 """Named conditions on a weight: what it means that a layer preserves the signal.
 
 A weight is judged on its *segment*: from the value it multiplies, through the coordinate-wise layers behind it
-(activation, bias, dropout), to the next weight, merge, normalization or output; a constant factor at its end
-(a branch scale) is left to act. ``forward`` asks that the second
-moment is the same at both ends (He et al. 2015), ``backward`` the same of the gradient (Glorot and Bengio
-2010), ``harmonic`` and ``geometric`` take that mean of the two variances.
+(activation, bias, dropout; gates and maxima of its own parts), to the next weight, merge with other values,
+normalization or output; a constant factor at its end (a branch scale) is left to act. ``forward`` asks that the second
+moment is the same at both ends (He et al. 2015), ``backward`` the same of the gradient (Glorot and Bengio 2010),
+``harmonic`` and ``geometric`` take that mean of the two variances.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sympy as sp
 
 from varflow.calculus import tidy
 from varflow.errors import InputError
-from varflow.program import Bias, Contract, Mask, Pointwise, Program
+from varflow.program import Bias, Concat, Contract, Mask, Pointwise, Program, Slice
 from varflow.symbols import arg
 
 POLICIES = ("forward", "backward", "harmonic", "geometric")
@@ -68,10 +69,9 @@ def segments(program: Program) -> list[Segment]:
 
 
 def _segment(program: Program, readers: dict[int, list[int]], product: int) -> Segment:
-    end = here = product
-    while (step := _only_coordinatewise(program, readers.get(here, []), here)) is not None:
-        here = step
-        end = end if _is_scale(program, here) else here
+    here = end = _last_of_itself(program, readers, product)
+    while end != product and _is_scale(program, end):
+        end = program.instructions[end].args[0]
     primitive = program.instructions[product].primitive
     assert isinstance(primitive, Contract)
     merged = any(_joins(program, i) for i in readers.get(here, []))
@@ -84,18 +84,37 @@ def _sources(program: Program, index: int) -> list[int]:
             if not isinstance(program.instructions[a].primitive, Bias | Mask)]
 
 
-def _only_coordinatewise(program: Program, readers: list[int], value: int) -> int | None:
-    if len(readers) != 1 or value in program.outputs:
-        return None
-    step = program.instructions[readers[0]]
-    alone = isinstance(step.primitive, Pointwise) and _sources(program, readers[0]) == [value]
-    return readers[0] if alone else None
+def _last_of_itself(program: Program, readers: dict[int, list[int]], product: int) -> int:
+    """The last value that is a function of the product alone and that all else hears of it through: behind
+    activations, gates and maxima of its own parts."""
+    inside, open_to, end = {product}, _open(program, readers, product, {product}), product
+    for i in range(product + 1, len(program)):
+        step = program.instructions[i]
+        if step.backward or not _is_local(program, i) or not set(_sources(program, i)) <= inside:
+            continue
+        inside.add(i)
+        open_to = {v for v in open_to | {i} if _open(program, readers, v, inside)}
+        if open_to <= {i}:
+            end = i
+    return end
+
+
+def _is_local(program: Program, index: int) -> bool:
+    return bool(_sources(program, index)) and isinstance(program.instructions[index].primitive,
+                                                         Pointwise | Slice | Concat)
+
+
+def _open(program: Program, readers: dict[int, list[int]], value: int, inside: Collection[int]) -> set[int]:
+    """The value, if it is read outside of these, or an output, or not read at all."""
+    read = readers.get(value, [])
+    return {value} if value in program.outputs or not read or not set(read) <= set(inside) else set()
 
 
 def _is_scale(program: Program, index: int) -> bool:
     """Whether a step only multiplies by a constant: that is meant, and not undone where it ends a segment."""
     step = program.instructions[index]
-    assert isinstance(step.primitive, Pointwise)
+    if not isinstance(step.primitive, Pointwise):
+        return False
     factor = step.primitive.expr / arg(0)
     return len(step.args) == 1 and factor != 1 and not factor.has(arg(0))
 

@@ -58,12 +58,12 @@ def varies_in_attention(laws: Dependence, v: Variable, sample: bool) -> bool:
     """Whether a part of attention differs between samples (or, if not ``sample``, between positions)."""
     match v:
         case Logit(queries=Instance() as queries, keys=Instance() as keys):
-            return laws.varies(queries.variable, sample) or (sample and laws.varies(keys.variable, sample))
+            return laws.differs(queries, sample) or (sample and laws.differs(keys, sample))
         case Attended(logits=Instance() as logits, slope=slope):
             inner = [logits, *([] if slope is None else [slope])]
-            return any(laws.varies(x.variable, sample) for x in inner)
+            return any(laws.differs(x, sample) for x in inner)
         case Blended(weights=Instance() as weights, of=Instance() as of, transpose=transpose):
-            own = laws.varies(weights.variable, sample) or (sample and laws.varies(of.variable, sample))
+            own = laws.differs(weights, sample) or (sample and laws.differs(of, sample))
             return own or (transpose and not sample)
     return True
 

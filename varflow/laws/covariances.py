@@ -80,10 +80,10 @@ class Covariances(Dependence):
         u, v = x.variable, y.variable
         if u.backward != v.backward:
             return mo.ZERO
-        first, asked, view = u, view, self._reduced(view, u, v)
+        asked, view = view, self._reduced(view, x, y)
         moves, others = x.moves, y.moves
         if moves == others:
-            if view.position and moves and moves[-1][0] == "unflatten":
+            if view.position and x.dealt:
                 return mo.ZERO
             moves = others = ()
         if u.born < v.born:
@@ -93,16 +93,16 @@ class Covariances(Dependence):
         key = (u, moves, v, others, view)
         if (found := self._pair.get(key)) is None:
             found = self._pair[key] = self._find_covariance(Instance(u, moves), Instance(v, others), view)
-        return self._oriented(found, asked, view, first, u, v)
+        return self._oriented(found, asked, view, (x, y), u)
 
-    def _oriented(self, f: Formula, asked: View, view: View, first: Variable, u: Variable, v: Variable) -> Formula:
-        """A covariance of u and v, found at ``view``, with the place of ``first`` as the first axis."""
+    def _oriented(self, f: Formula, asked: View, view: View, pair: tuple[Instance, Instance], u: Variable) -> Formula:
+        """A covariance of a pair, found at ``view`` with ``u`` first, with the place of the first one as the first
+        axis."""
         if not self.profiles or not asked.position or f.is_zero:
             return f
         if view.position:
-            return f if first is u else self.turned(f)
-        second = v if first is u else u
-        return self.turned(f) if self.varies(second, False) and not self.varies(first, False) else f
+            return f if pair[0].variable is u else self.turned(f)
+        return self.turned(f) if self.differs(pair[1], False) and not self.differs(pair[0], False) else f
 
     def turned(self, f: Formula) -> Formula:
         """The formula with its two places exchanged (profiles only)."""
@@ -179,7 +179,7 @@ class Covariances(Dependence):
     def _averaged(self, count: sp.Expr, older: Instance, at: Any, view: View) -> Formula:
         """(E at the same position + (P-1) E at others) / P, the mean over the second place of ``at``."""
         here = at(View(False, view.sample))
-        if self.profiles and not self.varies(older.variable, False):
+        if self.profiles and not self.differs(older, False):
             return self.operated(Overall(), (here,), here)
         other = at(View(True, view.sample))
         if here.is_zero and other.is_zero:

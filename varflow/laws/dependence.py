@@ -82,6 +82,10 @@ class Dependence(ABC):
             self._varies[key] = self._find_varies(v, sample)
         return self._varies[key]
 
+    def differs(self, x: Instance, sample: bool) -> bool:
+        """Whether an instance differs between samples, or positions: those made of channels always do."""
+        return (x.dealt and not sample) or self.varies(x.variable, sample)
+
     def _find_varies(self, v: Variable, sample: bool) -> bool:
         match v:
             case Noise(kind=kind, placed=placed):
@@ -91,31 +95,31 @@ class Dependence(ABC):
             case BlockChoice() | Inverse():
                 return False
             case SampleMean(of=of, channels=channels) if of is not None and channels is not None:
-                return sample and self.varies(of.variable, sample)
+                return sample and self.differs(of, sample)
             case SampleMean(of=of, count=count) if of is not None:
-                return not sample and count == 1 and self.varies(of.variable, sample)
+                return not sample and count == 1 and self.differs(of, sample)
             case PositionAverage(of=of) if of is not None:
-                return sample and self.varies(of.variable, sample)
+                return sample and self.differs(of, sample)
             case Mixed(of=of, mix=mix) if of is not None and mix is not None:
                 mean = mix.normalized and not mix.transpose
-                return self.varies(of.variable, sample) or not (sample or mean or self._even(
+                return self.differs(of, sample) or not (sample or mean or self._even(
                     mix.window, mix.transpose, len(set(mix.coefficients)) == 1))
             case Mixed(of=of) | Largest(of=of) | Depthwise(twin=of) | Standardized(of=of) if of is not None:
-                return self.varies(of.variable, sample)
+                return self.differs(of, sample)
             case Product(window=Window() as w, transpose=transpose) if not sample and not self._even(w, transpose):
                 return True
             case Normed(of=of) if of is not None:
-                return self.varies(of.variable, sample)
+                return self.differs(of, sample)
             case SphereEntry(of=of) if of is not None:
-                return sample or self.varies(of.variable, sample)
+                return sample or self.differs(of, sample)
             case Product(operand=operand) | ChannelSum(operand=operand):
-                return any(b.law is not None and self.varies(b.law.variable, sample) for b in operand)
+                return any(b.law is not None and self.differs(b.law, sample) for b in operand)
             case GaussianSum(terms=terms):
-                return any(self.varies(t.variable, sample) for _, t in terms)
+                return any(self.differs(t, sample) for _, t in terms)
             case Composite(args=args):
-                return any(self.varies(a.variable, sample) for a in args)
+                return any(self.differs(a, sample) for a in args)
             case Opaque(roots=roots):
-                return any(self.varies(a.variable, sample) for a in roots)
+                return any(self.differs(a, sample) for a in roots)
         return varies_in_attention(self, v, sample)
 
     def _even(self, w: Window, transpose: bool, alike: bool = True) -> bool:
@@ -123,10 +127,10 @@ class Dependence(ABC):
         from borders it does."""
         return not self.profiles or (w.covers_evenly and alike if transpose else w.uniform)
 
-    def _reduced(self, view: View, x: Variable, y: Variable) -> View:
-        """The view as far as both variables vary along it."""
-        return view_of(view.position and self.varies(x, False) and self.varies(y, False),
-                       view.sample and self.varies(x, True) and self.varies(y, True))
+    def _reduced(self, view: View, x: Instance, y: Instance) -> View:
+        """The view as far as both instances vary along it."""
+        return view_of(view.position and self.differs(x, False) and self.differs(y, False),
+                       view.sample and self.differs(x, True) and self.differs(y, True))
 
     def _view_of(self, x: Instance, y: Instance, view: View) -> View:
         return view if x.there != y.there else SAME
@@ -194,9 +198,9 @@ class Dependence(ABC):
             return u.backward == v.backward and self._sums_dependent(a, b, view)
         moved = a.moves != b.moves and ANYWHERE not in (*a.moves, *b.moves)
         if moved and apart(a, b):
-            return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, u, u).same
+            return isinstance(u, MaskEntry) and u is v and u.per_sample and self._reduced(view, a, a).same
         if isinstance(u, MaskEntry) or isinstance(v, MaskEntry):
-            return u is v and self._reduced(view, u, v).same
+            return u is v and self._reduced(view, a, b).same
         if isinstance(u, SphereEntry) or isinstance(v, SphereEntry):
             return self._sphere_dependent(u, v, view)
         if isinstance(u, Depthwise) or isinstance(v, Depthwise):
@@ -204,7 +208,8 @@ class Dependence(ABC):
         if u.backward != v.backward:
             return False
         try:
-            return not self.covariance(*((a, b) if moved else (Instance(u), Instance(v))), view).is_zero
+            anywhere = ANYWHERE in (*a.moves, *b.moves)
+            return not self.covariance(*((Instance(u), Instance(v)) if anywhere else (a, b)), view).is_zero
         except NoFormula:
             return True
 

@@ -105,7 +105,7 @@ def mean_size(laws: Laws, v: Depthwise | Standardized) -> Formula:
         raise NoFormula("the mean size of a normalized depthwise convolution", v.node)
     if v.distribution != "normal" or not of.variable.gaussian or not v.terms.is_Integer or v.transpose or v.backward:
         raise NoFormula("the mean size of a depthwise convolution of what is not Gaussian", v.node)
-    if not laws.varies(of.variable, False) or not laws.covariance(of, Instance(of.variable, of.moves, True),
+    if not laws.differs(of, False) or not laws.covariance(of, Instance(of.variable, of.moves, True),
                                                                   POSITION).is_zero:
         raise NoFormula("the mean size of a depthwise convolution of places that covary", v.node)
     if laws.profiles and v.window.mode not in ("zeros", "circular"):

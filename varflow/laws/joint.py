@@ -191,13 +191,13 @@ class Laws(Covariances):
             x, y = y, x
         asked = self._view_of(x, y, view)
         first, second = x.variable, y.variable
-        view = self._reduced(asked, first, second)
+        view = self._reduced(asked, x, y)
         if first is second and x.moves == y.moves and view.same:
             return self.second(x)
-        apart = asked.position and self.varies(second, False)
+        apart = asked.position and self.differs(y, False)
         if first.backward != second.backward:
             return mo.ZERO
-        unrelated = view.position and x.moves and x.moves[-1][0] == "unflatten"
+        unrelated = view.position and x.dealt and x.moves == y.moves
         x, y = x.at(False), y.at(not view.same)
         both_backward = first.backward and second.backward
         if both_backward and view.sample and self.samples_apart:
@@ -212,7 +212,7 @@ class Laws(Covariances):
 
     def _named_pair(self, x: Instance, y: Instance, asked: View, view: View) -> Formula:
         """E[x y], named once."""
-        first = x.variable
+        given = (x, y)
         if x.variable.born > y.variable.born:
             x, y = y.at(False), x.at(not view.same)
         u, v = x.variable, y.variable
@@ -227,7 +227,7 @@ class Laws(Covariances):
                 raise
             self._pair[key] = self.formula(self.quantity(found, node=max((u, v), key=attrgetter("born")).node,
                                                          backward=u.backward or v.backward))
-        return self._oriented(self._pair[key], asked, view, first, u, v)
+        return self._oriented(self._pair[key], asked, view, given, u)
 
     def _pair_or_sample(self, x: Instance, y: Instance, view: View) -> Formula:
         work, self._work = self._work, 0
@@ -424,7 +424,7 @@ class Laws(Covariances):
 
     def settled(self, x: Instance, view: View) -> Instance:
         """``x``, here instead of there where it does not vary along the view."""
-        if x.there and self._reduced(view, x.variable, x.variable).same:
+        if x.there and self._reduced(view, x, x).same:
             return x.at(False)
         return x
 

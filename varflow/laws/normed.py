@@ -37,7 +37,7 @@ def normalized(laws: Covariances, newer: Instance, older: Instance, first: bool,
     v = newer.variable
     assert isinstance(v, Normed) and v.of is not None
     itself = older.variable is v and older.moves == newer.moves and not (v.channels and view.sample)
-    still = not itself and not laws.varies(older.variable, False)
+    still = not itself and not laws.differs(older, False)
     x, y = replace(carried(v.of, newer), there=False), replace(older, there=False)
     beside = () if itself else four(lambda w: laws.covariance(x, y, w), view.sample, v.channels)
     if beside and all(f.is_zero for f in beside):

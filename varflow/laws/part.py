@@ -75,16 +75,17 @@ class Part:
             return None
         primitive = self.program.instructions[s.product].primitive
         assert isinstance(primitive, Contract)
-        back = Contract(s.weight, not primitive.transpose)
         through = next(i for i, step in enumerate(self.program)
-                       if step.backward and step.primitive == back and step.args == (at_product,))
+                       if step.backward and step.args == (at_product,) and isinstance(step.primitive, Contract)
+                       and step.primitive.weight == s.weight and step.primitive.transpose is not primitive.transpose)
         return self.second(at_end), self.second(through)
 
     def back_factor(self, s: Segment) -> sp.Expr:
-        """fan_out Var(W_ij) of a segment's weight: what it multiplies gradient second moments by."""
+        """fan_out Var(W_ij) of a segment's weight: what it multiplies gradient second moments by (on average over
+        positions)."""
         primitive, w = self.program.instructions[s.product].primitive, self.program.weights[s.weight]
         assert isinstance(primitive, Contract)
-        return times(w.entry_variance, w.columns if primitive.transpose else w.rows)
+        return times(w.variance, w.fan_out if primitive.transpose is w.transposed_first else w.fan_in)
 
     def activation(self, s: Segment) -> sp.Expr | None:
         """The function of arg(0) between a segment's product and its end, where nothing random joins; else None."""

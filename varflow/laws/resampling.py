@@ -35,7 +35,7 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     assert isinstance(v, Mixed) and v.of is not None
     x = carried(v.of, newer).at(False)
     y, beside = older.at(False), older.variable
-    fixed = not laws.varies(beside, False)
+    fixed = not laws.differs(older, False)
     if type(beside) is type(v) and not fixed:
         y = carried(beside.of, older).at(False)  # type: ignore[arg-type]
     a, b = (x, y) if first else (y, x)

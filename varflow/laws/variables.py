@@ -68,6 +68,12 @@ class Instance:
         """The same after one more move; a move and its inverse cancel."""
         return Instance(self.variable, _append(self.moves, move), self.there)
 
+    @property
+    def dealt(self) -> bool:
+        """Whether its places were made of channels: at every place it is another coordinate."""
+        kinds = [kind for kind, _ in self.moves if kind in ("flatten", "unflatten")]
+        return bool(kinds) and kinds[-1] == "unflatten"
+
     def at(self, there: bool) -> Instance:
         """The same coordinate at the other place, or at this one."""
         return self if self.there is there else Instance(self.variable, self.moves, there)

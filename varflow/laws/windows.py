@@ -65,7 +65,7 @@ class Windows(Reading):
             if one is not None:
                 inner = carried(v.of, x)
                 return inner if is_identity(one) else self._resampling(one, inner, whole)
-        if not self.laws.varies(v, False) and (not self.laws.profiles or sums_alike(mix)):
+        if not self.laws.differs(x, False) and (not self.laws.profiles or sums_alike(mix)):
             found = self._combination([(Spread(mix).limit, x)], whole=whole)
             assert found is not None
             return found

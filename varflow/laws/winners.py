@@ -194,7 +194,7 @@ def _won_beside(laws: Laws, won: Instance, other: Instance, view: View) -> Formu
     of = replace(carried(v.of, won), there=False)
     if isinstance(w, Win):
         return _two_won(laws, v, w, won.moves == other.moves, view)
-    fixed = not laws.varies(w, False)
+    fixed = not laws.differs(other, False)
     mix = w.mix if isinstance(w, Mixed) and not fixed else None
     y = replace(carried(w.of, other), there=False) if isinstance(w, Mixed) and mix is not None and w.of else other
     outputs = mix.window.outputs if mix is not None and mix.transpose else None

@@ -71,7 +71,11 @@ def shares(factors: Array, factor: Array, known: Array, inner: Array, before: Nu
 
 @handler
 def haar_product(words: Number, reals: Number, context: Number) -> None:
-    """O x, or O^T x, for the new columns of one draw, behind those that are known."""
+    """O x, or O^T x, for the new columns of one draw, behind those that are known.
+
+    Where a column may lie in the span of others, the factors of all are found again in float64: beside one of float32
+    the column would seem to have a direction of its own, to which no vector belongs.
+    """
     w, c = pointer_to_integers(words), pointer_to_integers(context)
     columns, length, inner, before, d, zero = w[COLUMNS], w[LENGTH], w[INNER], w[KNOWN], c[INDEX], np.int64(0)
     given, made = w[GIVEN] + d * w[GIVEN_STEP], w[MADE] + d * w[MADE_STEP]
@@ -87,7 +91,8 @@ def haar_product(words: Number, reals: Number, context: Number) -> None:
     scratch = square + 8 * columns * columns
     single = scratch + 8 * ROOM * columns
     precise = np.int64(1) if 2 * terms > length else zero
-    if not gram(new, columns, old, before, inner, factor, address, precise, rest):
+    if precise or not gram(new, columns, old, before, inner, factor, address, precise, rest):
+        gram(old, before, old, zero, length, factor, address, np.int64(1), rest)
         gram(new, columns, old, before, inner, factor, address, np.int64(1), rest)
     known, inners = matrix(rest, before, columns), matrix(square, columns, columns)
     draw_rows(

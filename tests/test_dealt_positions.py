@@ -1,0 +1,71 @@
+"""Positions made of channels (reshape), and channels made of positions (flatten): every place is another coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import varflow as vf
+
+N = 64
+Build = Callable[[vf.Network, Any], Any]
+FORWARD: dict[str, tuple[Build, float, float]] = {
+    "average": (lambda v, x: v.avg_pool(x, 2), 1 / 4, 1 / 4),
+    "mean": (lambda v, x: v.mean_pool(x), 1 / 16, 1 / 16),
+    "max": (lambda v, x: v.max_pool(x, 2), 1.5513288954217919, 1.5513288954217919),
+    "conv": (
+        lambda v, x: v.avg_pool(v.conv(x, N, 3, padding=1, padding_mode="circular", variance="1/fan_in"), 4), 1 / 16, 1 / 16
+    ),
+    "nearest": (lambda v, x: v.avg_pool(v.upsample(x, 2), 2), 1.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_places_of_a_reshaped_value_are_uncorrelated(name: str) -> None:
+    build, formula, number = FORWARD[name]
+    net = vf.Network(name)
+    h = net.linear(net.input("z", N), 16 * N, variance="1/fan_in", name="f")
+    out = build(net, net.reshape(h, channels=N, positions=(4, 4), name="h")).node
+    law = vf.derive(net)[out]
+    assert float(law.second_moment) == pytest.approx(formula, rel=1e-6)
+    assert law.numeric({})["second_moment"] == pytest.approx(number, rel=1e-6)
+
+
+def test_instance_norm_of_a_reshaped_value() -> None:
+    """Its statistics are over sixteen independent entries, by which the gradient is finite: 14/13 (batch norm of 16)."""
+    net = vf.Network("norm")
+    h = net.linear(net.input("z", N), 16 * N, variance="1/fan_in", name="f")
+    net.instance_norm(net.reshape(h, channels=N, positions=(4, 4), name="h"))
+    assert vf.derive(net)["h"].numeric({})["grad_second_moment"] == pytest.approx(14 / 13)
+
+
+LAYERS: dict[str, tuple[Build, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "max": (lambda v, x: v.max_pool(x, 3, stride=1), lambda x: F.max_pool2d(x, 3, 1)),
+    "average": (lambda v, x: v.avg_pool(x, 3, stride=1), lambda x: F.avg_pool2d(x, 3, 1)),
+    "upsample": (lambda v, x: v.upsample(x, 2), lambda x: F.interpolate(x, scale_factor=2)),
+    "sum": (lambda v, x: v.add(x, v.avg_pool(x, 3, stride=1, padding=1)), lambda x: x + F.avg_pool2d(x, 3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_places_that_were_flattened(name: str) -> None:
+    """Against PyTorch: each place's gradient comes through columns of the weight of its own."""
+    build, layer = LAYERS[name]
+    net = vf.Network(name)
+    x = net.input("x", N, (5, 5))
+    net.linear(net.flatten(build(net, x)), 16 * N, variance="1/fan_in")
+    number = vf.derive(net)["x"].numeric({})["grad_second_moment"]
+    torch.manual_seed(1)
+    found = []
+    for _ in range(12):
+        x = torch.randn(6, N, 5, 5, requires_grad=True)
+        f = layer(x).flatten(1)
+        y = f @ torch.randn(f.shape[1], 16 * N) / f.shape[1] ** 0.5
+        y.backward(torch.randn_like(y))
+        assert x.grad is not None
+        found.append(x.grad.square().mean().item())
+    assert number == pytest.approx(sum(found) / len(found), rel=0.04)
