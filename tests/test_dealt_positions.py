@@ -18,7 +18,8 @@ FORWARD: dict[str, tuple[Build, float, float]] = {
     "mean": (lambda v, x: v.mean_pool(x), 1 / 16, 1 / 16),
     "max": (lambda v, x: v.max_pool(x, 2), 1.5513288954217919, 1.5513288954217919),
     "conv": (
-        lambda v, x: v.avg_pool(v.conv(x, N, 3, padding=1, padding_mode="circular", variance="1/fan_in"), 4), 1 / 16, 1 / 16
+        lambda v, x: v.avg_pool(v.conv(x, N, 3, padding=1, padding_mode="circular", variance="1/fan_in"), 4),
+        1 / 16, 1 / 16,
     ),
     "nearest": (lambda v, x: v.avg_pool(v.upsample(x, 2), 2), 1.0, 1.0),
 }  # fmt: skip
@@ -36,7 +37,7 @@ def test_places_of_a_reshaped_value_are_uncorrelated(name: str) -> None:
 
 
 def test_instance_norm_of_a_reshaped_value() -> None:
-    """Its statistics are over sixteen independent entries, by which the gradient is finite: 14/13 (batch norm of 16)."""
+    """Its statistics are over sixteen independent entries: the gradient grows by 14/13, as in a batch norm of 16."""
     net = vf.Network("norm")
     h = net.linear(net.input("z", N), 16 * N, variance="1/fan_in", name="f")
     net.instance_norm(net.reshape(h, channels=N, positions=(4, 4), name="h"))

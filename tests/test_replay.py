@@ -149,3 +149,25 @@ def test_numbers_count_and_not_how_they_are_written() -> None:
 
     assert net("1/8") == net(0.125) == net("1/fan_in")
     assert net("1/8") != net("1/9")
+
+
+@pytest.mark.parametrize("change", [
+    {"verdict": "fail"}, {"delta": 0.1}, {"confidence": 0.5}, {"draws": 7}, {"seed": 9}, {"power": 1.0},
+    {"rejected": 0.1}, {"widths": [1]}, {"samples": 3}, {"network": "another"}, {"reached": 1e-9}])  # fmt: skip
+def test_fields_of_the_whole_report(report: Document, change: dict[str, Any]) -> None:
+    found = vf.replay({**report, **change})
+    (name, there), = change.items()
+    assert [d for d in found.differences if d.startswith(f"{name}: {there}")], found.differences
+
+
+def test_nodes_that_are_missing_or_made_up(report: Document) -> None:
+    nodes = {name: dict(directions) for name, directions in report["nodes"].items()}
+    first, check = next((n, dict(d["forward"])) for n, d in nodes.items() if "forward" in d)
+    del check["ci"]
+    nodes[first]["forward"] = check
+    found = vf.replay({**report, "nodes": {**nodes, "ghost": {}}})
+    assert any(d.startswith(f"{first} forward ci: None there") for d in found.differences)
+    assert "ghost: not in the network" in found.differences
+    for run in ({"delta": float("nan")}, {"error_probability": 0.0}, {"confidence": 1.0}):
+        with pytest.raises(InputError, match="does not say"):
+            vf.replay({**report, "run": {**report["run"], **run}})

@@ -452,3 +452,20 @@ def test_pieces_grow_where_most_time_goes_into_beginning() -> None:
     assert quick.count == 64
     quick.after(5.0)
     assert quick.count == 32
+
+
+@pytest.mark.parametrize("option", [
+    {"precision": math.nan}, {"precision": 1e-200}, {"precision": 0.0}, {"max_draws": 0}, {"max_draws": -3},
+    {"draws": 2.5}, {"max_time": math.nan}, {"max_time": -1.0}, {"threads": 0}, {"width_scale": [0.0]},
+    {"width_scale": [math.nan]}], ids=str)  # fmt: skip
+def test_limits_that_are_none(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="instead"):
+        verify(residual(), {"n": 8}, **option)
+
+
+def test_precision_goes_on_where_no_interval_holds() -> None:
+    """An interval that the draws do not support does not count as reached."""
+    narrow = Check(1.0, 1.0, (0.999, 1.001), "inconclusive", supported=False, draws_needed=1000)
+    clock = Clock(0.02, 0.01, 0.05, 100, 10_000, None, None)
+    assert clock.wanted(100, {("forward", "a"): narrow}) > 100
+    assert clock.wanted(100, {("forward", "a"): replace(narrow, supported=True)}) == 100

@@ -238,6 +238,9 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    if isinstance(error, MemoryError):
+        _say(f"error: there is not enough memory: {error}\n  instead: smaller sizes, or fewer samples")
+        return BAD_INPUT
     if isinstance(error, (VarflowError, OSError)):
         _say(f"error: {error}")
         return BAD_INPUT

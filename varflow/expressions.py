@@ -183,6 +183,8 @@ class _Reader:
 
     def known(self) -> str:
         names = self.names()
+        if not names:
+            return "no symbols are declared here"
         return f"the known names are {', '.join(names[:12])}" + (", ..." if len(names) > 12 else "")
 
     def closest(self, name: str, *, call: bool = False) -> str:

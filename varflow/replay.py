@@ -18,13 +18,19 @@ from varflow.errors import InputError, VarflowError
 from varflow.expressions import parse
 from varflow.simulate.backends import check_backend
 from varflow.simulate.stream import STREAM, arithmetic, digest
-from varflow.verify import prepared
+from varflow.verify import prepared, verification
 from varflow.verify_record import Settings, run_hash
 from varflow.verify_report import check_document
 from varflow.verify_run import Level, Run
 
 CLOSE = 1e-9
 """Relative difference up to which numbers of formulas, which are rounded in other orders elsewhere, are the same."""
+
+
+WHOLE = (
+    "network", "verdict", "delta", "confidence", "reached", "power", "rejected", "draws", "seed", "samples", "widths",
+)  # fmt: skip
+"""Fields of a report beside its nodes that follow from the run."""
 
 
 class ReplayError(VarflowError):
@@ -52,9 +58,9 @@ class _Record(BaseModel):
     backend: str
     method: str
     width_scale: list[str] | None
-    delta: float
-    confidence: float
-    error_probability: float
+    delta: float = Field(gt=0, lt=0.5)
+    confidence: float = Field(gt=0, lt=1)
+    error_probability: float = Field(gt=0, lt=1)
     levels: list[_LevelRecord]
     versions: dict[str, str]
 
@@ -93,7 +99,7 @@ def replay(report: Mapping[str, Any] | str | os.PathLike[str], threads: int | No
         if recorded.draws:
             level.statistics.merge(level.simulator.run(recorded.draws, level.first))
     here, expected = run_hash(run, settings), str(document.get("hash", ""))
-    differences = tuple(_differences(document, run, found.error_probability))
+    differences = tuple(_differences(document, run, found, settings))
     if here != expected:
         differences = (f"hash of the simulated numbers: {expected or 'none'} there, {here} here", *differences)
     return Replay(not differences, str(document.get("network", "")), here, expected, differences,
@@ -166,17 +172,25 @@ def _number(name: str, value: int | str) -> sp.Expr:
     return expr
 
 
-def _differences(document: Mapping[str, Any], run: Run, spent: float) -> Iterator[str]:
+def _differences(document: Mapping[str, Any], run: Run, found: _Record, settings: Settings) -> Iterator[str]:
     """Numbers and verdicts of the report that are others now."""
-    nodes = document.get("nodes")
-    for (direction, name), check in run.checks(spent).items():
-        there = nodes.get(name, {}).get(direction) if isinstance(nodes, Mapping) else None
+    nodes, checks = document.get("nodes"), run.checks(found.error_probability)
+    nodes = nodes if isinstance(nodes, Mapping) else {}
+    again = verification(settings.derivation, run, checks, found.confidence, found.seed).to_dict()
+    for field in WHOLE:
+        if not _same(document.get(field), again[field]):
+            yield f"{field}: {document.get(field)} there, {again[field]} here"
+    for name in nodes:
+        if name not in again["nodes"]:
+            yield f"{name}: not in the network"
+    for (direction, name), check in checks.items():
+        there = nodes.get(name, {}).get(direction) if isinstance(nodes.get(name, {}), Mapping) else None
         if not isinstance(there, Mapping):
             yield f"{name} {direction}: not in the report"
             continue
         for field, value in check_document(check).items():
-            if field in there and not _same(there[field], value):
-                yield f"{name} {direction} {field}: {there[field]} there, {value} here"
+            if field not in there or not _same(there[field], value):
+                yield f"{name} {direction} {field}: {there.get(field)} there, {value} here"
 
 
 def _same(a: Any, b: Any) -> bool:

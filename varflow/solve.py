@@ -158,8 +158,10 @@ class _Solver:
         value = compromise(self.policy, forward and forward.value, backward and backward.value)
         main = forward or backward
         if value is None or main is None:
-            raise SolveError(f"no condition determines {unknown}", why="its gradient does not reach a cotangent",
-                             instead="state its variance, or an equation")
+            reached = part.gradient_ends(uses[0]) is not None
+            why = "the gradient at its ends has no formula" if reached else "its gradient does not reach a cotangent"
+            raise SolveError(f"no condition determines {unknown}", why=why,
+                             instead='preserve="forward", its variance, or an equation')
         note = " ".join(a.note for a in (forward, backward) if a and a.note)
         if self.policy in ("harmonic", "geometric"):
             note = f"{note} {unknown}: the {self.policy} mean of the forward and the backward answer.".strip()

@@ -42,6 +42,8 @@ SAMPLE_ERROR = 3e-4
 """Relative standard error of a number from a sample of its sources (`varflow.laws.sampled`)."""
 UNLIMITED = 100
 """With ``precision`` and no ``max_draws``: how many times ``draws`` at most."""
+FINEST = 1e-6
+"""The smallest precision that single precision can show."""
 
 
 # -- predictions -------------------------------------------------------------------------------------
@@ -170,7 +172,8 @@ def verify(
     Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here, StoreError for
     a store that is damaged or of something else.
     """
-    _check_options(backend, method, cluster, draws, delta, confidence, precision)
+    _check_options(backend, method, cluster, draws, delta, confidence)
+    _check_limits(precision, max_draws, max_time, threads, width_scale)
     values = dict(values or {})
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
@@ -181,7 +184,7 @@ def verify(
     settings = Settings(derivation, values, seed, backend, method, width_scale, confidence)
     with keeping(run, store, settings, resume):
         checks, interrupted = _settled(run, clock)
-    found = _verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
+    found = verification(derivation, run, checks, confidence, seed, [*notes, *more], interrupted, clock.elapsed)
     return replace(found, hash=run_hash(run, settings), record=record(run, settings, clock.spent()))
 
 
@@ -216,19 +219,32 @@ def affordable(run: Run) -> int:
 
 
 def _check_options(
-    backend: str, method: str, cluster: str | None, draws: int | None, delta: float, confidence: float,
-    precision: float | None,
-) -> None:  # fmt: skip
+    backend: str, method: str, cluster: str | None, draws: int | None, delta: float, confidence: float
+) -> None:
     check_backend(backend)
     if cluster is not None:
         raise MissingExtraError("clusters are not in this version", instead="cluster=None")
     check_method(method)
-    if draws is not None and draws < 2:
-        raise InputError(f"{draws} draws give no interval", instead="at least 2")
+    if draws is not None and not (isinstance(draws, int) and draws >= 2):
+        raise InputError(f"{draws} draws give no interval", instead="a whole number, at least 2")
     if not 0 < delta < 0.5 or not 0 < confidence < 1:
         raise InputError(f"delta {delta} and confidence {confidence} are shares", instead="delta=0.02, confidence=0.99")
-    if precision is not None and precision <= 0:
+
+
+def _check_limits(
+    precision: float | None, max_draws: int | None, max_time: float | None, threads: int | None,
+    width_scale: Sequence[float] | None,
+) -> None:  # fmt: skip
+    if precision is not None and not (isinstance(precision, (int, float)) and FINEST <= precision < math.inf):
         raise InputError(f"precision {precision} cannot be reached", instead="a positive share, such as 0.01")
+    if max_draws is not None and not (isinstance(max_draws, int) and max_draws >= 2):
+        raise InputError(f"at most {max_draws} draws give no interval", instead="a whole number, at least 2")
+    if max_time is not None and not max_time >= 0:
+        raise InputError(f"max_time {max_time} is no time", instead="seconds, 0 or more")
+    if threads is not None and threads < 1:
+        raise InputError(f"{threads} threads draw nothing", instead="1 or more")
+    if not all(0 < f < math.inf for f in width_scale or ()):
+        raise InputError(f"widths times {width_scale} are no widths", instead="positive multiples, such as 0.25 0.5 1")
 
 
 def _resolved(subject: Network | Derivation | Solution, values: Mapping[str, Any]) -> tuple[Derivation, list[str]]:
@@ -282,10 +298,11 @@ def _over_widths(key: Key, p: Prediction, levels: Sequence[Level], order: int) -
     return replace(p, order=order, errors=errors)
 
 
-def _verification(
+def verification(
     derivation: Derivation, run: Run, checks: Mapping[Key, Check], confidence: float, seed: int,
-    notes: Sequence[str], interrupted: bool, seconds: float,
+    notes: Sequence[str] = (), interrupted: bool = False, seconds: float = 0.0,
 ) -> Verification:  # fmt: skip
+    """What a run and its checks say together."""
     names = dict.fromkeys(name for _, name in checks)
     nodes = {n: {d: checks[d, n] for d in ("forward", "backward") if (d, n) in checks} for n in names}
     powers = [c.power for c in checks.values() if c.power is not None]

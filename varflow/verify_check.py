@@ -87,6 +87,8 @@ class Check:
     draws_needed: int | None = None
     power: float | None = None
     rejects: bool | None = None
+    supported: bool = True
+    """Whether the draws are enough for the interval to hold."""
 
     @property
     def relative_width(self) -> float:
@@ -222,7 +224,8 @@ class Judge:
         skewness = max(tail_size(r.summary) for r in readings)
         note = f"heavy tails between draws (skewness {skewness:.2g}): too few draws for an interval"
         least = max(math.ceil(min(needed, 1e15)), check.draws_needed or 0)
-        return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least)
+        return replace(check, verdict=INCONCLUSIVE, note=note, rejects=False, power=0.0, draws_needed=least,
+                       supported=False)
 
     def _of_limit(self, check: Check, t: float, readings: Sequence[Reading], prediction: Prediction) -> Check:
         """The check, made inconclusive where the widths are too small for a + b/n: a bend over them is there for sure,

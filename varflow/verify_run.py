@@ -228,6 +228,7 @@ class Clock:
         else:
             widest = _widest(checks)
             growth = 0.0 if widest <= self.precision else (widest / self.precision) ** 2
+            growth = growth if all(c.supported for c in checks.values()) else max(growth, MARGIN)
         if not growth or draws >= self.most or self.late:
             return draws
         planned = math.ceil(draws * min(max(growth * MARGIN, MARGIN), 4.0) / ROUND) * ROUND

@@ -303,7 +303,7 @@ def test_haar_columns_that_depend_on_others() -> None:
     """U x, U (2 x), then U^T d: lengths and inner products are those of an isometry in every draw."""
     draws, n, rng, revealed = 2000, 8, np.random.default_rng(0), RevealedHaar(2000, 3, 8)
     x = rng.standard_normal((draws, 1, n)).astype(np.float32)
-    y, twice = (collapse_haar(f * x, n, n, 1.0, revealed, k, seed=3) for k, f in ((1, np.float32(1)), (2, np.float32(2))))
+    y, twice = (collapse_haar(np.float32(k) * x, n, n, 1.0, revealed, k, seed=3) for k in (1, 2))
     np.testing.assert_allclose(twice, 2 * y, atol=1e-5)
     d = np.tanh(y + np.float32(0.3)) + rng.standard_normal((draws, 1, n)).astype(np.float32)
     e = collapse_haar(d, n, n, 1.0, revealed, 3, seed=3, transpose=True)
