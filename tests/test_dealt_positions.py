@@ -70,3 +70,37 @@ def test_gradients_of_places_that_were_flattened(name: str) -> None:
         assert x.grad is not None
         found.append(x.grad.square().mean().item())
     assert number == pytest.approx(sum(found) / len(found), rel=0.04)
+
+
+@pytest.mark.parametrize("mean", [0, 1])
+def test_a_mean_before_a_pixel_shuffle(mean: int) -> None:
+    """The same coordinates elsewhere: no moment changes. Where there is a mean, numbers say so, and no formula."""
+    net = vf.Network("shuffle")
+    x = net.input("x", "9*n", ("s", "s"), mean=mean, second_moment=2)
+    y = net.pixel_shuffle(x, 3, name="y")
+    net.avg_pool(y, 3, name="z")
+    d = vf.derive(net)
+    assert d["y"].second_moment == (None if mean else 2)
+    numbers = {k: d[k].numeric({"n": 8, "s": 4})["second_moment"] for k in "yz"}
+    assert numbers == pytest.approx({"y": 2.0, "z": mean + (2 - mean) / 9})
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+def test_tokens_of_an_image_keep_what_attention_gives_them_in_common(layer: str) -> None:
+    """Uniform weights alone give nine tokens 1/9 of a value in common, which their mean has whole."""
+    net = vf.Network(layer)
+    x = net.input("x", 256, (3, 3))
+    h = net.linear(x, 256, variance="1/fan_in") if layer == "linear" else net.conv(x, 256, 1, variance="1/fan_in")
+    weights = {f"{name}_variance": "1/fan_in" for name in ("query", "key", "value", "output")}
+    net.mean_pool(net.self_attention(h, heads=16, **weights), name="p")
+    number = vf.derive(net)["p"].numeric({})["second_moment"]
+    assert number == pytest.approx(0.12229, rel=1e-3)
+    torch.manual_seed(2)
+    found = []
+    for _ in range(60):
+        tokens = torch.randn(16, 9, 256)
+        q, k, v, o = (torch.randn(256, 256) / 16 for _ in range(4))
+        parts = [(tokens @ w).view(16, 9, 16, 16).transpose(1, 2) for w in (q, k, v)]
+        mixed = torch.softmax(parts[0] @ parts[1].transpose(2, 3) / 4, dim=3) @ parts[2]
+        found.append((mixed.transpose(1, 2).reshape(16, 9, 256) @ o).mean(dim=1).square().mean().item())
+    assert number == pytest.approx(sum(found) / len(found), rel=0.03)

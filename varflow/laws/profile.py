@@ -18,14 +18,14 @@ from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Array
 from varflow.laws.propagate import Propagation
 from varflow.laws.variables import Blocks, Instance
-from varflow.program import Program
+from varflow.program import Blend, Program, Scores, Softmax, SoftmaxBackward
 
 
 class Profile:
     """Arrays over positions for the values of a program whose grids have numbers.
 
-    ``values`` are numbers for its other symbols, ``measured`` supplies moments that have no formula, ``reference``
-    are the laws far from borders.
+    Behind attention there are none: see `_attended`. ``values`` are numbers for its other symbols, ``measured``
+    supplies moments that have no formula, ``reference`` are the laws far from borders.
     """
 
     def __init__(self, program: Program, values: Mapping[str, Any], measured: Callable[[Moment], Any],
@@ -69,7 +69,18 @@ class Profile:
         self._evaluation.plan(q for q in found.values() if q is not None)
         return found
 
+    @cached_property
+    def _attended(self) -> set[int]:
+        """What comes from attention: its tokens have no profile, but formulas or a population."""
+        found: set[int] = set()
+        for value, step in enumerate(self.program):
+            if isinstance(step.primitive, Scores | Softmax | SoftmaxBackward | Blend) or found & set(step.args):
+                found.add(value)
+        return found
+
     def _quantity(self, value: int, second: bool) -> Quantity | None:
+        if value in self._attended:
+            return None
         laws, blocks = self._propagation.laws, self._propagation.values[value]
         of: Callable[[Instance], Formula] = laws.second if second else laws.mean
         n = sp.Add(*(b.size for b in blocks))

@@ -70,12 +70,22 @@ class Windows(Reading):
             assert found is not None
             return found
         base, moved = shifted(x)
+        if mix.transpose and picks(mix) and not self.laws.profiles and self._has_mean(x):
+            return self._unknown(x)
         if base is None or moved is None:
             return self._make(Mixed, whole, of=x, mix=mix)
         part = self._make(Mixed, False, of=base, mix=mix)
         found = self._combination([(sp.S.One, part)], spread(self.laws, mix, self.laws.formula(moved)), whole)
         assert found is not None
         return found
+
+    def _has_mean(self, x: Instance) -> bool:
+        """Whether a value has a mean, which on some places of a grid, zero on the others, differs from place to place:
+        that is for profiles."""
+        try:
+            return not self.laws.mean(x).is_zero
+        except NoFormula:
+            return True
 
     def _picked(self, mix: Mix, x: Instance) -> Instance | None:
         """One place of every cell: of values arranged there those of that place, zero of others."""
