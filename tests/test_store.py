@@ -28,7 +28,7 @@ from varflow.verify import prepared, verify
 from varflow.verify_record import Settings, keeping, run_hash
 from varflow.verify_report import Progress
 from varflow.verify_run import Run
-from varflow.verify_store import StoreError
+from varflow.verify_store import StoreError, opened
 
 VALUES = {"n": 16}
 DRAWS = 400
@@ -422,3 +422,10 @@ def test_the_hash_is_that_of_another_process(path: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                             env=dict(os.environ))
     assert answer.stdout.strip() == verify(vf.load("residual_block"), {"n": 64}, DRAWS).hash
+
+
+def test_looks_of_two_processes_are_all_counted(path: Path) -> None:
+    """The one that looks second reads what the other one wrote."""
+    identity = {"network": "a"}
+    with opened(path, identity, False) as first, opened(path, identity, True) as second:
+        assert (first.look([300]), second.look([360]), second.look([300]), first.look([360])) == (1, 2, 1, 2)

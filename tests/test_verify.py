@@ -18,7 +18,7 @@ from varflow.network import Network
 from varflow.ops import OPS
 from varflow.simulate.statistics import Statistics, Summary
 from varflow.solve import solve
-from varflow.verify import verify
+from varflow.verify import prepared, verify
 from varflow.verify_check import (
     Check,
     Judge,
@@ -31,7 +31,7 @@ from varflow.verify_check import (
     overall,
 )
 from varflow.verify_report import Progress, Verification
-from varflow.verify_run import Clock, Pace
+from varflow.verify_run import Clock, Pace, entering
 from varflow.verify_student import quantile
 
 DELTA = 0.02
@@ -469,3 +469,19 @@ def test_precision_goes_on_where_no_interval_holds() -> None:
     clock = Clock(0.02, 0.01, 0.05, 100, 10_000, None, None)
     assert clock.wanted(100, {("forward", "a"): narrow}) > 100
     assert clock.wanted(100, {("forward", "a"): replace(narrow, supported=True)}) == 100
+
+
+@pytest.mark.parametrize("size", ["10**8", "1/10**8"])
+def test_zero_is_beside_what_it_is_made_of(size: str) -> None:
+    """W x - W x is rounding, however large x is; a small moment is not zero."""
+    net = Network("difference")
+    x = net.input("x", 64, second_moment=size)
+    a, b = (net.linear(x, 64, weight="W", variance="1/fan_in", name=name) for name in "ab")
+    net.subtract(a, b, name="y")
+    assert verify(net, draws=200, method="collapsed").nodes["y"]["forward"].verdict == "pass"
+    assert set(entering(lower(net), ("forward", "y"))) <= {("forward", "a"), ("forward", "b")}
+    options = {"seed": 0, "method": "sampled", "threads": None, "backend": "cpu"}
+    run, _ = prepared(vf.derive(net), {}, 0.02, None, options)
+    run.predicted = {**run.predicted, ("forward", "a"): Prediction(0.0)}
+    run.advance(100)
+    assert run.checks(0.01)["forward", "a"].verdict == "fail"

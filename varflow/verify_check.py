@@ -15,7 +15,7 @@ from varflow.verify_tails import Estimate, estimate, tail_size
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 ZERO_TOLERANCE = 1e-6
-"""What counts as zero where zero is predicted; cotangents and inputs are of order one."""
+"""What counts as zero where zero is predicted, as a share of the second moment of what the value is made of."""
 FLOAT32_RANGE = (1e-72, 1e72)
 """Second moments outside it come from entries that float32 cannot hold."""
 LEAST_DRAWS = 8
@@ -36,7 +36,7 @@ class Prediction:
     """A second moment as the theory gives it; ``error`` is the standard error of a number that is itself
     measured by a population, ``closure_error`` the stated relative error of a closure, ``order`` up to which power of
     1/n what finite widths add to a limit is extrapolated, ``errors`` relative ones of the numbers at each width, where
-    they are measured one by one."""
+    they are measured one by one, ``scale`` the second moment beside which zero is zero."""
 
     value: float
     exactness: str = "exact"
@@ -44,6 +44,7 @@ class Prediction:
     closure_error: float | None = None
     order: int = 1
     errors: tuple[float, ...] = ()
+    scale: float = 1.0
 
     def over(self, weights: Sequence[float]) -> float:
         """The standard error that the numbers give to a sum over widths with these weights."""
@@ -161,7 +162,7 @@ class Judge:
         if draws < LEAST_DRAWS:
             return replace(blank, note="too few draws for an interval", draws_needed=LEAST_DRAWS)
         if p == 0:
-            return self._zero(blank, readings[-1].summary)
+            return self._zero(blank, readings[-1].summary, ZERO_TOLERANCE * prediction.scale)
         if not FLOAT32_RANGE[0] < abs(p) < FLOAT32_RANGE[1]:
             return replace(blank, note="entries of this size do not fit float32")
         return self._judged(blank, prediction, readings)
@@ -173,13 +174,13 @@ class Judge:
         estimate = readings[-1].summary.second_moment if readings else math.nan
         return replace(blank, estimate=estimate, note=note)
 
-    def _zero(self, blank: Check, s: Summary) -> Check:
+    def _zero(self, blank: Check, s: Summary, tolerance: float) -> Check:
         half = quantile(self.alpha, s.draws - 1) * s.standard_error
         ci = (s.second_moment - half, s.second_moment + half)
         if not math.isfinite(half):
             return replace(blank, note="a value is not finite")
-        inside = ci[0] >= -ZERO_TOLERANCE and ci[1] <= ZERO_TOLERANCE
-        verdict = PASS if inside else FAIL if ci[0] > ZERO_TOLERANCE else INCONCLUSIVE
+        inside = ci[0] >= -tolerance and ci[1] <= tolerance
+        verdict = PASS if inside else FAIL if ci[0] > tolerance else INCONCLUSIVE
         return replace(blank, estimate=s.second_moment, ci=ci, verdict=verdict)
 
     def _judged(self, blank: Check, prediction: Prediction, readings: Sequence[Reading]) -> Check:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from varflow.program import Program
 from varflow.simulate.backends import simulator
 from varflow.simulate.statistics import Statistics
 from varflow.simulate.stream import digest, plan_hash, program_hash
@@ -173,11 +174,35 @@ class Run:
         ]
         if not limit or not all(r.predicted and math.isfinite(r.predicted) for r in readings):
             readings = [r for r in readings if r.factor == 1]
+        if p.value == 0 and summaries[-1]:
+            sizes = [summaries[-1][k].second_moment for k in entering(self.levels[-1].scale.program, key)
+                     if k in summaries[-1]]
+            p = replace(p, scale=max(sizes, default=1.0))
         check = judge.check(p, readings)
         if limit and self.single_width and check.verdict == FAIL:
             note = "outside the tolerance at this one width, which a limit does not exclude"
             return replace(check, verdict=INCONCLUSIVE, note=note)
         return check
+
+
+def entering(program: Program, key: Key) -> list[Key]:
+    """The nearest nodes that a value, or a gradient, is made of."""
+    tables = {"forward": program.values, "backward": program.gradients}
+    nodes = {value: (direction, name) for direction, table in tables.items() for name, value in table.items()}
+    start = tables[key[0]][key[1]]
+    backward, found = program.instructions[start].backward, dict[Key, None]()
+    stack, seen = list(program.instructions[start].args), set[int]()
+    while stack:
+        value = stack.pop()
+        step = program.instructions[value]
+        if value in seen or step.backward != backward:
+            continue
+        seen.add(value)
+        if value in nodes:
+            found[nodes[value]] = None
+        else:
+            stack += step.args
+    return list(found)
 
 
 def _given(summaries: Mapping[Key, Any], key: Key) -> Any:

@@ -127,9 +127,12 @@ class Store:
         """The number of the look at these draws of every width: the one it had, or the next."""
         here = list(draws)
         if here not in self.looks:
-            self.looks.append(here)
             with _translated(self.path), self.connection:
-                self._write("looks", self.looks)
+                self.connection.execute("BEGIN IMMEDIATE")
+                self.looks = _json(self._about("looks"), self.path)
+                if here not in self.looks:
+                    self.looks.append(here)
+                    self._write("looks", self.looks)
         return self.looks.index(here) + 1
 
     def create(self) -> None:

@@ -70,7 +70,7 @@ class Normalization(Projection):
         if rule.groups == self.step.shape.channels:
             return True
         law = x[0].law
-        gaussian = len(x) == 1 and law is not None and shifted(twin(law))[0] is not None
+        gaussian = len(x) == 1 and law is not None and shifted(law)[0] is not None
         return gaussian and bool(quotient(self.step.shape.channels, rule.groups).is_number)
 
     def _inverse_of(self, value: int, rule: Standardize, x: Blocks) -> list[Quantity | None]:
