@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 import torch.nn.functional as F
 
@@ -74,15 +75,16 @@ def test_gradients_of_places_that_were_flattened(name: str) -> None:
 
 @pytest.mark.parametrize("mean", [0, 1])
 def test_a_mean_before_a_pixel_shuffle(mean: int) -> None:
-    """The same coordinates elsewhere: no moment changes. Where there is a mean, numbers say so, and no formula."""
+    """The same coordinates elsewhere: no moment changes, in formulas and in numbers."""
     net = vf.Network("shuffle")
     x = net.input("x", "9*n", ("s", "s"), mean=mean, second_moment=2)
     y = net.pixel_shuffle(x, 3, name="y")
     net.avg_pool(y, 3, name="z")
     d = vf.derive(net)
-    assert d["y"].second_moment == (None if mean else 2)
+    assert (d["y"].second_moment, d["y"].mean) == (2, mean)
     numbers = {k: d[k].numeric({"n": 8, "s": 4})["second_moment"] for k in "yz"}
     assert numbers == pytest.approx({"y": 2.0, "z": mean + (2 - mean) / 9})
+    assert d["z"].second_moment == sp.Rational(2 - mean, 9) + mean
 
 
 @pytest.mark.parametrize("layer", ["linear", "conv"])

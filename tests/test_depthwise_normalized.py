@@ -125,7 +125,7 @@ def test_what_samples_share() -> None:
 
 
 def test_group_norm_of_many_channels_behind_a_depthwise_convolution() -> None:
-    """One statistic over 64 channels: no channel is divided by its own size, as a batch norm would (9/7 of a gradient)."""
+    """One statistic over 64 channels: none is divided by its own size, as a batch norm does (9/7 of a gradient)."""
     net = vf.Network("groups")
     x = net.input("x", 256, (6, 6))
     d = net.depthwise_conv(x, 3, padding=1, padding_mode="circular", variance="1/fan_in", name="d")

@@ -28,7 +28,7 @@ from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Norma
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Overall
-from varflow.laws.resampling import resampled, spread_of, sum_of_resampled
+from varflow.laws.resampling import gridded, resampled, spread_of, sum_of_resampled
 from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.standardized import MIXTURES, beside
@@ -204,7 +204,7 @@ class Laws(Covariances):
             return mo.ZERO
         if both_backward and not self._families(first) & self._families(second) & self._backward_bits:
             return mo.ZERO
-        if unrelated or not self.dependent(x, y, view):
+        if unrelated or not (self.dependent(x, y, view) or gridded(self, x, y)):
             return mo.product(self.mean(x), self.turned(self.mean(y)) if apart else self.mean(y))
         if all(z.gaussian or (isinstance(z, Depthwise) and not tied(self, z)) for z in (first, second)):
             return self.covariance(moments_of(x), moments_of(y), asked)
@@ -346,7 +346,8 @@ class Laws(Covariances):
         return [(sorted(indices), expr) for indices, expr in groups]
 
     def _touch(self, a: set[int], b: set[int], args: tuple[Instance, ...], view: View) -> bool:
-        return any(i == j or self.dependent(args[i], args[j], view) for i in a for j in b)
+        pairs = [(args[i], args[j]) for i in a for j in b]
+        return bool(a & b) or any(self.dependent(x, y, view) or gridded(self, x, y) for x, y in pairs)
 
     def _group(self, expr: sp.Expr, indices: list[int], args: tuple[Instance, ...],
                coefficients: tuple[Quantity, ...], view: View) -> Formula:

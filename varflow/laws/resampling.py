@@ -66,6 +66,20 @@ def sum_of_resampled(v: Variable) -> bool:
     return bool(v.expr.is_polynomial(*symbols)) and sp.Poly(v.expr, *symbols).total_degree() <= 1
 
 
+def on_grid(mix: Mix) -> bool:
+    """Whether a mixture puts values on one place of every cell of a grid, zero on the others."""
+    return mix.transpose and picks(mix)
+
+
+def gridded(laws: Covariances, x: Instance, y: Instance) -> bool:
+    """Whether two values lie on a grid each and have a mean there: dependent or not, the mean of their product is not
+    that of their means, as they may overlap nowhere. Profiles have places of their own."""
+    mixes = [getattr(z.variable, "mix", None) for z in (x, y)]
+    if laws.profiles or not all(m is not None and on_grid(m) for m in mixes):
+        return False
+    return not (laws.mean(x).is_zero or laws.mean(y).is_zero)
+
+
 def picks(mix: Mix) -> bool:
     """Whether a mixture (or its transpose) reads one place of every cell of a grid."""
     w = mix.window
@@ -101,6 +115,8 @@ def _operand_grid(mix: Mix) -> tuple[sp.Expr, ...]:
 def spread_of(laws: Covariances, v: Mixed, same: Formula) -> Formula:
     """E[v y] for a ``y`` that is the same at all positions."""
     assert v.mix is not None
+    if on_grid(v.mix) and not laws.profiles:
+        return mo.combine(mo.part(0) / v.mix.window.taps, [same])
     return spread(laws, v.mix, same)
 
 

@@ -15,7 +15,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.making import Reading, increasing, shifted
 from varflow.laws.moments import Quantity
 from varflow.laws.positions import MAX_PLACES, Spread, sums_alike
-from varflow.laws.resampling import holds_arranged, picks, spread
+from varflow.laws.resampling import holds_arranged, on_grid, picks, spread
 from varflow.laws.variables import (
     POSITION,
     Block,
@@ -69,23 +69,13 @@ class Windows(Reading):
             found = self._combination([(Spread(mix).limit, x)], whole=whole)
             assert found is not None
             return found
-        base, moved = shifted(x)
-        if mix.transpose and picks(mix) and not self.laws.profiles and self._has_mean(x):
-            return self._unknown(x)
+        base, moved = (None, None) if on_grid(mix) and not self.laws.profiles else shifted(x)
         if base is None or moved is None:
             return self._make(Mixed, whole, of=x, mix=mix)
         part = self._make(Mixed, False, of=base, mix=mix)
         found = self._combination([(sp.S.One, part)], spread(self.laws, mix, self.laws.formula(moved)), whole)
         assert found is not None
         return found
-
-    def _has_mean(self, x: Instance) -> bool:
-        """Whether a value has a mean, which on some places of a grid, zero on the others, differs from place to place:
-        that is for profiles."""
-        try:
-            return not self.laws.mean(x).is_zero
-        except NoFormula:
-            return True
 
     def _picked(self, mix: Mix, x: Instance) -> Instance | None:
         """One place of every cell: of values arranged there those of that place, zero of others."""
