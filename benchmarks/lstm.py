@@ -4,8 +4,8 @@ The network is graphs/lstm.yaml with more steps: weights shared by all steps, an
 step. A draw has fresh weights, inputs and cotangents for B samples, and measures gates, cells, states and what
 gradient reaches them; ours measures every other node and the gradient of the weights besides. Ours is `simulate`, which
 collapses the weights or draws them once, as is cheaper; PyTorch draws the weights, multiplies all inputs at once, and
-measures gradients in hooks. The draws that a method needs follow from the variation between its own draws: the largest relative standard
-error of all nodes is to be 1 %. One core, processor time, in turns; medians of turns.
+measures gradients in hooks. The draws that a method needs follow from the variation between its own draws: the largest
+relative standard error of all nodes is to be 1 %. One core, processor time, in turns; medians of turns.
 
     python benchmarks/lstm.py [--width 512] [--steps 100] [--batches 1 4] [--turns 5] [--draws 64]
 """

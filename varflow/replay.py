@@ -27,6 +27,8 @@ CLOSE = 1e-9
 """Relative difference up to which numbers of formulas, which are rounded in other orders elsewhere, are the same."""
 
 
+OPTIONAL = {"confidence", "reached", "rejected", "samples", "draws_needed", "power", "rejects", "note"}
+"""Fields that not every kind of report has."""
 WHOLE = (
     "network", "verdict", "delta", "confidence", "reached", "power", "rejected", "draws", "seed", "samples", "widths",
 )  # fmt: skip
@@ -178,7 +180,7 @@ def _differences(document: Mapping[str, Any], run: Run, found: _Record, settings
     nodes = nodes if isinstance(nodes, Mapping) else {}
     again = verification(settings.derivation, run, checks, found.confidence, found.seed).to_dict()
     for field in WHOLE:
-        if not _same(document.get(field), again[field]):
+        if _differs(document, field, again[field]):
             yield f"{field}: {document.get(field)} there, {again[field]} here"
     for name in nodes:
         if name not in again["nodes"]:
@@ -189,8 +191,12 @@ def _differences(document: Mapping[str, Any], run: Run, found: _Record, settings
             yield f"{name} {direction}: not in the report"
             continue
         for field, value in check_document(check).items():
-            if field not in there or not _same(there[field], value):
+            if _differs(there, field, value):
                 yield f"{name} {direction} {field}: {there.get(field)} there, {value} here"
+
+
+def _differs(there: Mapping[str, Any], field: str, value: Any) -> bool:
+    return (field not in there and field not in OPTIONAL) or (field in there and not _same(there[field], value))
 
 
 def _same(a: Any, b: Any) -> bool:
