@@ -9,6 +9,7 @@ moment is the same at both ends (He et al. 2015), ``backward`` the same of the g
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -87,12 +88,15 @@ def _sources(program: Program, index: int) -> list[int]:
 def _last_of_itself(program: Program, readers: dict[int, list[int]], product: int) -> int:
     """The last value that is a function of the product alone and that all else hears of it through: behind
     activations, gates and maxima of its own parts."""
-    inside, open_to, end = {product}, _open(program, readers, product, {product}), product
-    for i in range(product + 1, len(program)):
-        step = program.instructions[i]
-        if step.backward or not _is_local(program, i) or not set(_sources(program, i)) <= inside:
+    inside, end, waiting = {product}, product, sorted(readers.get(product, []))
+    open_to = _open(program, readers, product, inside)
+    while waiting:
+        i = heapq.heappop(waiting)
+        if i in inside or not _is_local(program, i) or not set(_sources(program, i)) <= inside:
             continue
         inside.add(i)
+        for reader in readers.get(i, []):
+            heapq.heappush(waiting, reader)
         open_to = {v for v in open_to | {i} if _open(program, readers, v, inside)}
         if open_to <= {i}:
             end = i
