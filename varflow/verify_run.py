@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -175,7 +175,8 @@ class Run:
         if not limit or not all(r.predicted and math.isfinite(r.predicted) for r in readings):
             readings = [r for r in readings if r.factor == 1]
         if p.value == 0 and summaries[-1]:
-            sizes = [summaries[-1][k].second_moment for k in entering(self.levels[-1].scale.program, key)
+            zeros = {k for k, other in self.predicted.items() if other.value == 0}
+            sizes = [summaries[-1][k].second_moment for k in entering(self.levels[-1].scale.program, key, zeros)
                      if k in summaries[-1]]
             p = replace(p, scale=max(sizes, default=1.0))
         check = judge.check(p, readings)
@@ -185,8 +186,8 @@ class Run:
         return check
 
 
-def entering(program: Program, key: Key) -> list[Key]:
-    """The nearest nodes that a value, or a gradient, is made of."""
+def entering(program: Program, key: Key, zeros: Collection[Key] = ()) -> list[Key]:
+    """The nearest nodes that a value, or a gradient, is made of, but those that are ``zeros`` themselves."""
     tables = {"forward": program.values, "backward": program.gradients}
     nodes = {value: (direction, name) for direction, table in tables.items() for name, value in table.items()}
     start = tables[key[0]][key[1]]
@@ -198,7 +199,7 @@ def entering(program: Program, key: Key) -> list[Key]:
         if value in seen or step.backward != backward:
             continue
         seen.add(value)
-        if value in nodes:
+        if value in nodes and nodes[value] not in zeros:
             found[nodes[value]] = None
         else:
             stack += step.args
