@@ -28,7 +28,8 @@ from llvmlite import binding
 COMPILED_MODULES = (
     "elementary", "handlers", "jit", "kernels", "kernels_attention", "kernels_collapse", "kernels_gradient",
     "kernels_haar", "kernels_kept", "kernels_narrow", "kernels_pointwise", "kernels_pool", "kernels_product",
-    "kernels_standardize", "kernels_tape", "kernels_window", "kinds", "lanes", "machine", "normals", "rng", "steps", "tiles", "vectors", "vm",
+    "kernels_standardize", "kernels_tape", "kernels_window", "kinds", "lanes", "machine",
+    "normals", "rng", "steps", "tiles", "vectors", "vm",
 )  # fmt: skip
 
 
