@@ -33,6 +33,7 @@ def test_places_of_a_reshaped_value_are_uncorrelated(name: str) -> None:
     h = net.linear(net.input("z", N), 16 * N, variance="1/fan_in", name="f")
     out = build(net, net.reshape(h, channels=N, positions=(4, 4), name="h")).node
     law = vf.derive(net)[out]
+    assert law.second_moment is not None
     assert float(law.second_moment) == pytest.approx(formula, rel=1e-6)
     assert law.numeric({})["second_moment"] == pytest.approx(number, rel=1e-6)
 
@@ -58,8 +59,7 @@ def test_gradients_of_places_that_were_flattened(name: str) -> None:
     """Against PyTorch: each place's gradient comes through columns of the weight of its own."""
     build, layer = LAYERS[name]
     net = vf.Network(name)
-    x = net.input("x", N, (5, 5))
-    net.linear(net.flatten(build(net, x)), 16 * N, variance="1/fan_in")
+    net.linear(net.flatten(build(net, net.input("x", N, (5, 5)))), 16 * N, variance="1/fan_in")
     number = vf.derive(net)["x"].numeric({})["grad_second_moment"]
     torch.manual_seed(1)
     found = []

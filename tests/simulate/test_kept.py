@@ -71,7 +71,7 @@ def test_values_are_those_of_an_interpreter(kind: str, norm: bool) -> None:
 def test_tape_is_the_step_by_step_run(kind: str) -> None:
     """Bit by bit but for the sums of moments."""
     for samples in (1, 6):
-        program = recurrent(**WEIGHTS[kind])
+        program = recurrent(False, **WEIGHTS[kind])
         plan = make_plan(program, samples, weights=True, method="sampled")
         assert fits(plan)
         tape = Simulator(program, samples=samples, seed=5, weights=True, method="sampled").rows(7, 20)
