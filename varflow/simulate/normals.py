@@ -15,11 +15,14 @@ from typing import Any
 from llvmlite import ir
 
 from varflow.simulate.jit import intrinsic, numbas
-from varflow.simulate.tiles import LANES
+from varflow.simulate.tiles import LANES, VECTORS
 
 cgutils, types = numbas("numba.core.cgutils"), numbas("numba.types")
 
 ROUNDS = 10
+TOGETHER, ABREAST = (2, 4) if VECTORS > 1 else (1, 1)
+"""Tiles made together, and counters (two a tile) that take every round of Philox abreast: the multiplications of one
+fill the waits of another, where there are registers enough."""
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 SQRT_HALF, STEP_31 = 0x3F3504F3, 31 << 23
@@ -78,15 +81,17 @@ def _mixed(b: Builder, *terms: Any) -> Any:
     return total
 
 
-def _philox(b: Builder, counter: Sequence[Any], keys: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """Four words in the low halves of their lanes; the high halves hold anything."""
-    c0, c1, c2, c3 = counter
+def _philox(b: Builder, counters: Sequence[Sequence[Any]], keys: Sequence[tuple[Any, Any]]) -> list[list[Any]]:
+    """Four words for each of some counters, in the low halves of their lanes; the high halves hold anything."""
+    states = [list(c) for c in counters]
     for k0, k1 in keys:
-        p0 = b.mul(_low(b, c0), _constant(c0, MULTIPLIERS[0]))
-        p1 = b.mul(_low(b, c2), _constant(c2, MULTIPLIERS[1]))
-        high0, high1 = (b.lshr(p, _constant(p, _HALF)) for p in (p0, p1))
-        c0, c1, c2, c3 = _mixed(b, high1, c1, k0), p1, _mixed(b, high0, c3, k1), p0
-    return [c0, c1, c2, c3]
+        products = [[b.mul(_low(b, c[2 * i]), _constant(c[2 * i], MULTIPLIERS[i])) for i in (0, 1)] for c in states]
+        highs = [[b.lshr(p, _constant(p, _HALF)) for p in pair] for pair in products]
+        states = [
+            [_mixed(b, high1, c[1], k0), p1, _mixed(b, high0, c[3], k1), p0]
+            for c, (high0, high1), (p0, p1) in zip(states, highs, products, strict=True)
+        ]
+    return states
 
 
 def _keys(b: Builder, seed: Any) -> list[tuple[Any, Any]]:
@@ -98,16 +103,19 @@ def _keys(b: Builder, seed: Any) -> list[tuple[Any, Any]]:
     return keys
 
 
-def _words(b: Builder, block: Any, seed: Any, draw: Any, tensor: Any) -> list[Any]:
-    """The words of LANES blocks from ``block`` on, a multiple of LANES, in order."""
-    high = b.or_(b.lshr(block, _LONG(_HALF)), b.shl(b.lshr(draw, _LONG(_HALF)), _LONG(16)))
-    keys, halves = _keys(b, seed), []
-    for odd in (0, 1):
-        lanes = ir.Constant(_LONGS, [2 * k + odd for k in range(_LONGS.count)])
-        first = b.add(_wide(b, _low(b, block)), lanes)
-        halves.append(_philox(b, (first, tensor, _low(b, draw), high), keys))
-    pairs = zip(*halves, strict=True)
-    return [b.bitcast(b.or_(_low(b, x), b.shl(y, _constant(y, _HALF))), _INTS) for x, y in pairs]
+def _words(b: Builder, blocks: Sequence[Any], seed: Any, draw: Any, tensor: Any) -> list[list[Any]]:
+    """The words of LANES blocks from each of ``blocks`` on, multiples of LANES, in order."""
+    keys, counters = _keys(b, seed), []
+    for block in blocks:
+        high = b.or_(b.lshr(block, _LONG(_HALF)), b.shl(b.lshr(draw, _LONG(_HALF)), _LONG(16)))
+        for odd in (0, 1):
+            lanes = ir.Constant(_LONGS, [2 * k + odd for k in range(_LONGS.count)])
+            counters.append([b.add(_wide(b, _low(b, block)), lanes), tensor, _low(b, draw), high])
+    states = [s for k in range(0, len(counters), ABREAST) for s in _philox(b, counters[k : k + ABREAST], keys)]
+    return [
+        [b.bitcast(b.or_(_low(b, x), b.shl(y, _constant(y, _HALF))), _INTS) for x, y in zip(even, odd, strict=True)]
+        for even, odd in zip(states[::2], states[1::2], strict=True)
+    ]
 
 
 def _polynomial(b: Builder, coefficients: Sequence[float], x: Any) -> Any:
@@ -153,14 +161,21 @@ def _normal_tiles(typing: Any, out: Any, tile: Any, tiles: Any, seed: Any, draw:
 
     def emit(context: Any, b: Builder, signature: Any, arguments: Any) -> Any:
         out, tile, tiles, seed, draw, tensor = arguments
-        with cgutils.for_range(b, tiles, intp=_LONG) as loop:
-            block = b.mul(b.add(tile, loop.index), _LONG(LANES))
-            words = _words(b, block, seed, draw, tensor)
-            start = b.add(out, b.mul(loop.index, _LONG(16 * LANES)))
-            for k in (0, 2):
-                for i, value in enumerate(_pair(b, words[k], words[k + 1])):
-                    place = b.inttoptr(b.add(start, _LONG(4 * LANES * (k + i))), _FLOATS.as_pointer())
+
+        def some(first: Any, count: int) -> None:
+            blocks = [b.mul(b.add(b.add(tile, first), _LONG(i)), _LONG(LANES)) for i in range(count)]
+            for i, words in enumerate(_words(b, blocks, seed, draw, tensor)):
+                values = [*_pair(b, words[0], words[1]), *_pair(b, words[2], words[3])]
+                start = b.add(out, b.mul(b.add(first, _LONG(i)), _LONG(16 * LANES)))
+                for k, value in enumerate(values):
+                    place = b.inttoptr(b.add(start, _LONG(4 * LANES * k)), _FLOATS.as_pointer())
                     b.store(value, place).align = 4
+
+        whole = b.udiv(tiles, _LONG(TOGETHER))
+        with cgutils.for_range(b, whole, intp=_LONG) as loop:
+            some(b.mul(loop.index, _LONG(TOGETHER)), TOGETHER)
+        with cgutils.for_range(b, tiles, start=b.mul(whole, _LONG(TOGETHER)), intp=_LONG) as loop:
+            some(loop.index, 1)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), emit
