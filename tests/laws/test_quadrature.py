@@ -184,3 +184,19 @@ def test_points_that_need_more_digits_cost_what_they_cost() -> None:
             m, s = mp.mpf(places[k]), mp.sqrt(mp.mpf(0.05))
             want = s * mp.npdf(m / s) + m * mp.erfc(-m / s / mp.sqrt(2)) / 2
             assert float(got[k]) == pytest.approx(float(want), rel=1e-10)
+
+
+def test_integrals_in_integrals_are_numbers() -> None:
+    """One that also stands alone, parameters of an integrand, entries of a covariance: against a product rule."""
+    a = GaussianExpectation(sp.tanh(z) ** 2, (z,), (q,))
+    b = GaussianExpectation(sp.tanh(z + a) ** 2, (z,), (1,))
+    f = GaussianExpectation(sp.tanh(z + b) * sp.tanh(w + a), (z, w), (1, a / 3, 2))
+    x, weight = np.polynomial.hermite_e.hermegauss(120)
+    weight = weight / weight.sum()
+    want_a = weight @ np.tanh(np.sqrt(2) * x) ** 2
+    want_b = weight @ np.tanh(x + want_a) ** 2
+    second = want_a / 3 * x[:, None] + np.sqrt(2 - (want_a / 3) ** 2) * x
+    want = weight @ (np.tanh(x[:, None] + want_b) * np.tanh(second + want_a)) @ weight
+    whole = f * a + sp.sqrt(b)
+    for got in (float(whole.subs(q, 2)), sp.N(whole.subs(q, 2)), compile_formula(whole, [q])(2.0)):
+        assert got == pytest.approx(want * want_a + np.sqrt(want_b), rel=1e-6)

@@ -380,23 +380,23 @@ def evaluate(
     expectation: GaussianExpectation, values: Mapping[sp.Symbol, float] | None = None
 ) -> float:
     """The number of an expectation, its parameters given."""
-    ready = prepare(expectation)
     table = values or {}
-    return float(ready(*[float(table[p]) for p in ready.parameters]))
+    symbols = tuple(ordered(expectation.free_symbols))
+    return float(compile_formula(expectation, symbols)(*[float(table[p]) for p in symbols]))
 
 
 @lru_cache(maxsize=1024)
 def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., Any]:
     found = sorted(expr.atoms(GaussianExpectation), key=sp.default_sort_key)
-    inner = {g for big in found for g in big.atoms(GaussianExpectation) if g != big}
-    integrals = [g for g in found if g not in inner]
-    names = tuple(sp.Dummy(f"I{k}", real=True) for k in range(len(integrals)))
-    outer = expr.xreplace(dict(zip(integrals, names, strict=True)))
-    function = with_enough_digits(outer, (*symbols, *names))
-    parts = [(prepare(g), [symbols.index(p) for p in prepare(g).parameters]) for g in integrals]
+    named = {g: sp.Dummy(f"I{k}", real=True) for k, g in enumerate(found)}
+    outer = expr.xreplace(named)
+    seen = outer.free_symbols
+    integrals = [g for g in found if named[g] in seen]
+    function = with_enough_digits(outer, (*symbols, *(named[g] for g in integrals)))
+    parts = [_part(g, symbols) for g in integrals]
 
     def plain(values: list[Array]) -> Array:
-        numbers = [part(*[values[i] for i in index]) for part, index in parts]
+        numbers = [part(values) for part in parts]
         with np.errstate(all="ignore"):
             result = np.asarray(function(*values, *numbers))
         result = result.real if np.iscomplexobj(result) else result
@@ -404,6 +404,20 @@ def _compiled(expr: sp.Expr, symbols: tuple[sp.Symbol, ...]) -> Callable[..., An
         return np.array(np.broadcast_to(result, shape), dtype=float)
 
     return _at_zero(plain, [bool(s.is_positive) for s in symbols])
+
+
+def _part(g: GaussianExpectation, symbols: tuple[sp.Symbol, ...]) -> Callable[[list[Array]], Any]:
+    """An expectation as a function of the symbols' values; integrals in its integrand are parameters of it."""
+    inside = sorted(g.integrand.atoms(GaussianExpectation, SoftmaxMoment), key=sp.default_sort_key)
+    named = {e: sp.Dummy(f"J{k}", real=True) for k, e in enumerate(inside)}
+    ready = prepare(GaussianExpectation(g.integrand.xreplace(named), g.variables, g.covariance) if inside else g)
+    whole = {name: compile_formula(e, symbols) for e, name in named.items() if name in ready.parameters}
+    place = {s: i for i, s in enumerate(symbols)}
+
+    def number(values: list[Array]) -> Any:
+        return ready(*[whole[p](*values) if p in whole else values[place[p]] for p in ready.parameters])
+
+    return number
 
 
 def _at_zero(plain: Callable[[list[Array]], Array], positive: list[bool]) -> Callable[..., Any]:
