@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import numpy as np
@@ -13,7 +15,7 @@ import sympy as sp
 from varflow.errors import ExpressionError, InputError
 from varflow.gain import gain
 from varflow.gain_gated import GatedGain
-from varflow.laws.expectation import Normal, compile_formula, expect
+from varflow.laws.expectation import Divergent, Normal, compile_formula, expect
 from varflow.maps import C, Q
 from varflow.symbols import X
 
@@ -279,6 +281,62 @@ def test_noise_is_refused(size: float) -> None:
         gain(lambda x: np.tanh(x) + size * rng.standard_normal(np.shape(x)))
     with pytest.raises(InputError, match="is noisy"):
         gain(lambda x: np.tanh(np.float32(x)))
+
+
+SINGULAR = {
+    "1/x": lambda x: 1 / x,
+    "abs(x)^(-1/2)": lambda x: np.abs(x) ** -0.5,
+    "exp(x^2)": lambda x: np.exp(x * x),
+    "exp(x^2/4)": lambda x: np.exp(x * x / 4),
+    "exp(exp(x))": lambda x: math.exp(math.exp(x)),
+    "max(1/x, 0)": lambda x: max(1 / x, 0),
+}
+
+
+@pytest.mark.parametrize("text", SINGULAR)
+@pytest.mark.filterwarnings("error")
+def test_moments_that_do_not_exist_are_refused(text: str) -> None:
+    """1/x had nan, exp(x^2) an init gain of 0."""
+    for function in (text, SINGULAR[text]):
+        with pytest.raises(Divergent, match=r"does not exist|infinite"):
+            gain(function).numeric()
+
+
+STEEP = {
+    "sign": np.sign,
+    "step": lambda x: x > 0,
+    "hardshrink(1/2)": lambda x: np.where(np.abs(x) > 0.5, x, 0),
+    "floor(x)": np.floor,
+    "sqrt(abs(x))": lambda x: np.sqrt(np.abs(x)),
+    "log(abs(x))": lambda x: np.log(np.abs(x)),
+    "abs(x)^(-1/4)": lambda x: np.abs(x) ** -0.25,
+}
+
+
+@pytest.mark.parametrize("text", STEEP)
+@pytest.mark.filterwarnings("error")
+def test_slopes_that_are_infinite(text: str) -> None:
+    """That of sign was 0, that of sqrt(abs(x)) 2.4."""
+    found = gain(STEEP[text]).numeric()
+    assert found["derivative_second_moment"] == found["chi"] == np.inf
+    if text != "floor(x)":
+        formula = gain(text).numeric()
+        assert formula["chi"] == np.inf
+        assert found["second_moment"] == pytest.approx(formula["second_moment"], rel=1e-8)
+
+
+@pytest.mark.parametrize("function", [lambda x: np.abs(x) ** 0.75, lambda x: x * np.log(np.abs(x)),
+                                      lambda x: np.tanh(1e4 * x)])
+def test_steep_slopes_that_are_finite(function: Callable[[Any], Any]) -> None:
+    assert np.isfinite(gain(function).derivative_second_moment)
+
+
+@pytest.mark.parametrize("function", [np.log, lambda x: np.sqrt(x + 0j), lambda x: math.log(x), lambda x: "a",
+                                      lambda: 1])
+@pytest.mark.filterwarnings("error")
+def test_functions_that_are_not_real_are_refused(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(InputError, match=r"no real value|no array of reals"):
+        gain(function)
 
 
 def test_slope_at_a_crossing_without_a_formula() -> None:

@@ -13,6 +13,11 @@ import numpy as np
 from varflow.errors import InputError
 from varflow.gain_fields import FIELDS, LATEX
 from varflow.gain_numbers import ActivationNumbers
+from varflow.laws.domain import Divergent
+from varflow.laws.integrand import integrand
+
+REACH = 12.0
+"""Standard deviations within which places of infinite slope are looked for."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,8 @@ class CallableGain:
 
     The fields are those of :class:`ActivationGain`, as floats: a function has no formula, so ``closed_form`` is
     False throughout. Derivatives are central differences, none of them across a kink (E f'^2 to about 1e-9,
-    with kinks 1e-8); a jump cannot be told from a steep slope, so ``chi`` of a function that jumps is large, not
-    infinite. Second derivatives and dead inputs need a formula: None.
+    with kinks 1e-8); where f jumps (within 1e-9) or bends like |x|^(1/2) E f'^2 is infinite. Second derivatives and
+    dead inputs need a formula: None.
     """
 
     activation: Callable[[Any], Any]
@@ -40,11 +45,22 @@ class CallableGain:
 
     @classmethod
     def of(cls, function: Callable[[Any], Any], q: Any, mean: Any) -> CallableGain:
-        """Evaluate every field. Raises InputError for a function that does not map arrays to arrays of reals."""
+        """Evaluate every field.
+
+        Raises InputError for a function that does not map arrays to arrays of reals, Divergent where E f^2 does not
+        exist.
+        """
         q, m = float(q), float(mean)
-        f = ActivationNumbers(checked(function))
-        first, second = float(f.mean(q, m)), float(f.second_moment(q, m))
-        slopes, variance = float(f.derivative_second_moment(q, m)), second - first**2
+        plain = checked(function)
+        f = ActivationNumbers(plain)
+        with np.errstate(all="ignore"):
+            first, second = float(f.mean(q, m)), float(f.second_moment(q, m))
+        if not np.isfinite([first, second]).all():
+            raise Divergent(f"E f(x)^2 is infinite, or too large for a float, at q = {q:g}", _name_of(function),
+                            "the function has a pole, or grows faster than the Gaussian density decays",
+                            "a function without poles, or a smaller variance")
+        steep = has_infinite_slope(plain, abs(m) + REACH * sqrt(q))
+        slopes, variance = np.inf if steep else float(f.derivative_second_moment(q, m)), second - first**2
         return cls(function, q, m, first, second, variance, _inverse_root(second), _inverse_root(variance), slopes,
                    q * slopes / second if second else None)
 
@@ -76,16 +92,73 @@ def checked(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if not callable(function):
         raise InputError(f"a {type(function).__name__} is not an activation",
                          instead="a name, a text in x, a sympy expression, or a function of an array")
+    whole, single = _real(function), _real(np.vectorize(_or_infinite(function), otypes=[complex]))
     try:
-        values = np.asarray(function(probe), dtype=float)
-    except (TypeError, ValueError):
-        values = np.zeros(0)
-    if values.shape == probe.shape:
-        return lambda x: np.asarray(function(x), dtype=float)
-    single = np.vectorize(function, otypes=[float])
+        if whole(probe).shape == probe.shape:
+            return whole
+    except Exception:
+        pass
     try:
         single(probe)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError("the function maps no array of reals to an array of reals",
                          why=f"{type(error).__name__}: {error}", instead="lambda x: np.maximum(x, 0)") from None
-    return lambda x: np.asarray(single(x), dtype=float)
+    return single
+
+
+def _real(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function as floats, without warnings; what is not real is nan."""
+    def real(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            values = np.asarray(function(x))
+            if not np.iscomplexobj(values):
+                return np.asarray(values, dtype=float)
+            return np.where(np.imag(values) == 0, np.real(values), np.nan)
+
+    real.__name__ = _name_of(function)
+    return real
+
+
+def _or_infinite(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of one number that is infinite where that is too large for a float, or has a pole."""
+    def finite(x: float) -> Any:
+        try:
+            return function(x)
+        except (OverflowError, ZeroDivisionError):
+            return np.inf
+
+    finite.__name__ = _name_of(function)
+    return finite
+
+
+def _name_of(function: Callable[[Any], Any]) -> str:
+    name = str(getattr(function, "__name__", "<"))
+    return "the function" if name.startswith("<") else name
+
+
+def has_infinite_slope(function: Callable[[Any], Any], reach: float) -> bool:
+    """Whether E f'^2 is infinite, seen at the kinks in [-reach, reach]: f jumps, or f' grows like |x - x0|^(-1/2) or
+    faster over four decades of |x - x0|."""
+    f = integrand(function)
+    places = np.union1d(f.kinks(reach), f.breaks)
+    return any(_jumps(function, x) or _steepens(function, x) for x in places[np.abs(places) <= reach])
+
+
+def _jumps(function: Callable[[Any], Any], place: float) -> bool:
+    gap = (1 + abs(place)) * np.array([1e-5, 1e-6, 1e-7, 1e-8, 1e-9])
+    above, below = function(place + gap), function(place - gap)
+    rise = np.abs(above - below)
+    return bool(rise.min() > 0.5 * rise.max() and rise.min() > 1e-7 * np.abs([above, below]).max())
+
+
+def _steepens(function: Callable[[Any], Any], place: float) -> bool:
+    gap = (1 + abs(place)) * np.array([1e-3, 1e-4, 1e-5, 1e-6, 1e-7])
+    for side in (1, -1):
+        values = function(place + side * np.stack([gap, 2 * gap]))
+        rise = np.abs(values[1] - values[0])
+        told = np.all(rise > 1e-8 * np.abs(values).max())
+        if told and np.all(np.diff(np.log10(rise / gap)) > 0.49):
+            return True
+    return False

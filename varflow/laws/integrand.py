@@ -187,7 +187,7 @@ class Integrand:
         """
         places = np.array([0.1379, 0.2713, 0.4251, 0.6173, 0.8347])[:, None] + _CLOSE * np.arange(7)
         values = self(a[:, None, None] + (b - a)[:, None, None] * places)
-        values = np.where(np.abs(values) < 1e250, values, 0.0)
+        values = np.where(np.abs(values) < 1e150, values, 0.0)
         noise = np.sqrt(np.mean((values @ _DIFFERENCES) ** 2, axis=1))
         if np.median(noise) > NOISE * size:
             raise InputError(
