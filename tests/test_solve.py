@@ -65,6 +65,31 @@ def test_gelu_against_mpmath() -> None:
     assert abs(float(moment) - 1) < 1e-8
 
 
+@pytest.mark.parametrize("policy", ["forward", "backward"])
+def test_small_signals_take_both_sides_of_a_kink(policy: str) -> None:
+    """tanh(x) and tanh(3 x) on the two sides of 0: E f^2 = (1 + 9) q / 2 for small q."""
+    net = vf.Network("kinked")
+    h = net.activation(net.linear(net.input("x", "n"), "n", name="w"), "Piecewise((tanh(x), x > 0), (tanh(3*x), True))")
+    net.linear(h, "n", variance="1/n")
+    assert vf.solve(net, preserve=policy).equations[0][2] == sp.Rational(1, 5)
+
+
+@pytest.mark.parametrize("policy", ["forward", "backward"])
+def test_an_activation_with_an_open_parameter_is_not_taken_for_saturating(policy: str) -> None:
+    net = vf.Network("elu")
+    net.linear(net.activation(net.linear(net.input("x", "n"), "n", name="w"), "elu(a)"), "n", variance="1/n")
+    with pytest.raises(SolveError, match="depends on a"):
+        vf.solve(net, preserve=policy)
+    answers = vf.solve(net.bind({"a": 2}), preserve=policy)
+    assert 0.8 < float(answers.equations[0][2]) < 0.95
+
+
+def test_a_saturating_activation_with_an_open_parameter() -> None:
+    net = vf.Network("tanh")
+    net.linear(net.activation(net.linear(net.input("x", "n"), "n", name="w"), "tanh(a*x)"), "n", variance="1/n")
+    assert str(vf.solve(net).equations[0][2]) == "a**(-2)"
+
+
 def test_backward_gelu_keeps_the_gradient() -> None:
     net = chain("gelu", depth=1, symbolic=False)
     solved = vf.solve(net, preserve="backward").derivation

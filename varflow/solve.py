@@ -20,8 +20,10 @@ from varflow.ops.linear import weight_group
 from varflow.policy import Segment, check_policy, compromise, segments
 from varflow.rebuild import scaled_variance
 from varflow.roots import Root, solve_for, solve_system
-from varflow.symbols import arg
-from varflow.trials import by_trials
+from varflow.smallsignal import small_signal
+from varflow.solve_conditions import as_equation, targets_of, with_formulas
+from varflow.symbols import X, arg
+from varflow.trials import TRIALS, by_trials, constant_ratio
 
 GRADIENT = sp.Symbol("g", positive=True)
 VARIANCE = sp.Symbol("v", positive=True)
@@ -144,11 +146,20 @@ class _Solver:
                 unknown = part.program.weights[s.weight].unknown
                 if unknown is not None and unknown not in self.skip:
                     by_unknown.setdefault(unknown, []).append(s)
-            for unknown, uses in by_unknown.items():
-                if unknown not in self.table:
-                    self._solve(part, unknown, uses)
+            order = [u for u in by_unknown if u not in self.table]
+            left = order
+            while left:  # where gradients join, they know the weights behind: those wait for these
+                late = [u for u in left if not self._solve(part, u, by_unknown[u])]
+                if len(late) == len(left):
+                    reached = part.gradient_ends(by_unknown[late[0]][0]) is not None
+                    why = "the gradient at its ends has no formula" if reached else "no cotangent reaches it"
+                    raise SolveError(f"no condition determines {late[0]}", why=why,
+                                     instead='preserve="forward", its variance, or an equation')
+                left = late[::-1]
+            self.answers.sort(key=lambda a: order.index(a.unknown) if a.unknown in order else -1)
 
-    def _solve(self, part: Part, unknown: sp.Symbol, uses: list[Segment]) -> None:
+    def _solve(self, part: Part, unknown: sp.Symbol, uses: list[Segment]) -> bool:
+        """Whether a condition determines the unknown."""
         budget = self._budget(unknown, uses)
         forward = backward = None
         if self.policy != "backward":
@@ -158,10 +169,7 @@ class _Solver:
         value = compromise(self.policy, forward and forward.value, backward and backward.value)
         main = forward or backward
         if value is None or main is None:
-            reached = part.gradient_ends(uses[0]) is not None
-            why = "the gradient at its ends has no formula" if reached else "its gradient does not reach a cotangent"
-            raise SolveError(f"no condition determines {unknown}", why=why,
-                             instead='preserve="forward", its variance, or an equation')
+            return False
         note = " ".join(a.note for a in (forward, backward) if a and a.note)
         if self.policy in ("harmonic", "geometric"):
             note = f"{note} {unknown}: the {self.policy} mean of the forward and the backward answer.".strip()
@@ -169,6 +177,7 @@ class _Solver:
         self.expansion.settle(unknown)
         closed = all(a.closed_form for a in (forward, backward) if a)
         self.answers.append(Answer(unknown, main.condition, value, closed, note))
+        return True
 
     def _budget(self, unknown: sp.Symbol, uses: list[Segment]) -> sp.Expr:
         if unknown.name[2:] in self.budgets:
@@ -272,7 +281,20 @@ class _Solver:
         f = part.activation(s)
         if f is None or f.is_polynomial(arg(0)):
             return False
-        return solve_for(_gaussian_mean(f**2), sp.S.One, VARIANCE).value is None
+        second, names = _gaussian_mean(f**2), sorted(f.free_symbols - {arg(0)}, key=str)
+        trials = [{n: size if n.is_integer else other for n in names} for size, other in TRIALS] if names else [{}]
+        roots = (solve_for(m, sp.S.One, VARIANCE) for m in (second, *(second.subs(t) for t in trials if t)))
+        return all(root.value is None for root in roots)
+
+    @staticmethod
+    def _small_gain(part: Part, s: Segment) -> sp.Expr | None:
+        """A in E f(z)^2 = A q and E f'(z)^2 = A at a small second moment q, both sides of a kink at 0 counted; None
+        where the activation f has no such number, or f(0) is not 0."""
+        f = part.activation(s)
+        small = None if f is None else small_signal(f.subs(arg(0), X))
+        if small is None or not small.vanishes or small.unit_slope.is_zero is not False:
+            return None
+        return small.unit_slope
 
     @staticmethod
     def _chained(uses: list[Segment]) -> bool:
@@ -282,12 +304,11 @@ class _Solver:
     def _saturating(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
                     start: sp.Expr | None) -> Answer:
         """No scale preserves q through the activation: preserve small signals, else the pre-activation."""
-        slope = part.slope_at_zero(s)
-        if slope is not None and slope != 0:
-            value = budget / slope**2
+        small = self._small_gain(part, s)
+        if small is not None:
             note = (f"{unknown}: no scale preserves the second moment through the activation (it saturates); the "
                     "answer preserves small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010).")
-            return Answer(unknown, sp.Eq(unknown * slope**2, budget, evaluate=False), value, True, note)
+            return Answer(unknown, sp.Eq(unknown * small, budget, evaluate=False), budget / small, True, note)
         product = self._second(part, s.product)
         if start is None or product is None:
             raise SolveError(f"{unknown} cannot be solved for: its input's second moment has no formula",
@@ -304,18 +325,48 @@ class _Solver:
 
     def _backward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer | None:
         s = uses[0]
-        ratio = self._gradient_ratio(part, s)
-        if ratio is None:
+        if part.gradient_ends(s) is None:
             return None
-        slope = part.slope_at_zero(s)
-        if slope and self._saturates(part, s, budget):
-            ratio = tidy(part.back_factor(s) * slope**2)
+        ratio, small = self._gradient_ratio(part, s), self._small_gain(part, s)
+        if small is not None and self._saturates(part, s, budget):
+            ratio = tidy(part.back_factor(s) * small)
             note = f"{unknown}: small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010)."
             return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), solve_for(ratio, budget, unknown), note)
+        if ratio is not None and self._open_scales(unknown) & ratio.free_symbols:
+            return None
+        if ratio is None:
+            return self._backward_by_trials(part, unknown, s, budget)
         root = solve_for(ratio, budget, unknown)
         if root.value is not None:
             return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), root)
         return self._backward_at_unit_signal(part, unknown, s, budget)
+
+    def _open_scales(self, unknown: sp.Symbol) -> set[sp.Symbol]:
+        """The scales that wait for their conditions, but for one."""
+        return set(self.d.unknowns().values()) - self.table.keys() - {unknown}
+
+    def _backward_by_trials(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer | None:
+        """The backward condition by numbers, where the gradient at the segment's end has no formula (in front of a max
+        pool): by the share of it that passes the activation where that is constant, else by trial values."""
+        ends, factor = part.gradient_ends(s), part.back_factor(s)
+        if ends is None or ends[0] is None or ends[1] is None:
+            return None
+        others, sizes = self._open_scales(unknown), set(self.d.network.symbols.values())
+        share = constant_ratio(*ends, factor, {*sizes, *others, unknown}, self.table)
+        if share is not None:
+            note = f"{unknown}: the share {sp.N(share, 4)} of the gradient passes its activation, a number known to " \
+                   "about three digits." if share.is_Float else ""
+            condition = sp.Eq(share * factor, budget, evaluate=False)
+            return Answer(unknown, condition, tidy(unknown * budget / (share * factor)), share.is_Rational, note)
+        ones = dict.fromkeys(others, sp.S.One)
+        if constant_ratio(*ends, sp.S.One, others, self.table | {unknown: sp.S.One}) is None:
+            return None
+        root = by_trials(*ends, budget, unknown, self.table | ones)
+        if root is None:
+            return None
+        g = [sp.Function(f"g_{part.program.instructions[v].node}")(unknown) for v in (s.start, s.end)]
+        return _answer(unknown, sp.Eq(g[0], budget * g[1], evaluate=False), root,
+                       f"{unknown}: by the numbers of both gradients, known to about three digits.")
 
     def _backward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
         """The backward condition with E[f'^2] taken where the layer preserves a unit second moment."""
@@ -325,6 +376,10 @@ class _Solver:
                              instead="preserve=\"forward\", or numbers for the symbols (network.bind)")
         scale = solve_for(_gaussian_mean(f**2), sp.S.One, VARIANCE).value or sp.S.One
         slope = _gaussian_mean(derivative(f, arg(0)) ** 2).subs(VARIANCE, scale)
+        if slope.free_symbols:
+            names = ", ".join(sorted(map(str, slope.free_symbols)))
+            raise SolveError(f"the backward condition for {unknown} has no closed solution and depends on {names}",
+                             instead="numbers for them (network.bind)")
         chi = sp.Float(float(compile_formula(slope, ())()), 15)
         condition = part.back_factor(s) * chi
         note = (f"{unknown}: E[f'^2] = {sp.N(chi, 8)} is taken at pre-activation second moment "
@@ -334,18 +389,20 @@ class _Solver:
 
     def _gradient_ratio(self, part: Part, s: Segment) -> sp.Expr | None:
         """Gradient second moment behind the weight over that at the segment's end."""
-        ends = part.gradient_ends(s)
-        if ends is None:
+        at_end, through = part.gradient_ends(s) or (None, None)
+        if through is None or at_end is None:
             return None
-        at_end, through = ends
-        expansion = Solved(self.table)
+        seeded, plain = Solved(self.table), Solved(self.table)
         if isinstance(at_end, Moment):
-            expansion.seed(at_end, GRADIENT)
-        end = GRADIENT if isinstance(at_end, Moment) else at_end
-        reached = expansion.of(through) if through is not None else None
-        if reached is None or end is None or end == 0:
-            return None
-        return over(reached.subs(self.table), end)
+            seeded.seed(at_end, GRADIENT)
+        for expansion, end in ((seeded, GRADIENT if isinstance(at_end, Moment) else at_end), (plain, plain.of(at_end))):
+            reached = expansion.of(through)
+            if reached is None or end is None or end == 0:
+                return None
+            ratio = over(reached.subs(self.table), end.subs(self.table))
+            if GRADIENT not in ratio.free_symbols:
+                return ratio
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -378,8 +435,8 @@ def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets
     network = d.network
     policy = check_policy(preserve or network.preserve)
     shares = {n: network.scalar(v) for n, v in (budgets or {}).items()}
-    extra = [_as_equation(d, e) for e in equations]
-    targets = _targets(d, extra, unknowns)
+    extra = [as_equation(d, e) for e in equations]
+    targets = targets_of(d, extra, unknowns)
     solver = _Solver(d, policy, shares, set(targets), BUDGET if growth is not None else None)
     solver.run()
     if growth is not None:
@@ -416,57 +473,9 @@ def _bound_growth(solver: _Solver, growth: sp.Expr) -> None:
         solver.table[unknown] = solver.table[unknown].subs(BUDGET, root.value)
 
 
-def _as_equation(d: Derivation, equation: str | sp.Eq) -> sp.Eq:
-    if isinstance(equation, sp.Eq):
-        return equation
-    from varflow.expressions import parse_equation
-
-    return parse_equation(equation, lambda name: _resolve(d, name), where="equation")
-
-
-def _resolve(d: Derivation, name: str) -> sp.Symbol | None:
-    unknown = {s.name: s for s in d.unknowns().values()}
-    if name in unknown:
-        return unknown[name]
-    if name in d.network.symbols:
-        return d.network.symbols[name]
-    kind, _, node = name.partition("_")
-    return sp.Symbol(name, real=True) if kind in "qmg" and node in d else None
-
-
-def _targets(d: Derivation, equations: Sequence[sp.Eq], unknowns: Sequence[str]) -> list[sp.Symbol]:
-    if not equations:
-        return []
-    known = {s.name: s for s in d.unknowns().values()} | d.network.symbols
-    if unknowns:
-        return [known[n] if n in known else sp.Symbol(n, positive=True) for n in unknowns]
-    scales = set(d.unknowns().values())
-    named = set().union(*(_with_formulas(d, e).free_symbols for e in equations)) & scales
-    direct = set().union(*(e.free_symbols for e in equations)) & scales
-    found = sorted(direct or named, key=str)
-    if len(found) != len(equations):
-        raise SolveError(f"{len(equations)} equation(s) for the unknowns {', '.join(map(str, found)) or 'none'}",
-                         instead="unknowns=[...] (--unknown s_NAME), as many as equations")
-    return found
-
-
-def _with_formulas(d: Derivation, equation: sp.Eq) -> sp.Eq:
-    """q_NODE, m_NODE, g_NODE replaced by their formulas."""
-    table = {}
-    for s in equation.free_symbols:
-        kind, _, node = s.name.partition("_")
-        if kind in "qmg" and node in d and s not in d.network.symbols.values():
-            field = {"q": "second_moment", "m": "mean", "g": "grad_second_moment"}[kind]
-            formula = getattr(d[node], field)
-            if formula is None:
-                raise SolveError(f"{s} has no formula", instead="a condition on another node")
-            table[s] = formula
-    return sp.Eq(equation.lhs.subs(table), equation.rhs.subs(table), evaluate=False)
-
-
 def _solve_equations(d: Derivation, equations: Sequence[sp.Eq], targets: list[sp.Symbol],
                      table: dict[sp.Symbol, sp.Expr]) -> list[Answer]:
-    conditions = [_with_formulas(d, e) for e in equations]
+    conditions = [with_formulas(d, e) for e in equations]
     conditions = [sp.Eq(e.lhs.subs(table), e.rhs.subs(table), evaluate=False) for e in conditions]
     roots = solve_system(conditions, targets)
     return [_answer(u, e, r) for u, e, r in zip(targets, equations, roots, strict=True)]

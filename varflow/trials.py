@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 import numpy as np
 import sympy as sp
@@ -13,6 +14,10 @@ from varflow.laws.moments import Moment, Quantity
 from varflow.roots import Root
 
 LEAST, MOST, POINTS = 1e-3, 1e3, 25
+TRIALS = ((48.0, 0.4), (80.0, 0.7))
+"""Values of open symbols, integers and others: what is the same for both choices is taken for the same for all."""
+SAME, SIMPLE = 1e-6, 1000
+"""How far apart the results of both choices may be; denominators of fractions that a number may be."""
 
 
 def depends_on(quantity: Quantity, unknown: sp.Symbol, known: dict[Moment, bool]) -> bool:
@@ -48,6 +53,27 @@ def by_trials(start: Quantity, end: Quantity, budget: sp.Expr, unknown: sp.Symbo
         return _searched(start, end, float(budget), unknown, values, fixed)
     except (KeyError, UnsupportedError):
         return None
+
+
+def constant_ratio(start: Quantity, end: Quantity, factor: sp.Expr, symbols: Iterable[sp.Symbol],
+                   table: Mapping[sp.Symbol, sp.Expr]) -> sp.Number | None:
+    """end / (factor start), where it is one number whatever the values of the open ``symbols`` (sizes, scales); None
+    where it is not, or where the moments have no numbers. A simple fraction to 1e-13 is given as that."""
+    names, ratios = list(symbols), []
+    for size, other in TRIALS:
+        values = {s: size if s.is_integer else other for s in names}
+        try:
+            values |= {s: float(v.subs(values)) for s, v in table.items()}
+            numbers = Evaluation({s.name: v for s, v in values.items()}, _refuse)
+            ratios.append(float(numbers.of(end)) / float(numbers.of(start)) / float(factor.subs(values)))
+        except (KeyError, TypeError, ZeroDivisionError, UnsupportedError):
+            return None
+    first, second = ratios
+    if not abs(first - second) <= SAME * abs(first):
+        return None
+    simple = Fraction(first).limit_denominator(SIMPLE)
+    exact = abs(float(simple) - first) <= 1e-13 * first and abs(float(simple) - second) <= 1e-13 * second
+    return sp.Rational(simple) if exact else sp.Float(first, 15)
 
 
 def _searched(start: Quantity, end: Quantity, budget: float, unknown: sp.Symbol, values: dict[str, float],

@@ -9,7 +9,7 @@ from typing import Any
 
 import sympy as sp
 
-from varflow.calculus import derivative, quotient, rename, times
+from varflow.calculus import quotient, rename, times
 from varflow.collector import rare_collections
 from varflow.laws import moments as mo
 from varflow.laws.distributions import NoFormula
@@ -108,10 +108,3 @@ class Part:
         primitive = self.program.instructions[value].primitive
         return isinstance(primitive, Bias) and primitive.variance == 0
 
-    def slope_at_zero(self, s: Segment) -> sp.Expr | None:
-        """f'(0) of a segment's activation f where f(0) = 0; else None."""
-        expr = self.activation(s)
-        if expr is None or expr.subs(arg(0), 0) != 0:
-            return None
-        slope = derivative(expr, arg(0)).subs(arg(0), 0)
-        return slope if slope.is_finite else None
