@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import sympy as sp
 
-from varflow.errors import InputError, SolveError
+from varflow.errors import InputError, SolveError, require
 from varflow.onevariable import exact
 
 Map: TypeAlias = Callable[[Any], Any]
@@ -87,14 +87,21 @@ IDENTITY = Sequence_(())
 """A plain shortcut."""
 
 
+def _require_part(value: object, what: str) -> None:
+    require(value, Part, what, "LAYER, chain(...), sequence(...) or residual(...)")
+
+
 def sequence(*parts: Part) -> Part:
     """Parts one after the other."""
+    for part in parts:
+        _require_part(part, "a part of the sequence")
     flat = [p for part in parts for p in (part.parts if isinstance(part, Sequence_) else (part,))]
     return Sequence_(tuple(flat))
 
 
 def chain(depth: int, part: Part = LAYER) -> Part:
     """``depth`` copies of a part one after the other: a feed-forward network of that many nonlinear layers."""
+    require(depth, int, "the depth", "a whole number: chain(20)")
     if depth < 0:
         raise InputError(f"a depth of {depth}", instead="0, 1, 2, ...")
     return sequence(*[part] * depth)
@@ -102,6 +109,8 @@ def chain(depth: int, part: Part = LAYER) -> Part:
 
 def residual(branch: Part, weight: Any, shortcut: Part = IDENTITY) -> Part:
     """weight shortcut(x) + sqrt(1 - weight^2) branch(x), 0 <= weight <= 1 (Martens et al. 2021, section 5)."""
+    _require_part(branch, "the branch")
+    _require_part(shortcut, "the shortcut")
     share = exact(weight)
     if share.is_number and not 0 <= float(share) <= 1:
         raise InputError(

@@ -18,7 +18,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.moments import TIERS, Expansion, Moment, Quantity, weakest
 from varflow.laws.part import Part
 from varflow.lowering import lower
-from varflow.network import InputNode, Network
+from varflow.network import InputNode, Network, require_network
 from varflow.program import (
     Input,
     Primitive,
@@ -321,10 +321,10 @@ class Derivation(Mapping[str, NodeLaw]):
     # -- reading -------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> NodeLaw:
-        if name not in self.nodes:
+        if name not in self:
             from varflow.fields import closest
 
-            raise InputError(f"no node is called {name!r}", instead=closest(name, self.nodes))
+            raise InputError(f"no node is called {name!r}", instead=closest(getattr(name, "key", name), self.nodes))
         return self.nodes[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -334,7 +334,7 @@ class Derivation(Mapping[str, NodeLaw]):
         return len(self.nodes)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.nodes
+        return isinstance(name, str) and name in self.nodes
 
     @cached_property
     def inputs(self) -> list[str]:
@@ -488,4 +488,5 @@ def derive(network: Network, tier: str = "auto") -> Derivation:
     Raises ErrorList for a network that is not well formed and UnsupportedError for what the theory does not
     cover.
     """
+    require_network(network, "what is to be derived")
     return Derivation(network, tier)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class VarflowError(Exception):
@@ -57,3 +59,35 @@ class ErrorList(InputError):
     def __init__(self, errors: Sequence[VarflowError]) -> None:
         self.errors = tuple(errors)
         super().__init__("\n".join(e.message() for e in self.errors))
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for a message: "None", "the class Network", "a str"."""
+    if value is None:
+        return "None"
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    if isinstance(value, type):
+        return f"the class {name}"
+    return f"an {name}" if name[:1].lower() in "aeio" else f"a {name}"
+
+
+def require(value: object, kinds: type | tuple[type, ...], what: str, instead: str) -> None:
+    """Raise InputError unless ``value``, which ``what`` names, is of one of these types (no bool for a number)."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise InputError(f"{what} is {kind_of(value)}", instead=instead)
+
+
+def require_path(value: object, what: str, instead: str) -> None:
+    """Raise InputError unless ``value`` is a path of the file system as text or as an object."""
+    require(value, (str, os.PathLike), what, instead)
+
+
+def named_values(values: object) -> dict[str, Any]:
+    """Values of symbols by name, as a new dict; None has none. Raises InputError for anything else."""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        given = "have names that are no texts" if isinstance(values, Mapping) else f"are {kind_of(values)}"
+        raise InputError(f"the values {given}", why="they give each symbol, by its name, a number",
+                         instead='{"n": 512}')
+    return dict(values)

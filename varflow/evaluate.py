@@ -10,7 +10,8 @@ import numpy as np
 import sympy as sp
 
 from varflow.derive import Derivation, derive
-from varflow.errors import InputError, UnsupportedError
+from varflow.errors import InputError, UnsupportedError, named_values
+from varflow.fields import shown
 from varflow.laws.evaluation import Evaluation
 from varflow.laws.mixtures import Mixture, mixed
 from varflow.laws.moments import Moment, Quantity
@@ -23,7 +24,12 @@ from varflow.symbols import STEP
 
 def _check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
     """Refuse a value that the symbol's assumptions exclude."""
-    numbers = np.asarray(value, dtype=float)
+    try:
+        numbers = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        numbers = np.asarray(np.nan)
+    if numbers.size == 0 or not np.isfinite(numbers).all():
+        raise InputError(f"value {shown(value)} of {name!r} is not a number", instead="a finite number")
     if symbol.is_positive and np.any(numbers <= 0):
         raise InputError(f"{name} = {value} is not positive", why=f"{name} is declared positive",
                          instead="a positive number, or another assumption in symbols")
@@ -41,6 +47,7 @@ class Numbers:
     ``l`` (0 unless given)."""
 
     def __init__(self, derivation: Derivation, values: Mapping[str, Any]) -> None:
+        values = named_values(values)
         missing = derivation.free_symbols() - set(values)
         if missing:
             listed = ", ".join(f"{m!r}: ..." for m in sorted(missing))

@@ -137,7 +137,7 @@ READERS: Mapping[str, Callable[[Any, Resolve, str], Any]] = {
 
 def closest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """A hint naming the nearest known name, or all of them."""
-    near = get_close_matches(name, list(known), n=1)
+    near = get_close_matches(str(name), list(known), n=1)
     names = sorted(known)
     listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
     return f"did you mean {near[0]!r}?" if near else f"one of {listed}"

@@ -11,7 +11,7 @@ import networkx as nx
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
-from varflow.errors import InputError
+from varflow.errors import InputError, kind_of, require
 from varflow.fields import exact, make_op, read_scalar
 from varflow.ops.base import Op
 from varflow.symbols import FAN_IN, FAN_OUT, HEAD_WIDTH, positive
@@ -68,6 +68,7 @@ class Network:
 
     def __init__(self, name: str = "network", *, preserve: str = "forward", source: str = "",
                  symbols: Mapping[str, sp.Symbol] | None = None, strict: bool = False) -> None:
+        require(name, str, "the name of the network", 'a text: Network("my network")')
         self.name, self.preserve, self.source, self.strict = name, preserve, source, strict
         self.graph: nx.MultiDiGraph[Any] = nx.MultiDiGraph(name=name)
         self.symbols: dict[str, sp.Symbol] = dict(symbols or {})
@@ -111,7 +112,7 @@ class Network:
                 count += 1
             self._stems[stem] = count
         if not isinstance(name, str) or not name or ":" in name or name in self._nodes:
-            why = "it is taken" if name in self._nodes else "a name is a text without ':'"
+            why = "it is taken" if isinstance(name, str) and name in self._nodes else "a name is a text without ':'"
             raise InputError(f"node name {name!r} cannot be used", why=why, instead="another name")
         return name
 
@@ -167,6 +168,7 @@ class Network:
     def apply(self, op: str | Op, *inputs: Handle, name: str | None = None, **fields: Any) -> Any:
         """A layer by its registered name and fields (or as an object); returns its output handle, or a tuple
         of them. Raises InputError for unknown layers, fields or values."""
+        require(op, (str, Op), "the layer", 'a layer\'s name, or the layer itself: net.apply("relu", x)')
         stem = op if isinstance(op, str) else op.name
         name = self._fresh(stem, name)
         layer = make_op(op, fields, self.resolve, self.where(name)) if isinstance(op, str) else op
@@ -202,6 +204,7 @@ class Network:
 
     def block(self, body: Network, *inputs: Handle, repeat: Value = 1, name: str | None = None) -> Any:
         """A nested network applied ``repeat`` times (a number or a symbol); its inputs in their order."""
+        require_network(body, "the body of the block")
         name = self._fresh("block", name)
         count = self.scalar(repeat)
         if count.is_number and not (count.is_integer and count.is_positive):
@@ -349,6 +352,19 @@ class Network:
         rows = "".join(f"<tr><td>{escape(n)}</td><td>{escape(self.graph.nodes[n]['op'])}</td></tr>"
                        for n in self._nodes)
         return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
+
+
+def require_network(value: object, what: str) -> None:
+    """Raise InputError unless ``value``, which ``what`` names, is a Network."""
+    if isinstance(value, Network):
+        return
+    hints = ((str, f"vf.load({value!r}), for a graph file or a shipped graph"),
+             (nx.Graph, "vf.Network.from_networkx(graph), for a networkx graph"),
+             (Handle, "the network, not the handle of one of its nodes"))
+    hint = next((text for kind, text in hints if isinstance(value, kind)), "")
+    owned = getattr(value, "network", None)
+    hint = hint or ("its .network" if isinstance(owned, Network) else "a vf.Network, or vf.load(FILE)")
+    raise InputError(f"{what} is {kind_of(value)}, not a Network", instead=hint)
 
 
 def _call(name: str, parameters: tuple[Value, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import sympy as sp
 
-from varflow.errors import InputError
+from varflow.errors import InputError, kind_of
 from varflow.symbols import X
 
 Symbols = Mapping[str, sp.Symbol] | Callable[[str], sp.Symbol | None]
@@ -30,6 +30,9 @@ def activation_in_x(activation: str | sp.Expr, symbols: Symbols | None = None) -
             )
         return expr
     expr = sp.sympify(activation) if isinstance(activation, (int, float)) else activation
+    if not isinstance(expr, sp.Expr):
+        raise InputError(f"{kind_of(activation)} is not an activation with a formula",
+                         instead="a name, a text in x, or a sympy expression (vf.gain takes functions too)")
     if X in expr.free_symbols or not expr.free_symbols:
         return expr
     if len(expr.free_symbols) > 1:

@@ -9,7 +9,7 @@ import networkx as nx
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
-from varflow.errors import ErrorList, InputError, VarflowError
+from varflow.errors import ErrorList, InputError, VarflowError, named_values, require
 from varflow.fields import closest, exact, make_op
 from varflow.network import BlockNode, Handle, InputNode, Network
 from varflow.ops.base import OPS
@@ -61,7 +61,7 @@ def scaled_variance(scale: sp.Expr) -> sp.Expr:
 def bound(network: Network, values: Mapping[str, Any]) -> Network:
     """See :meth:`varflow.network.Network.bind`."""
     table, scales = {}, {}
-    for name, value in values.items():
+    for name, value in named_values(values).items():
         number = exact(value)
         if number is None:
             raise InputError(f"value {value!r} of {name!r} is not a number", instead="a finite number")
@@ -77,6 +77,10 @@ def bound(network: Network, values: Mapping[str, Any]) -> Network:
 
 def from_networkx(graph: nx.DiGraph[Any]) -> Network:
     """See :meth:`varflow.network.Network.from_networkx`."""
+    require(graph, nx.Graph, "the graph", "a networkx.DiGraph or MultiDiGraph")
+    if not graph.is_directed():
+        raise InputError("the graph is not directed", why="an edge leads from a layer to one that reads it",
+                         instead="a networkx.DiGraph or MultiDiGraph")
     network = Network(str(graph.graph.get("name") or "network"))
     errors: list[VarflowError] = []
     names = {node: str(node) for node in graph.nodes}

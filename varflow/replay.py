@@ -14,7 +14,7 @@ import sympy as sp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from varflow.derive import derive
-from varflow.errors import InputError, VarflowError
+from varflow.errors import InputError, VarflowError, require_path
 from varflow.expressions import parse
 from varflow.simulate.backends import check_backend
 from varflow.simulate.stream import STREAM, arithmetic, digest
@@ -110,6 +110,7 @@ def replay(report: Mapping[str, Any] | str | os.PathLike[str], threads: int | No
 
 def read_report(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The document of a file. Raises InputError."""
+    require_path(path, "the report", "the path of what `varflow verify --json` printed")
     where = os.fspath(path)
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -7,12 +7,20 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
 from varflow.derive import Derivation, derive
-from varflow.errors import InputError, MissingExtraError, UnsupportedError
+from varflow.errors import (
+    InputError,
+    MissingExtraError,
+    UnsupportedError,
+    named_values,
+    require,
+    require_path,
+)
 from varflow.laws.moments import EXACTNESS, Moment, Quantity, weakest
 from varflow.lowering import lower
 from varflow.network import Network
@@ -172,9 +180,10 @@ def verify(
     Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here, StoreError for
     a store that is damaged or of something else.
     """
+    _check_types(seed, threads, {"delta": delta, "confidence": confidence, "max_time": max_time}, store)
     _check_options(backend, method, cluster, draws, delta, confidence)
     _check_limits(precision, max_draws, max_time, threads, width_scale)
-    values = dict(values or {})
+    values = named_values(values)
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
     run, more = prepared(derivation, values, delta, width_scale, options)
@@ -206,7 +215,7 @@ def plan(
     Raises InputError for symbols without a value, UnsupportedError where ``method`` is "collapsed" and a weight
     cannot be.
     """
-    values = dict(values or {})
+    values = named_values(values)
     derivation, _ = _resolved(subject, values)
     program = lower(derivation.network.bind(values))
     return choose(program, samples_of(program) or samples_for(program) or 1, method)
@@ -216,6 +225,17 @@ def affordable(run: Run) -> int:
     """Draws where no number is asked for: the same on every machine."""
     each = sum(level.share * seconds_per_draw(level.simulator.plan) for level in run.levels)
     return min(DRAWS, max(FEWEST_DRAWS, int(WORK / each)))
+
+
+def _check_types(seed: object, threads: object, reals: Mapping[str, object], store: object) -> None:
+    require(seed, Integral, "the seed", "a whole number: seed=0")
+    if threads is not None:
+        require(threads, Integral, "the number of threads", "a whole number, or None for all")
+    for name, value in reals.items():
+        if value is not None or name != "max_time":
+            require(value, Real, name, f"a number: {name}=0.02")
+    if store is not None:
+        require_path(store, "the store", 'a path: store="run.db"')
 
 
 def _check_options(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from varflow.derive import Derivation, derive
-from varflow.errors import InputError, MissingExtraError
+from varflow.errors import InputError, MissingExtraError, kind_of, require_path
 from varflow.export.explain import explain
 from varflow.export.jsonout import to_json
 from varflow.gain_fields import GainFields
@@ -25,12 +25,15 @@ def export(subject: Any, path: str | Path, verification: Any = None, fragment: b
     ``fragment``: a .tex without preamble, for \\input, and a .bib of the same name beside it.
     Returns the path. Raises InputError for another suffix or subject, MissingExtraError where LaTeX is missing.
     """
+    require_path(path, "the path", 'where to write: vf.export(derivation, "derivation.pdf")')
     target = Path(path)
     if isinstance(subject, GainFields):
         from varflow.export.gain_report import export_gain
         from varflow.gain_report import GainReport
 
         return export_gain(GainReport(subject), target)
+    if verification is not None and not _is_verification(verification):
+        raise InputError(f"the verification is {kind_of(verification)}", instead="what vf.verify returned, or None")
     derivation, solution = split_subject(subject)
     _check(target, fragment)
     if target.suffix.lower() == ".json":
@@ -67,8 +70,12 @@ def split_subject(subject: Any) -> tuple[Derivation, Any]:
         return derive(subject), None
     if isinstance(getattr(subject, "derivation", None), Derivation):
         return subject.derivation, subject
-    raise InputError(f"a {type(subject).__name__} cannot be exported",
+    raise InputError(f"{kind_of(subject)} cannot be exported or explained",
                      instead="a Derivation, a Solution or a Network")
+
+
+def _is_verification(value: object) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in ("nodes", "verdict", "delta"))
 
 
 def _check(target: Path, fragment: bool) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import sympy as sp
 
-from varflow.errors import ErrorList, InputError
+from varflow.errors import ErrorList, InputError, named_values, require_path
 from varflow.fields import closest, exact
 from varflow.load.build import build, complete
 from varflow.load.shipped import SUFFIXES, decode, find, graph_names, read_text
 from varflow.load.write import network_text
 from varflow.load.yaml import Tree, read_tree
-from varflow.network import Network
+from varflow.network import Network, require_network
 
 __all__ = ["from_text", "graph_names", "load", "save", "to_text"]
 
@@ -27,6 +27,7 @@ def load(path: str | os.PathLike[str], values: Mapping[str, float] | None = None
 
     Raises ErrorList with every error of the file: what, file:line:column, why, what to write instead.
     """
+    require_path(path, "what is to be loaded", 'a path, or the name of a shipped graph: vf.load("mlp_relu")')
     found = find(Path(path) if isinstance(path, os.PathLike) else path)
     if found.suffix not in SUFFIXES:
         raise InputError(f"the ending {found.suffix!r} is not one of a graph file", str(found),
@@ -39,6 +40,8 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
     Raises InputError for a network that a graph file cannot say, or a path that cannot be written.
     """
+    require_network(network, "what is to be saved")
+    require_path(path, "the path", 'a path that ends in .yaml: vf.save(network, "network.yaml")')
     text = to_text(network)
     target = Path(path)
     if target.suffix not in SUFFIXES:
@@ -56,7 +59,7 @@ def from_text(text: str | bytes, file: str = "<text>", values: Mapping[str, floa
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     try:
         tree = read_tree(decode(data, file), file)
-        return build(tree, _numbers(values or {}, tree))
+        return build(tree, _numbers(named_values(values), tree))
     except ErrorList:
         raise
     except InputError as error:
