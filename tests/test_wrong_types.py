@@ -1,0 +1,106 @@
+"""What is of a wrong type is refused by name, and the error says what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+
+import varflow as vf
+from varflow.errors import InputError
+
+
+def small() -> vf.Network:
+    net = vf.Network("small")
+    net.linear(net.input("x", channels="n"), "n", name="y")
+    return net
+
+
+D = vf.derive(small())
+S = vf.solve(D)
+WRONG: list[Any] = [None, 3, 0.5, [1], {"a": 1}, {1: 2}, lambda x: x, vf.Network, vf.Handle("x"), nx.Graph()]
+NETWORKS: dict[str, Callable[[Any], object]] = {
+    "derive": vf.derive,
+    "solve": vf.solve,
+    "verify": vf.verify,
+    "export": lambda wrong: vf.export(wrong, "never.tex"),
+    "explain": lambda wrong: vf.explain(wrong, "y"),
+    "save": lambda wrong: vf.save(wrong, "never.yaml"),
+    "block": lambda wrong: small().block(wrong, vf.Handle("x")),
+}
+OTHERS: dict[str, Callable[[Any], object]] = {
+    "load": vf.load,
+    "replay": vf.replay,
+    "from_networkx": vf.Network.from_networkx,
+    "criticality": vf.criticality,
+    "normalize": vf.normalize,
+    "sequence": vf.sequence,
+    "node": lambda wrong: D[wrong],
+    "explained node": lambda wrong: vf.explain(D, wrong),
+    "weight": lambda wrong: S[wrong],
+    "save to": lambda wrong: vf.save(small(), wrong),
+    "export to": lambda wrong: vf.export(D, wrong),
+    "delta": lambda wrong: vf.verify(S, {"n": 16}, draws=16, delta=wrong),
+    "seed": lambda wrong: vf.verify(S, {"n": 16}, draws=16, seed=wrong),
+    "symbol": lambda wrong: D["y"].numeric({"n": wrong, "s_y": 1}),
+    "bound symbol": lambda wrong: small().bind({"n": wrong}),
+    "layer": lambda wrong: small().apply(wrong, vf.Handle("x")),
+    "network name": vf.Network,
+}
+ACCEPTED = [(3, "criticality"), (3, "seed"), (0.5, "criticality"), (3, "symbol"), (3, "bound symbol"),
+            (0.5, "symbol"), ([1], "symbol"), (0.5, "normalize"), (3, "normalize")]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda w: type(w).__name__)
+def test_wrong_types_are_refused(wrong: object) -> None:
+    for name, call in (NETWORKS | OTHERS).items():
+        if (wrong, name) in ACCEPTED or (name == "delta" and wrong == 0.5):
+            continue
+        with pytest.raises(InputError):
+            call(wrong)
+            pytest.fail(f"{name} accepts {wrong!r}")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_to_write_instead_of_a_network(name: str) -> None:
+    if name in ("export", "explain"):
+        return
+    with pytest.raises(InputError, match=r"a str, not a Network\n  instead: vf\.load\('mlp_relu'\)"):
+        NETWORKS[name]("mlp_relu")
+    with pytest.raises(InputError, match=r"is a DiGraph, not a Network\n  instead: vf\.Network\.from_networkx"):
+        NETWORKS[name](nx.DiGraph())
+
+
+def test_graphs_have_directions() -> None:
+    with pytest.raises(InputError, match="not directed"):
+        vf.Network.from_networkx(nx.Graph())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", ["n=3", [1], {1: 2}, 5])
+def test_values_have_names(values: Any) -> None:
+    calls: list[Callable[[], object]] = [lambda: D["y"].numeric(values), lambda: small().bind(values),
+                                         lambda: vf.load("mlp_relu", values), lambda: vf.verify(S, values)]
+    for call in calls:
+        with pytest.raises(InputError, match=r'the values .*\n.*\n  instead: \{"n": 512\}'):
+            call()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, "many", [1.0, np.nan]])
+def test_values_are_finite_numbers(value: Any) -> None:
+    with pytest.raises(InputError, match=r"of 'n' is not a number\n  instead: a finite number"):
+        D["y"].numeric({"n": value, "s_y": 1})
+
+
+def test_a_verification_is_one(tmp_path: Path) -> None:
+    for wrong in ("pass", 3, vf.Verification):
+        with pytest.raises(InputError, match=r"what vf\.verify returned"):
+            vf.export(D, tmp_path / "d.md", verification=wrong)
+
+
+def test_a_handle_names_its_node() -> None:
+    with pytest.raises(InputError, match="did you mean 'y'"):
+        D[vf.Handle("y")]  # type: ignore[index]
