@@ -391,6 +391,34 @@ def test_signals_save_and_say_how_to_go_on(path: Path, number: int, status: int)
     assert json.loads(answer.stdout)["draws"] == before == rows(path)
 
 
+EARLY = """
+import signal, sys
+from varflow.__main__ import main
+*sys.argv, module, number, times = sys.argv
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        for _ in range(int(times) if name == module else 0):
+            signal.raise_signal(int(number))
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("module", ["typer", "varflow.cli_verify", "varflow.simulate.cpu"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_before_the_first_draw(path: Path, module: str, number: int, status: int, times: int) -> None:
+    """While the command line, the simulation or its kernels are imported, once and twice: no traceback."""
+    command = [sys.executable, "-c", EARLY, "verify", *LONG, "--store", str(path)]
+    answer = subprocess.run([*command, module, str(int(number)), str(times)], capture_output=True, text=True,
+                            check=False, preexec_fn=interruptible)
+    assert answer.returncode == status, answer.stderr
+    assert not answer.stdout and "Traceback" not in answer.stderr
+    *_, before, again = answer.stderr.splitlines()
+    assert before.startswith("interrupted") and before.endswith("; to go on:")
+    assert shlex.split(again) == ["varflow", "verify", *LONG, "--store", str(path), "--resume"]
+
+
 @pytest.mark.slow
 def test_five_kills_and_a_resume(path: Path) -> None:
     """SIGKILL and SIGTERM at five places, then to the end: the hash of the run in one piece, and a replay's."""

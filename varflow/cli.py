@@ -7,14 +7,13 @@ Exit status: 0 done (and verified); 1 a verification failed; 2 bad input or some
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from varflow import cli_critical, collector
+from varflow import cli_critical, cli_interrupt, collector
 from varflow.cli_status import BAD_INPUT, DONE, INTERNAL, INTERRUPTED, TERMINATED
 
 Graph = Annotated[str, typer.Argument(
@@ -220,10 +219,6 @@ def doctor(json: Json = False) -> None:
 cli_critical.register(app)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(TERMINATED)
-
-
 def _say(text: str) -> None:
     printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     print(printable, file=sys.stderr, flush=True)
@@ -233,7 +228,6 @@ def _status_of(error: BaseException) -> int:
     from varflow.errors import VarflowError
 
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -254,7 +248,7 @@ def main() -> NoReturn:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     collector.rarely()
-    signal.signal(signal.SIGTERM, _terminated)
+    cli_interrupt.leave_in_order()
     try:
         app(["--debug", *arguments] if debug and arguments else arguments, prog_name="varflow")
         status = DONE
@@ -271,6 +265,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         status = _status_of(BrokenPipeError())
     if status in (INTERRUPTED, TERMINATED):
+        cli_interrupt.say()
         sys.stderr.flush()
         os._exit(status)
     collector.leave()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from varflow import cli_interrupt
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table
 from varflow.cli_sheet import Table
 from varflow.cli_status import DONE, INTERRUPTED, OF_VERDICT
@@ -73,23 +73,17 @@ def verified(subject: Subject, o: Options) -> Verification:
         )
     except (KeyboardInterrupt, SystemExit):
         line.close()
-        if o.store is not None:
-            hint(f"{line.draws} of {line.planned} draws are kept; to go on:\n{resuming(sys.argv[1:])}")
+        kept = f"{line.draws} of {line.planned} draws are kept" if o.store else "interrupted"
+        cli_interrupt.say(kept if line.draws else "interrupted before the first draw")
         raise
     finally:
         line.close()
 
 
-def resuming(arguments: Sequence[str]) -> str:
-    """The command that goes on with an interrupted one."""
-    more = () if "--resume" in arguments else ("--resume",)
-    return shlex.join(["varflow", *arguments, *more])
-
-
 def status(result: Verification) -> int:
     """The exit status of a verification."""
     if result.interrupted:
-        hint("interrupted: the report covers the draws made until then")
+        cli_interrupt.say("interrupted: the report covers the draws made until then")
         return INTERRUPTED
     return OF_VERDICT[result.verdict]
 
