@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import networkx as nx
 import sympy as sp
 
@@ -9,7 +11,7 @@ from varflow.errors import ErrorList, InputError, ShapeError, VarflowError
 from varflow.network import BlockNode, InputNode, Network
 from varflow.ops.base import Op
 from varflow.program import Bias, Input, Lowering, Program, Repeat, Shape, Standardize
-from varflow.symbols import STREAM
+from varflow.symbols import STREAM, arg
 from varflow.transpose import transpose
 
 Shapes = dict[str, tuple[Shape, ...]]
@@ -41,9 +43,20 @@ def infer_shapes(network: Network, given: tuple[Shape, ...] | None = None) -> Sh
             continue
         except VarflowError as error:
             errors.append(_placed(error, network.where(name)))
+    if given is None:
+        errors += _repeated_outputs(network)
     if errors:
         raise ErrorList([e for err in errors for e in (err.errors if isinstance(err, ErrorList) else (err,))])
     return shapes
+
+
+def _repeated_outputs(network: Network) -> list[InputError]:
+    """Outputs declared more than once; a block may return a value several times, each to its own readers."""
+    times = Counter(h.key for h in network.declared_outputs)
+    return [InputError(f"output {key!r} is declared {k} times", network.where(key.split(":")[0]),
+                       "one independent cotangent arrives at each output",
+                       f"{key!r} once; for {k} cotangents, identity layers behind it")
+            for key, k in times.items() if k > 1]
 
 
 def _placed(error: VarflowError, where: str) -> VarflowError:
@@ -135,10 +148,18 @@ def lower(network: Network, backward: bool = True) -> Program:
     program = Program()
     build = Lowering(program)
     results = _lower_into(build, network, {}, "")
-    program.outputs = list(dict.fromkeys(results))
+    program.outputs = _each_once(build, results)
     if backward:
         transpose(program)
     return program
+
+
+def _each_once(build: Lowering, results: list[int]) -> list[int]:
+    """The outputs, a value that several nodes have (a block that passes its input on) copied: each has a cotangent."""
+    found: list[int] = []
+    for value in results:
+        found.append(build.pointwise(arg(0), value) if value in found else value)
+    return found
 
 
 def parameters(network: Network) -> sp.Expr:

@@ -219,6 +219,10 @@ class Network:
 
     def output(self, *handles: Handle) -> None:
         """Declare the outputs; without it they are the nodes that nothing reads."""
+        for h in handles:
+            if not isinstance(h, Handle) or h.node not in self._nodes or h not in self._ports(h.node):
+                raise InputError(f"output {h!r} is not an output of a node of this network",
+                                 instead="what a builder method of this network returned")
         self.declared_outputs += handles
 
     def linear(self, x: Handle, out_channels: Value, name: str | None = None, weight: str | None = None,

@@ -410,7 +410,11 @@ class _Builder:
         listed = (*path, 0) in self.tree.places
         for k, name in enumerate(names):
             handle = self.handle(name, (*path, k) if listed else path)
-            if handle is not None:
+            if handle is not None and not self.path and handle in self.network.declared_outputs:
+                self.report(f"output {shown(name)} is listed twice", (*path, k) if listed else path,
+                            "one independent cotangent arrives at each output",
+                            "each once; for two cotangents, an identity layer behind it")
+            elif handle is not None:
                 self.network.output(handle)
 
 
