@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import varflow as vf
 from varflow import cli
 from varflow.errors import UnsupportedError
 from varflow.evaluate import Numbers
@@ -286,6 +287,34 @@ def test_verify_to_a_precision(run: Run, block: str) -> None:
     limited = run("verify", block, "--set", "n=32", "--draws", "200", "--precision", "0.0001", "--max-draws", "400",
                   "--json")
     assert limited.document["draws"] <= 400
+
+
+TANH = """
+name: two
+symbols: {n: {}}
+inputs: {x: {channels: n}}
+nodes:
+  - {name: a, op: linear, in: x, out_channels: n, variance: 4/fan_in}
+  - {name: b, op: tanh, in: a}
+  - {name: c, op: linear, in: b, out_channels: n}
+  - {name: y, op: tanh, in: c}
+"""
+
+
+def test_solve_shows_what_becomes_of_signal_and_gradient(run: Run, tmp_path: Path) -> None:
+    """The second moments of inputs and outputs: forward as preserved, backward as they happen to be."""
+    path = tmp_path / "two.yaml"
+    path.write_text(TANH)
+    found = run("solve", str(path), "--set", "n=64")
+    d = vf.solve(vf.load(path)).derivation
+    x, y = (d[name].numeric({"n": 64}) for name in ("x", "y"))
+    head, *rows = found.out[found.out.index("what becomes of the signal"):].splitlines()[2:]
+    cells = {row.split()[0]: row.split() for row in rows if row.startswith((" x", " y"))}
+    assert head.split() == ["node", "E[x^2]", "=", "E[(dL/dx)^2]", "="]
+    assert float(cells["x"][-1]) == pytest.approx(x["grad_second_moment"], rel=1e-5)
+    assert float(cells["y"][-3]) == pytest.approx(y["second_moment"], rel=1e-5)
+    assert "numbers: --set n=..." not in found.err
+    assert "what becomes of the signal" in run("solve", "lstm").out
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

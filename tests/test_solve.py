@@ -135,6 +135,20 @@ def test_growth_over_symbolic_depth() -> None:
     assert sp.simplify(s.derivation["blk"].second_moment) == sp.E
 
 
+@pytest.mark.parametrize(("repeat", "why"), [("L", r"\(beta \+ 1\)\*\*L = 1/2 has no positive solution"),
+                                             (5, r"values from 1 to .* none of them 0\.5")])
+def test_growth_that_no_share_reaches(repeat: Any, why: str) -> None:
+    """Over L blocks the answer was a negative variance."""
+    with pytest.raises(SolveError, match=why):
+        vf.solve(residual(repeat=repeat), growth=sp.Rational(1, 2))
+
+
+def test_answers_that_are_positive_for_probabilities_only() -> None:
+    u, p = sp.Symbol("u", positive=True), sp.Symbol("p")
+    assert solve_for(u, 1 - p, u).value == 1 - p
+    assert solve_for(u + 1, -p**2, u).value is None
+
+
 def test_growth_over_a_number_of_blocks() -> None:
     s = vf.solve(residual(repeat=5), growth=3)
     assert s.derivation["blk"].numeric({"n": 64})["second_moment"] == pytest.approx(3, rel=1e-10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sympy as sp
@@ -23,6 +23,7 @@ from varflow.errors import UnsupportedError
 from varflow.export import to_json
 from varflow.export.bounded import Bounded, TooLong
 from varflow.ops.linear import weight_group
+from varflow.program import has_windows
 
 OPERATIONS, LONGEST = 60, 72
 """Formulas of more operations, or longer as text, are shown as the local step in tables."""
@@ -68,10 +69,10 @@ def _number(find: Callable[[str], Any], name: str, refusals: list[str]) -> Cell:
         return None
 
 
-def _law_rows(d: Derivation) -> list[list[Cell]]:
+def _law_rows(d: Derivation, names: Iterable[str] | None = None) -> list[list[Cell]]:
     bounded = Bounded(OPERATIONS)
     rows: list[list[Cell]] = []
-    for name, law in d.items():
+    for name, law in d.items() if names is None else [(n, d[n]) for n in names]:
         backward = sp.S.Zero if law.backward is None else law.backward.second
         rows.append([name, op_of(d, name), _formula(bounded.state(law.forward.second), law.equation),
                      _formula(bounded.state(backward), law.grad_equation),
@@ -121,7 +122,27 @@ def solution(subject: Subject, json: bool) -> None:
         conditions = [[str(u), f"{shown_formula(c.lhs)} = {shown_formula(c.rhs)}", a,
                        "formula" if closed else "number"] for u, c, a, closed in s.equations]
         parts.append(table(["unknown", "condition", "answer", ""], conditions))
-    emit(*parts, *map(printable, s.notes))
+    emit(*parts, _ends(subject), *map(printable, s.notes))
+
+
+def _ends(subject: Subject) -> Table:
+    """What the solved network makes of its inputs, and of a unit gradient at its outputs; numbers too where every
+    symbol has one, but none that take long (of positions, by a population) unless values were set."""
+    s = subject.solution
+    assert s is not None
+    d, refusals = s.derivation, list[str]()
+    names = dict.fromkeys([*d.inputs, *(h.key for h in d.network.outputs())])
+    columns, rows = ["node", "E[x^2]", "E[(dL/dx)^2]"], [[r[0], r[2], r[3]] for r in _law_rows(d, names)]
+    quick = not has_windows(d.program) and all(d[name].tier != "population" for name in names)
+    if not subject.missing and (subject.values or quick):
+        numbers = d.numbers(subject.values)
+        columns = ["node", "E[x^2]", "=", "E[(dL/dx)^2]", "="]
+        rows = [[name, q, _number(numbers.second, name, refusals), g, _number(numbers.gradient, name, refusals)]
+                for name, (_, q, g) in zip(names, rows, strict=True)]
+    elif any(cell is None or " = " in str(cell) for row in rows for cell in row):
+        hint("numbers: " + (" ".join(f"--set {name}=..." for name in subject.missing) or
+                            f"varflow derive with --preserve {s.preserve}"))
+    return table(columns, rows, "what becomes of the signal, and of a unit gradient")
 
 
 def _weight_rows(weights: Mapping[str, WeightLaw], values: Mapping[str, float]) -> list[list[Cell]]:

@@ -12,6 +12,8 @@ from varflow.errors import SolveError
 
 RANGE = (1e-8, 1e8)
 POINTS = 240
+LONGEST = 160
+"""Characters of a formula in a message."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ def solve_for(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> Root:
     found = _power(left, right, unknown)
     candidates = found if found is not None else _polynomial(left - right, unknown)
     if candidates is None:
-        return _numeric(left - right, unknown)
-    kept = [c for c in map(_whole, candidates) if c.is_positive is not False and _holds(left - right, unknown, c)]
+        return _numeric(left, right, unknown)
+    kept = [c for c in map(_whole, candidates) if _can_be_positive(c) and _holds(left - right, unknown, c)]
     if not kept:
-        return Root(None, reason=f"{left} = {right} has no positive solution")
+        return Root(None, reason=_why_none(left, right, unknown))
     kept.sort(key=lambda c: (0, float(c)) if c.is_number else (1, 0.0))
     return Root(kept[0], others=tuple(kept[1:]))
 
@@ -42,6 +44,18 @@ def _whole(value: sp.Expr) -> sp.Expr:
     """A whole number, up to rounding, as an integer."""
     whole = sp.Integer(round(value)) if isinstance(value, sp.Float) else None
     return whole if whole and abs(value - whole) < 1e-13 * abs(whole) else value
+
+
+def _can_be_positive(value: sp.Expr) -> bool:
+    """Whether a candidate is positive at some numbers for its symbols, as probabilities, variances and depths have."""
+    if value.is_positive is not None:
+        return bool(value.is_positive)
+    names = sorted(value.free_symbols, key=str)
+    for shift in (sp.Rational(1, 20), sp.Rational(3, 10), sp.Rational(13, 10), sp.Rational(27, 10), sp.Integer(12)):
+        number = complex(sp.N(value.subs({s: shift + sp.Rational(i, 70) for i, s in enumerate(names)})))
+        if number.real > 0 and abs(number.imag) <= 1e-9 * number.real:
+            return True
+    return False
 
 
 def _power(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> list[sp.Expr] | None:
@@ -84,7 +98,8 @@ def _holds(expr: sp.Expr, unknown: sp.Symbol, value: sp.Expr) -> bool:
     return True
 
 
-def _numeric(expr: sp.Expr, unknown: sp.Symbol) -> Root:
+def _numeric(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> Root:
+    expr = left - right
     open_symbols = expr.free_symbols - {unknown}
     if open_symbols:
         names = ", ".join(sorted(s.name for s in open_symbols))
@@ -92,9 +107,29 @@ def _numeric(expr: sp.Expr, unknown: sp.Symbol) -> Root:
     f = _function(expr, unknown)
     found = _bracketed(f)
     if not found:
-        return Root(None, reason=f"the condition has no solution with {RANGE[0]:g} < {unknown} < {RANGE[1]:g}")
+        return Root(None, reason=_why_none(left, right, unknown))
     values = [sp.Float(x, 15) for x in found]
     return Root(values[0], closed_form=False, others=tuple(values[1:]))
+
+
+def _why_none(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> str:
+    """The values that one side takes where the other is a number, else that there is no solution."""
+    import numpy as np
+
+    if right.has(unknown):
+        left, right = right, left
+    if right.free_symbols or left.free_symbols != {unknown}:
+        return f"{_short(left)} = {_short(right)} has no positive solution"
+    with np.errstate(all="ignore"):
+        values = np.broadcast_to(np.asarray(_function(left, unknown)(np.geomspace(*RANGE, POINTS))), POINTS)
+    taken = values[~np.isnan(values)]
+    found = f"has values from {taken.min():.6g} to {taken.max():.6g}" if len(taken) else "has no value"
+    return f"{_short(left)} {found} for {RANGE[0]:g} < {unknown} < {RANGE[1]:g}, none of them {float(right):.6g}"
+
+
+def _short(expr: sp.Expr) -> str:
+    text = str(expr)
+    return text if len(text) <= LONGEST else "one side of the condition"
 
 
 def _function(expr: sp.Expr, unknown: sp.Symbol) -> Callable[[Any], Any]:
