@@ -336,6 +336,28 @@ def test_interrupted(block: str, number: int, status: int) -> None:
         assert " draws, seed 0" in out, "what was reached"
 
 
+def test_a_report_in_a_file(run: Run, block: str, tmp_path: Path) -> None:
+    """What --json prints, beside the table, and what replay reads."""
+    path = tmp_path / "report.json"
+    settings = ("verify", block, "--set", "n=32", "--draws", "64")
+    plain = run(*settings, "-o", str(path))
+    assert "64 draws, seed 0" in plain.out and str(path) in plain.err
+    assert json.loads(path.read_text())["hash"] == run(*settings, "--json").document["hash"]
+    assert run("replay", str(path)).status == 0
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report", ".", "no/report.json"])
+def test_reports_and_documents_are_refused_before_the_simulation(
+    run: Run, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("varflow.cli_verify.verify", None)
+    found = run("verify", block, "--set", "n=32", "-o", name)
+    assert found.status == 2 and "instead: " in found.err
+    found = run("export", block, "--set", "n=32", "--verify", "-o", name)
+    assert found.status == 2 and "instead: " in found.err
+
+
 @pytest.mark.parametrize("suffix", ["tex", "md", "json", "pdf"])
 def test_export(run: Run, block: str, tmp_path: Path, suffix: str) -> None:
     if suffix == "pdf" and shutil.which("pdflatex") is None:

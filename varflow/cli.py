@@ -105,6 +105,9 @@ def verify(
         metavar="FILE", help="Keep the draws in this file while they are made.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the store has.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print how each weight would be simulated, and stop.")] = False,
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", metavar="FILE",
+        help="File for the report too: what --json prints, and replay reads (.json).")] = None,
 ) -> None:
     """Simulate the network as it stands and test every formula against it.
 
@@ -115,7 +118,7 @@ def verify(
 
     subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     options = cli_verify.Options(
-        draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume, backend
+        draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume, backend, output
     )
     raise typer.Exit((cli_verify.plan if plan else cli_verify.run)(subject, options, json))
 

@@ -86,7 +86,12 @@ def _styled(parts: Iterable[Table | str]) -> None:
 
 def emit_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout; what is not finite becomes null."""
-    emit(json_module.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+    emit(json_text(document))
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """A JSON document as text; what is not finite becomes null."""
+    return json_module.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from varflow import cli_interrupt
-from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, printable, table
+from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, json_text, printable, table
 from varflow.cli_sheet import Table
 from varflow.cli_status import DONE, INTERRUPTED, OF_VERDICT
 from varflow.cli_subject import Subject
+from varflow.errors import InputError
 from varflow.verify import verify
 from varflow.verify_check import Check
 from varflow.verify_report import Progress, Verification
@@ -33,6 +35,7 @@ class Options:
     store: Path | None = None
     resume: bool = False
     backend: str = "cpu"
+    output: Path | None = None
 
 
 class Line:
@@ -89,15 +92,29 @@ def status(result: Verification) -> int:
 
 
 def run(subject: Subject, options: Options, json: bool) -> int:
-    """Verify, print the report, return the exit status."""
+    """Verify, print the report (and write it), return the exit status."""
+    from varflow.cli_report import document
+
+    if options.output is not None:
+        _require_writable(options.output)
     result = verified(subject, options)
     if json:
-        from varflow.cli_report import document
-
         emit_json(document(subject, result))
     else:
         emit(*report(result))
+    if options.output is not None:
+        options.output.write_text(json_text(document(subject, result)) + "\n", encoding="utf-8", newline="\n")
+        hint(f"the report is in {options.output}")
     return status(result)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise InputError, before hours of drawing, where a report cannot be written."""
+    if path.suffix.lower() != ".json":
+        raise InputError(f"the suffix {path.suffix!r} is not that of a report", str(path),
+                         instead="-o report.json, or varflow export --verify for a document")
+    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise InputError("the report cannot be written there", str(path), instead="a file in an existing folder")
 
 
 def plan(subject: Subject, options: Options, json: bool) -> int:
@@ -135,9 +152,11 @@ def _row(name: str, direction: str, c: Check) -> list[Cell]:
 
 def export(subject: Subject, output: Path | None, check: bool, json: bool) -> int:
     """Write the document, print its path, return the exit status (of the verification, if there is one)."""
+    from varflow.export import check_target
     from varflow.export import export as write
 
     target = output or Path(file_name(subject.derivation.network.name) + ".tex")
+    check_target(target)
     result = verified(subject, Options()) if check else None
     path = write(subject.result, target, verification=result)
     if json:

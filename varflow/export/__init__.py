@@ -35,7 +35,7 @@ def export(subject: Any, path: str | Path, verification: Any = None, fragment: b
     if verification is not None and not _is_verification(verification):
         raise InputError(f"the verification is {kind_of(verification)}", instead="what vf.verify returned, or None")
     derivation, solution = split_subject(subject)
-    _check(target, fragment)
+    check_target(target, fragment)
     if target.suffix.lower() == ".json":
         import json
 
@@ -78,7 +78,8 @@ def _is_verification(value: object) -> bool:
     return not isinstance(value, type) and all(hasattr(value, name) for name in ("nodes", "verdict", "delta"))
 
 
-def _check(target: Path, fragment: bool) -> None:
+def check_target(target: Path, fragment: bool = False) -> None:
+    """Raise InputError, or MissingExtraError, for a path that no document can be written to."""
     suffix = target.suffix.lower()
     if suffix in (".html", ".htm"):
         raise MissingExtraError("documents in HTML are not part of this version", str(target),
