@@ -10,6 +10,7 @@ import numpy as np
 import sympy as sp
 
 from varflow.derive import Derivation, derive
+from varflow.derive_existence import require_moment
 from varflow.errors import InputError, UnsupportedError, named_values
 from varflow.fields import shown
 from varflow.laws.evaluation import Evaluation
@@ -125,8 +126,22 @@ class Numbers:
         """Whether a node's second moment is that of its profile over positions."""
         return self._in_profile(name, "second_moment", gradient) is not None
 
+    def _require(self, value: int, measure: str) -> None:
+        """Raise Divergent where a moment that only a population has does not exist."""
+        part = self.derivation.main
+
+        def law(source: int) -> tuple[float, float]:
+            quantities = part.mean(source), part.second(source)
+            if any(q is None for q in quantities):
+                return 0.0, 0.0
+            mean, second = (self._evaluation.of(q) for q in quantities)
+            return (float(mean), float(second)) if np.ndim(mean) == np.ndim(second) == 0 else (0.0, 0.0)
+
+        require_moment(part.program, value, measure, law, self.values)
+
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
+        self._require(m.value, m.measure)
         return float(getattr(self._population, m.measure)[m.value])
 
     def _measured_by_place(self, m: Moment) -> Any:
@@ -147,6 +162,7 @@ class Numbers:
             return self._unrolled.node(plain)["grad_second_moment" if gradient else field]
         program = self.derivation.program
         value = (program.gradients if gradient else program.values)[name]
+        self._require(value, field)
         return float(getattr(self._population, field)[value])
 
     def second(self, name: str) -> Any:
