@@ -17,7 +17,7 @@ import sympy as sp
 
 from varflow.calculus import tidy
 from varflow.errors import InputError
-from varflow.program import Bias, Concat, Contract, Mask, Pointwise, Program, Slice
+from varflow.program import Bias, Concat, Contract, Mask, Pointwise, Program, Slice, WindowMax
 from varflow.symbols import arg
 
 POLICIES = ("forward", "backward", "harmonic", "geometric")
@@ -77,6 +77,27 @@ def _segment(program: Program, readers: dict[int, list[int]], product: int) -> S
     assert isinstance(primitive, Contract)
     merged = any(_joins(program, i) for i in readers.get(here, []))
     return Segment(primitive.weight, program.instructions[product].args[0], product, end, merged)
+
+
+def leads(program: Program, first: int, last: int) -> bool:
+    """Whether ``last`` is made of ``first`` alone: by weights, functions, parts and moves of one value."""
+    while last > first:
+        sources = _sources(program, last)
+        if len(set(sources)) != 1:
+            return False
+        last = sources[0]
+    return last == first
+
+
+def feeds_maximum(program: Program, value: int) -> bool:
+    """Whether a value goes into the maximum of a window before it meets a weight."""
+    near = {value}
+    for i, step in enumerate(program):
+        if not step.backward and near & set(step.args) and not isinstance(step.primitive, Contract):
+            near.add(i)
+            if isinstance(step.primitive, WindowMax):
+                return True
+    return False
 
 
 def _sources(program: Program, index: int) -> list[int]:

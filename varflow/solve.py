@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import sympy as sp
 
@@ -17,7 +18,7 @@ from varflow.laws.moments import Expansion, Moment, Quantity, place
 from varflow.laws.part import Part
 from varflow.network import Network
 from varflow.ops.linear import weight_group
-from varflow.policy import Segment, check_policy, compromise, segments
+from varflow.policy import Segment, check_policy, compromise, feeds_maximum, leads, segments
 from varflow.rebuild import scaled_variance
 from varflow.roots import Root, solve_for, solve_system
 from varflow.smallsignal import small_signal
@@ -28,6 +29,9 @@ from varflow.trials import TRIALS, by_trials, constant_ratio
 GRADIENT = sp.Symbol("g", positive=True)
 VARIANCE = sp.Symbol("v", positive=True)
 BUDGET = sp.Symbol("beta", positive=True)
+OPEN = "with numbers for the widths (network.bind) the true one is taken"
+COUPLED = "the true one depends on scales that wait for this one"
+UNKNOWN = "the gradient in front of it has no formula"
 
 
 @dataclass(frozen=True)
@@ -151,21 +155,24 @@ class _Solver:
             while left:  # where gradients join, they know the weights behind: those wait for these
                 late = [u for u in left if not self._solve(part, u, by_unknown[u])]
                 if len(late) == len(left):
-                    reached = part.gradient_ends(by_unknown[late[0]][0]) is not None
-                    why = "the gradient at its ends has no formula" if reached else "no cotangent reaches it"
-                    raise SolveError(f"no condition determines {late[0]}", why=why,
-                                     instead='preserve="forward", its variance, or an equation')
+                    last = max(late, key=order.index)
+                    late.remove(last)
+                    if not self._solve(part, last, by_unknown[last], alone=True):
+                        reached = part.gradient_ends(by_unknown[last][0]) is not None
+                        why = "the gradient at its ends has no formula" if reached else "no cotangent reaches it"
+                        raise SolveError(f"no condition determines {last}", why=why,
+                                         instead='preserve="forward", its variance, or an equation')
                 left = late[::-1]
             self.answers.sort(key=lambda a: order.index(a.unknown) if a.unknown in order else -1)
 
-    def _solve(self, part: Part, unknown: sp.Symbol, uses: list[Segment]) -> bool:
-        """Whether a condition determines the unknown."""
+    def _solve(self, part: Part, unknown: sp.Symbol, uses: list[Segment], alone: bool = False) -> bool:
+        """Whether a condition determines the unknown; ``alone``: one that knows nothing of other open scales."""
         budget = self._budget(unknown, uses)
         forward = backward = None
         if self.policy != "backward":
             forward = self._forward(part, unknown, uses, budget)
         if self.policy != "forward":
-            backward = self._backward(part, unknown, uses, budget)
+            backward = self._backward(part, unknown, uses, budget, alone)
         value = compromise(self.policy, forward and forward.value, backward and backward.value)
         main = forward or backward
         if value is None or main is None:
@@ -200,7 +207,7 @@ class _Solver:
     def _forward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer:
         first = uses[0]
         shared = [u for u in uses if u.weight == first.weight]
-        last = shared[-1] if self._chained(shared) else first
+        last = shared[-1] if self._chained(part, shared) else first
         start, end = self._second(part, first.start), self._second(part, last.end)
         if start is not None and end is not None and not self._saturates(part, first, budget):
             if not end.is_rational_function(unknown) and (start.free_symbols | end.free_symbols) - {unknown}:
@@ -297,9 +304,12 @@ class _Solver:
         return small.unit_slope
 
     @staticmethod
-    def _chained(uses: list[Segment]) -> bool:
-        """Whether the last use of a shared weight lies behind its first on one path without merges."""
-        return len({(u.start, u.product) for u in uses}) > 1 and not any(u.merged for u in uses)
+    def _chained(part: Part, uses: list[Segment]) -> bool:
+        """Whether every use of a shared weight but the first lies behind the one before it, on a path that nothing
+        joins."""
+        distinct = list({(u.start, u.product): u for u in uses}.values())
+        return len(distinct) > 1 and not any(u.merged for u in uses) and all(
+            leads(part.program, one.end, other.start) for one, other in pairwise(distinct))
 
     def _saturating(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
                     start: sp.Expr | None) -> Answer:
@@ -323,7 +333,8 @@ class _Solver:
 
     # -- backward ------------------------------------------------------------------------------------
 
-    def _backward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr) -> Answer | None:
+    def _backward(self, part: Part, unknown: sp.Symbol, uses: list[Segment], budget: sp.Expr,
+                  alone: bool = False) -> Answer | None:
         s = uses[0]
         if part.gradient_ends(s) is None:
             return None
@@ -333,9 +344,12 @@ class _Solver:
             note = f"{unknown}: small signals, f(x) ~ f'(0) x (Glorot and Bengio 2010)."
             return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), solve_for(ratio, budget, unknown), note)
         if ratio is not None and self._open_scales(unknown) & ratio.free_symbols:
-            return None
+            return self._backward_at_unit_signal(part, unknown, s, budget, COUPLED) if alone else None
         if ratio is None:
-            return self._backward_by_trials(part, unknown, s, budget)
+            found = self._backward_by_trials(part, unknown, s, budget)
+            if found is None and alone and part.activation(s) is not None and not feeds_maximum(part.program, s.end):
+                return self._backward_at_unit_signal(part, unknown, s, budget, UNKNOWN)
+            return found
         root = solve_for(ratio, budget, unknown)
         if root.value is not None:
             return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), root)
@@ -368,7 +382,8 @@ class _Solver:
         return _answer(unknown, sp.Eq(g[0], budget * g[1], evaluate=False), root,
                        f"{unknown}: by the numbers of both gradients, known to about three digits.")
 
-    def _backward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr) -> Answer:
+    def _backward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
+                                 why: str = OPEN) -> Answer:
         """The backward condition with E[f'^2] taken where the layer preserves a unit second moment."""
         f = part.activation(s)
         if f is None:
@@ -383,8 +398,7 @@ class _Solver:
         chi = sp.Float(float(compile_formula(slope, ())()), 15)
         condition = part.back_factor(s) * chi
         note = (f"{unknown}: E[f'^2] = {sp.N(chi, 8)} is taken at pre-activation second moment "
-                f"{sp.N(scale, 8)}, where the layer keeps a unit second moment (1 where none does); with numbers for "
-                "the widths (network.bind) the true one is taken.")
+                f"{sp.N(scale, 8)}, where the layer keeps a unit second moment (1 where none does); {why}.")
         return Answer(unknown, sp.Eq(condition, budget, evaluate=False), unknown * budget / condition, False, note)
 
     def _gradient_ratio(self, part: Part, s: Segment) -> sp.Expr | None:
@@ -401,8 +415,13 @@ class _Solver:
                 return None
             ratio = over(reached.subs(self.table), end.subs(self.table))
             if GRADIENT not in ratio.free_symbols:
-                return ratio
+                return None if _nested(ratio) or ratio.has(sp.nan, sp.zoo) else ratio
         return None
+
+
+def _nested(expr: sp.Expr) -> bool:
+    """Whether an integral stands in another's parameters: numbers come quicker moment by moment."""
+    return any(a.has(GaussianExpectation) for e in expr.atoms(GaussianExpectation) for a in e.args)
 
 
 @lru_cache(maxsize=256)

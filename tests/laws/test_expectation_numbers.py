@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.laws.highprecision import FUNCTIONS, ONE, PAIRS, USES, closed_one, two
 from tests.laws.random_activations import outcome, sample
 from varflow.activations import ACTIVATIONS
-from varflow.binormal import by_mpmath
+from varflow.binormal import Phi2, by_mpmath
 from varflow.gain import gain
 from varflow.laws.expectation import (
     Divergent,
@@ -282,3 +282,42 @@ def test_curvature_of_every_activation_has_a_number() -> None:
     for name in ACTIVATIONS:
         slope = derivative(derivative(ACTIVATIONS[name].at(), X), X)
         assert not slope.has(sp.DiracDelta, sp.Derivative)
+
+
+def test_a_sigmoid_inside_a_softplus_at_any_variance() -> None:
+    """The square of its derivative holds exp(-2 z) beside an exponential of a sigmoid: neither may overflow alone."""
+    f = sp.log(1 + sp.exp(1 / (1 + sp.exp(-x))))
+    formula = compile_formula(expect(sp.diff(f, x) ** 2, {x: Normal()}, lambda *_: q), (q,))
+    s = lambda z: 1 / (1 + mp.exp(-z))  # noqa: E731
+    for variance in (1.0, 1e3, 1e5, 1e8):
+        true = mp.quad(
+            lambda z, v=variance: (s(s(z)) * s(z) * s(-z)) ** 2 * mp.npdf(z, 0, mp.sqrt(v)), [-60, -10, 0, 10, 60]
+        )
+        assert float(formula(variance)) == pytest.approx(float(true), rel=1e-9)
+
+
+def test_pieces_with_a_bivariate_tail_are_compared() -> None:
+    """Bodies that hold Phi2 have numbers when cells are merged."""
+    tail = Phi2(x, x / 2, sp.Rational(1, 3))
+    formula = expect(sp.Piecewise((x * tail, x > 0), (tail, True)), {x: Normal()}, lambda *_: sp.S.One)
+    both = sp.lambdify(x, [x * tail, tail], [{"Phi2": by_mpmath}, "mpmath"])
+    true = mp.quad(lambda z: both(z)[int(z <= 0)] * mp.npdf(z), [-10, -3, 0, 3, 10])
+    assert float(compile_formula(formula, ())()) == pytest.approx(float(true), rel=1e-6)
+
+
+def test_a_linear_factor_beside_a_kinked_function_of_sums() -> None:
+    """E[s^2 1{|z + g(u)| < 1}], s correlated with z: where the function is zero nothing is divided by it."""
+    s, z, w = sp.symbols("s z w", real=True)
+    silu = w / (1 + sp.exp(-w))
+    inside = sp.Piecewise((0, z + silu < -1), (1, z + silu < 1), (0, True))
+    table = {(s, s): sp.S(2), (z, z): sp.S(1), (w, w): sp.S(2), (s, z): sp.Rational(1, 2), (z, s): sp.Rational(1, 2)}
+    laws = {s: Normal(), z: Normal(), w: Normal()}
+    formula = expect((s * inside) ** 2, laws, lambda a, b: table.get((a, b), sp.S.Zero))
+    assert not formula.has(sp.zoo, sp.nan)
+    draws = np.random.default_rng(0).standard_normal((3, 2_000_000))
+    first, other = draws[0], np.sqrt(2) * draws[1]
+    gate = np.abs(first + other / (1 + np.exp(-other))) < 1
+    second = 0.5 * first + np.sqrt(2 - 0.25) * draws[2]
+    values = second**2 * gate
+    error = values.std() / np.sqrt(values.size)
+    assert abs(float(compile_formula(formula, ())()) - values.mean()) < 5 * error

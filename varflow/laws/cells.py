@@ -17,13 +17,14 @@ import numpy as np
 import sympy as sp
 from sympy.logic.boolalg import ITE, And, Boolean, BooleanFalse, BooleanTrue, Not, Or
 
+from varflow.binormal import by_numpy
 from varflow.laws.algebra import affine, depends, line, ordered, size, symbols_of
 from varflow.laws.precise import function_of
 from varflow.laws.straight import NoProgram
 
 MAX_CELLS = 64
 SMALL = 100
-_SCALAR = {"erf": math.erf, "erfc": math.erfc, "gamma": math.gamma, "loggamma": math.lgamma}
+_SCALAR = {"erf": math.erf, "erfc": math.erfc, "gamma": math.gamma, "loggamma": math.lgamma, "Phi2": by_numpy}
 KINKED = (sp.Piecewise, sp.Abs, sp.Max, sp.Min, sp.Heaviside, sp.sign)
 _INCREASING = (sp.erf, sp.tanh, sp.sinh, sp.atan, sp.asinh)
 """Functions with the sign of their argument."""

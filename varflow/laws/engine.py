@@ -439,10 +439,11 @@ def _reduce(
     for i, j in ((i, j) for i in range(len(noise)) for j in range(len(noise))):
         value = sp.cancel(law.table[outside[i], outside[j]] - left[i, j])
         fresh.table[noise[i], noise[j]] = value
+    bare = [p for p in sp.Mul.make_args(body) if _is_power(p, frozenset(names))]
     core, _ = _core(body, frozenset(names))
     image = rows * sp.Matrix(forms)
     swap = {v: sp.cancel(image[k]) + noise[k] for k, v in enumerate(outside)}
-    polynomial = (body / core).xreplace(swap)
+    polynomial = sp.Mul(*bare).xreplace(swap)  # not body / core: sympy inverts a Piecewise piece by piece, zeros too
     return expectation(sp.expand(polynomial) * core, fresh, depth + 1)
 
 

@@ -149,17 +149,21 @@ def _multiple(growth: sp.Expr, h: sp.Expr) -> tuple[int, sp.Expr]:
 
 def _balanced(expr: sp.Mul) -> sp.Expr:
     """exp(-m h) expit(h)^n, 0 < m <= n, as expit(-h)^m expit(h)^(n - m)."""
-    growth = sp.Add(*[f.args[0] for f in expr.args if isinstance(f, sp.exp)])
+    exponents = [f.args[0] for f in expr.args if isinstance(f, sp.exp)]
     rest = [f for f in expr.args if not isinstance(f, sp.exp)]
     for k, factor in enumerate(rest):
         base, n = factor.as_base_exp()
-        if growth == 0 or not isinstance(base, expit):
+        if not isinstance(base, expit) or not n.is_Integer:
             continue
         h = base.args[0]
-        m, left = _multiple(growth, h)
-        if n.is_Integer and 0 < m <= n:
-            rest[k], growth = expit(-h) ** m * expit(h) ** (n - m), left
-    return sp.Mul(sp.exp(growth), *rest)
+        for growths in ([sp.Add(*exponents)], exponents):  # all together, else one of them
+            found = ((g, *_multiple(g, h)) for g in growths if g != 0)
+            growth, m, left = next((f for f in found if 0 < f[1] <= n), (sp.S.Zero, 0, sp.S.Zero))
+            if m:
+                rest[k] = expit(-h) ** m * expit(h) ** (n - m)
+                exponents = [left, *(g for g in exponents if growths is exponents and g != growth)]
+                break
+    return sp.Mul(sp.exp(sp.Add(*exponents)), *rest)
 
 
 def _tail(expr: sp.Mul) -> sp.Expr:
