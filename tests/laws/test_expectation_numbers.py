@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from fractions import Fraction
+from typing import Any
 
 import mpmath as mp
 import numpy as np
@@ -288,11 +289,15 @@ def test_a_sigmoid_inside_a_softplus_at_any_variance() -> None:
     """The square of its derivative holds exp(-2 z) beside an exponential of a sigmoid: neither may overflow alone."""
     f = sp.log(1 + sp.exp(1 / (1 + sp.exp(-x))))
     formula = compile_formula(expect(sp.diff(f, x) ** 2, {x: Normal()}, lambda *_: q), (q,))
-    s = lambda z: 1 / (1 + mp.exp(-z))  # noqa: E731
+
+    def s(z: Any) -> Any:
+        return 1 / (1 + mp.exp(-z))
+
+    def slope(z: Any) -> Any:
+        return s(s(z)) * s(z) * s(-z)
+
     for variance in (1.0, 1e3, 1e5, 1e8):
-        true = mp.quad(
-            lambda z, v=variance: (s(s(z)) * s(z) * s(-z)) ** 2 * mp.npdf(z, 0, mp.sqrt(v)), [-60, -10, 0, 10, 60]
-        )
+        true = mp.quad(lambda z, v=variance: slope(z) ** 2 * mp.npdf(z, 0, mp.sqrt(v)), [-60, -10, 0, 10, 60])
         assert float(formula(variance)) == pytest.approx(float(true), rel=1e-9)
 
 
@@ -300,7 +305,7 @@ def test_pieces_with_a_bivariate_tail_are_compared() -> None:
     """Bodies that hold Phi2 have numbers when cells are merged."""
     tail = Phi2(x, x / 2, sp.Rational(1, 3))
     formula = expect(sp.Piecewise((x * tail, x > 0), (tail, True)), {x: Normal()}, lambda *_: sp.S.One)
-    both = sp.lambdify(x, [x * tail, tail], [{"Phi2": by_mpmath}, "mpmath"])
+    both: Any = sp.lambdify(x, [x * tail, tail], [{"Phi2": by_mpmath}, "mpmath"])
     true = mp.quad(lambda z: both(z)[int(z <= 0)] * mp.npdf(z), [-10, -3, 0, 3, 10])
     assert float(compile_formula(formula, ())()) == pytest.approx(float(true), rel=1e-6)
 
