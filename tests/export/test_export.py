@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,30 @@ def test_latex_sets_every_document_within_the_page(name: str) -> None:
         log = latex._run(str(shutil.which("pdflatex")), folder, Path("a.pdf"))
     too_wide = [float(w) for w in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
     assert max(too_wide, default=0.0) < 12
+
+
+def test_lines_break_between_words() -> None:
+    """A layer's text broke anywhere: "variance = 1/fa", "n_in"."""
+    assert "allowbreak" not in latex.long("conv (kernel = 4, stride = 2, padding = 1, variance = 1/fan_in)")
+    assert latex.long(21 * "a").count(r"\allowbreak") == 21
+
+
+@needs_latex
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext")
+def test_fractions_stay_within_their_rows(tmp_path: Path) -> None:
+    """Two points of white at least between a denominator and the numerator below it, in the table of weights."""
+    net = vf.Network("two")
+    h = net.relu(net.linear(net.input("x", "n"), "n", variance="2/fan_in", name="a"))
+    net.linear(h, "n", variance="1/fan_in", name="b")
+    path = export(vf.derive(net), tmp_path / "a.pdf")
+    text = subprocess.run(["pdftotext", "-bbox", path, "-"], capture_output=True, text=True, check=True).stdout
+    words = re.findall(r'xMin="(.*?)" yMin="(.*?)" xMax="(.*?)" yMax="(.*?)">(.*?)<', text)
+    left, top = next((float(w[0]), float(w[1])) for w in words if w[4] == "variance")
+    column = [(float(w[1]), float(w[3]), w[4]) for w in words
+              if abs(float(w[0]) - left) < 8 and top < float(w[1]) < top + 60 and w[4] in "12n"]
+    assert [text for _, _, text in sorted(column)] == ["2", "n", "1", "n"]
+    (_, _, _), (_, below, _), (above, _, _), _ = sorted(column)
+    assert above - below > 2
 
 
 @needs_latex

@@ -55,8 +55,8 @@ def prose(text: str) -> str:
 
 
 def long(text: str) -> str:
-    """A name that may be broken anywhere if it is long."""
-    return latex_text(text, breakable=len(text) > 20 or not text.isascii())
+    """A name or a layer, whose words may be broken anywhere if they are long."""
+    return " ".join(latex_text(word, breakable=len(word) > 20 or not word.isascii()) for word in text.split(" "))
 
 
 def names(nodes: NameList) -> str:
