@@ -314,3 +314,39 @@ def test_layers_of_parts_of_one_product(op: str, fields: dict[str, Any], width: 
     else:
         assert numbers.gradient("x") == pytest.approx(numbers.gradient("h"), rel=1e-3)
     assert not s["f"].variance.free_symbols
+
+
+@pytest.mark.parametrize(("given", "why"), [
+    ({"equations": 3}, "an equation, or a list of them, is an int"),
+    ({"equations": [3]}, "an equation is an int"),
+    ({"unknowns": ["s_l0"]}, "nothing determines s_l0"),
+    ({"equations": "s_l0 = 3", "unknowns": ["s_l9"]}, r"no unknown 's_l9'\n  instead: did you mean 's_"),
+    ({"growth": 0}, "a growth of 0"),
+    ({"growth": -2}, "a growth of -2"),
+    ({"budgets": {"l9": 1}}, r"'l9', which is not solved for\n  instead: one of l0, l1, out"),
+    ({"budgets": {"l0": -1}}, "the budget of 'l0' is -1"),
+    ({"budgets": 3}, "budgets is an int"),
+])
+def test_conditions_that_are_none(given: dict[str, Any], why: str) -> None:
+    """A budget for an unknown weight was passed over, one of -1 was a negative variance."""
+    with pytest.raises(VarflowError, match=why):
+        vf.solve(chain("relu"), **given)
+
+
+def test_one_equation_is_a_list_of_one() -> None:
+    s = vf.solve(chain("relu"), equations="s_l0 = 3", unknowns="s_l0")
+    assert variance(s, "l0") == 3 / d and not any("far from 1" in note for note in s.notes)
+
+
+def test_scales_far_from_one_are_pointed_out() -> None:
+    s = vf.solve(chain("relu"), equations="s_l0 = 1e-9")
+    assert [note for note in s.notes if "s_l0 = 1e-09 is far from 1" in note]
+
+
+def test_a_backward_condition_without_a_solution_says_so() -> None:
+    """A sigmoid of values of second moment 1e6: the widths were blamed, all of which are numbers."""
+    net = vf.Network("saturated")
+    x = net.input("x", channels=32, second_moment=10**6)
+    net.sigmoid(net.linear(x, 32, name="a"))
+    notes = " ".join(vf.solve(net, preserve="backward").notes)
+    assert "the true one has no solution" in notes and "numbers for the widths" not in notes

@@ -22,7 +22,7 @@ from varflow.policy import Segment, check_policy, compromise, feeds_maximum, lea
 from varflow.rebuild import scaled_variance
 from varflow.roots import Root, solve_for, solve_system
 from varflow.smallsignal import small_signal
-from varflow.solve_conditions import as_equation, targets_of, with_formulas
+from varflow.solve_conditions import conditions_of, far_ones, growth_of, shares_of, with_formulas
 from varflow.symbols import X, arg
 from varflow.trials import TRIALS, by_trials, constant_ratio
 
@@ -56,7 +56,8 @@ class Solution(Mapping[str, WeightLaw]):
     def __init__(self, network: Network, preserve: str, answers: Sequence[Answer], unsolved: Derivation) -> None:
         self.network, self.preserve, self.answers, self.unsolved = network, preserve, tuple(answers), unsolved
         self.derivation = derive(network) if answers else unsolved
-        self.notes = tuple(dict.fromkeys(a.note for a in answers if a.note))
+        far = far_ones((a.unknown, a.value) for a in answers)
+        self.notes = tuple(dict.fromkeys([*(a.note for a in answers if a.note), *far]))
 
     @property
     def weights(self) -> dict[str, WeightLaw]:
@@ -353,7 +354,8 @@ class _Solver:
         root = solve_for(ratio, budget, unknown)
         if root.value is not None:
             return _answer(unknown, sp.Eq(ratio, budget, evaluate=False), root)
-        return self._backward_at_unit_signal(part, unknown, s, budget)
+        why = OPEN if ratio.free_symbols - {unknown} else f"the true one has no solution ({root.reason})"
+        return self._backward_at_unit_signal(part, unknown, s, budget, why)
 
     def _open_scales(self, unknown: sp.Symbol) -> set[sp.Symbol]:
         """The scales that wait for their conditions, but for one."""
@@ -453,13 +455,11 @@ def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets
     d = subject if isinstance(subject, Derivation) else derive(subject)
     network = d.network
     policy = check_policy(preserve or network.preserve)
-    shares = {n: network.scalar(v) for n, v in (budgets or {}).items()}
-    extra = [as_equation(d, e) for e in equations]
-    targets = targets_of(d, extra, unknowns)
-    solver = _Solver(d, policy, shares, set(targets), BUDGET if growth is not None else None)
+    extra, targets = conditions_of(d, equations, unknowns)
+    solver = _Solver(d, policy, shares_of(d, budgets), set(targets), BUDGET if growth is not None else None)
     solver.run()
     if growth is not None:
-        _bound_growth(solver, network.scalar(growth))
+        _bound_growth(solver, growth_of(network.scalar(growth)))
     if extra:
         solver.answers += _solve_equations(d, extra, targets, solver.table)
     return Solution(_solved_network(network, solver.answers), policy, solver.answers, d)
