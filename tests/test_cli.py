@@ -336,6 +336,31 @@ def test_interrupted(block: str, number: int, status: int) -> None:
         assert " draws, seed 0" in out, "what was reached"
 
 
+@pytest.mark.parametrize(("command", "why"), [
+    (("derive", "{}", "--set", "n=-3"), "n = -3 is not positive"),
+    (("derive", "{}", "--set", "n=1e400"), "is not a finite number"),
+    (("derive", "{}", "--set", "s_fc1=-1"), "the scale -1 is negative"),
+    (("derive", "{}", "--unknown", "s_fc1"), "nothing determines s_fc1"),
+    (("verify", "{}", "--set", "n=32", "--unknown", "s_fc1"), "nothing determines s_fc1"),
+    (("solve", "{}", "--growth", "abc"), "growth, column 1: unknown name 'abc'"),
+    (("verify", "{}", "--set", "n=32", "--resume"), "no store to go on with"),
+    (("verify", "{}", "--set", "n=32", "--draws", "64", "--max-draws", "32"), "at most 32 draws are fewer than 64"),
+    (("verify", "{}", "--set", "n=32", "--delta", "7"), "a tolerance delta of 7.0"),
+    (("gain", "relu", "--set", "q=3"), "--q 3"),
+    (("gain", "relu", "--set", "a=3"), "--set a: no symbol of this name is open"),
+    (("critical", "tahn"), "did you mean 'tanh'?"),
+])
+def test_options_that_say_nothing_are_refused(run: Run, block: str, command: tuple[str, ...], why: str) -> None:
+    """They were passed over."""
+    found = run(*(part.format(block) for part in command))
+    assert found.status == 2 and why in found.err, found.err
+
+
+def test_gains_at_a_vanishing_variance(run: Run) -> None:
+    found = run("gain", "relu", "--q", "0", "--mean", "1", "--json").document
+    assert found["value"]["second_moment"] == 1 and found["value"]["dead_share"] is None
+
+
 def test_a_report_in_a_file(run: Run, block: str, tmp_path: Path) -> None:
     """What --json prints, beside the table, and what replay reads."""
     path = tmp_path / "report.json"

@@ -25,6 +25,11 @@ def run(activation: str, q: str, mean: str, settings: Sequence[str], *, json: bo
     scale = None if weight_scale is None else _read(weight_scale, "--weight-scale")
     report = GainReport(gain_of(activation, _read(q, "--q"), _read(mean, "--mean")), scale,
                         _read(bias_variance, "--bias-variance"), _values(settings), activation.strip())
+    for name in report.values:
+        if name not in report.open_symbols:
+            options = {"q": "--q", "mean": "--mean", "s": "--weight-scale", "b": "--bias-variance"}
+            raise InputError(f"--set {name}: no symbol of this name is open",
+                             instead=f"{options[name]} {report.values[name]:g}" if name in options else "no --set")
     asked = maps or weight_scale is not None or bias_variance != "0"
     if asked and report.maps is None:
         raise InputError(f"{report.gain.title} has no maps", why="it is zero, or takes several arguments",

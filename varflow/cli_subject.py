@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import combinations
 from varflow.cli_print import hint
 from varflow.derive import Derivation, derive
 from varflow.errors import ErrorList, InputError, UnsupportedError
+from varflow.evaluate import check_value
 from varflow.expressions import parse
 from varflow.fields import closest
 from varflow.load import load
@@ -32,7 +34,7 @@ def read_values(settings: Sequence[str]) -> dict[str, float]:
 
 def _number(name: str, text: str) -> float:
     expr = parse(text, lambda _: None, where=f"--set {name}")
-    if not expr.is_number or not expr.is_finite or not expr.is_real:
+    if not expr.is_number or not expr.is_finite or not expr.is_real or abs(expr) > sys.float_info.max:
         raise InputError(f"--set {name}={text} is not a finite number", instead=f"--set {name}=512")
     return int(expr) if expr.is_integer else float(expr)
 
@@ -49,7 +51,7 @@ class Conditions:
     @property
     def given(self) -> bool:
         """Whether any was stated."""
-        return self.preserve is not None or self.growth is not None or bool(self.equations)
+        return self.preserve is not None or self.growth is not None or bool(self.equations or self.unknowns)
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,8 @@ def _check_names(values: Mapping[str, float], derivation: Derivation) -> None:
         if name not in known:
             raise InputError(f"--set {name}: the network has no such symbol",
                              instead=closest(name, sorted(known)) if known else "no --set: it has no symbols")
+        if name in derivation.network.symbols:
+            check_value(name, derivation.network.symbols[name], values[name])
+        elif values[name] < 0:
+            raise InputError(f"--set {name}: the scale {values[name]} is negative", why="it is fan_in Var(W_ij)",
+                             instead=f"--set {name}=2")

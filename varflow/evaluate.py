@@ -23,11 +23,11 @@ from varflow.program import has_windows
 from varflow.symbols import STEP
 
 
-def _check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
+def check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
     """Refuse a value that the symbol's assumptions exclude."""
     try:
         numbers = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.asarray(np.nan)
     if numbers.size == 0 or not np.isfinite(numbers).all():
         raise InputError(f"value {shown(value)} of {name!r} is not a number", instead="a finite number")
@@ -57,7 +57,7 @@ class Numbers:
                              instead=f"values={{{listed}}}{hint}")
         for name, symbol in derivation.network.symbols.items():
             if name in values:
-                _check_value(name, symbol, values[name])
+                check_value(name, symbol, values[name])
         self.derivation = derivation
         self.values = {STEP.name: 0, **values}
         self._given = dict(values)

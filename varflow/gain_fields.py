@@ -144,7 +144,7 @@ class GainFields(ABC):
         try:
             return number_of(getattr(self, name), table)
         except UnsupportedError:
-            if name != "second_derivative_second_moment":
+            if name not in ("second_derivative_second_moment", "dead_share"):
                 raise
             return None
 

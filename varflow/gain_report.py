@@ -52,6 +52,12 @@ class GainReport:
         """Symbols of the fields without a value."""
         return sorted(self.gain.symbols - set(self.values))
 
+    @property
+    def open_symbols(self) -> frozenset[str]:
+        """Symbols of the fields and of the maps' scales."""
+        scales = [s for s in (self.weight_scale, self.bias_variance) if isinstance(s, sp.Expr)]
+        return self.gain.symbols | {str(s) for scale in scales for s in scale.free_symbols}
+
     @cached_property
     def numbers(self) -> Mapping[str, float | None]:
         """Every field as a float; empty where a symbol has no value."""

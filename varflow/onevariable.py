@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import sympy as sp
@@ -24,9 +25,12 @@ def activation_in_x(activation: str | sp.Expr, symbols: Symbols | None = None) -
 
         expr = parse_activation(activation, parameter if symbols is None else symbols)
         if expr.free_symbols and X not in expr.free_symbols:
+            from varflow.activations import ACTIVATIONS
+
+            near = get_close_matches(activation.strip().lower().replace(" ", "_"), ACTIVATIONS, n=1)
             raise InputError(
                 f"{activation!r} does not depend on x",
-                instead="a named activation, or an expression of x",
+                instead=f"did you mean {near[0]!r}?" if near else "a named activation, or an expression of x",
             )
         return expr
     expr = sp.sympify(activation) if isinstance(activation, (int, float)) else activation

@@ -459,7 +459,7 @@ def solve(subject: Network | Derivation, preserve: str | None = None, *, budgets
     solver = _Solver(d, policy, shares_of(d, budgets), set(targets), BUDGET if growth is not None else None)
     solver.run()
     if growth is not None:
-        _bound_growth(solver, growth_of(network.scalar(growth)))
+        _bound_growth(solver, growth_of(network.scalar(growth, "growth")))
     if extra:
         solver.answers += _solve_equations(d, extra, targets, solver.table)
     return Solution(_solved_network(network, solver.answers), policy, solver.answers, d)

@@ -183,6 +183,10 @@ def verify(
     _check_types(seed, threads, {"delta": delta, "confidence": confidence, "max_time": max_time}, store)
     _check_options(backend, method, cluster, draws, delta, confidence)
     _check_limits(precision, max_draws, max_time, threads, width_scale)
+    if resume and store is None:
+        raise InputError("there is no store to go on with", instead="a store (--store FILE) with resume")
+    if None not in (draws, max_draws) and max_draws < draws:  # type: ignore[operator]
+        raise InputError(f"at most {max_draws} draws are fewer than {draws}", instead="max_draws above draws")
     values = named_values(values)
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
@@ -247,8 +251,11 @@ def _check_options(
     check_method(method)
     if draws is not None and not (isinstance(draws, int) and draws >= 2):
         raise InputError(f"{draws} draws give no interval", instead="a whole number, at least 2")
-    if not 0 < delta < 0.5 or not 0 < confidence < 1:
-        raise InputError(f"delta {delta} and confidence {confidence} are shares", instead="delta=0.02, confidence=0.99")
+    if not 0 < delta < 0.5:
+        raise InputError(f"a tolerance delta of {delta}", why="it is a share of the prediction, below one half",
+                         instead="delta=0.02")
+    if not 0 < confidence < 1:
+        raise InputError(f"a confidence of {confidence}", why="it is a probability", instead="confidence=0.99")
 
 
 def _check_limits(
