@@ -344,7 +344,6 @@ def test_interrupted(block: str, number: int, status: int) -> None:
     (("verify", "{}", "--set", "n=32", "--unknown", "s_fc1"), "nothing determines s_fc1"),
     (("solve", "{}", "--growth", "abc"), "growth, column 1: unknown name 'abc'"),
     (("verify", "{}", "--set", "n=32", "--resume"), "no store to go on with"),
-    (("verify", "{}", "--set", "n=32", "--draws", "64", "--max-draws", "32"), "at most 32 draws are fewer than 64"),
     (("verify", "{}", "--set", "n=32", "--delta", "7"), "a tolerance delta of 7.0"),
     (("gain", "relu", "--set", "q=3"), "--q 3"),
     (("gain", "relu", "--set", "a=3"), "--set a: no symbol of this name is open"),

@@ -185,8 +185,6 @@ def verify(
     _check_limits(precision, max_draws, max_time, threads, width_scale)
     if resume and store is None:
         raise InputError("there is no store to go on with", instead="a store (--store FILE) with resume")
-    if None not in (draws, max_draws) and max_draws < draws:  # type: ignore[operator]
-        raise InputError(f"at most {max_draws} draws are fewer than {draws}", instead="max_draws above draws")
     values = named_values(values)
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
