@@ -9,6 +9,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+import sympy as sp
 
 import varflow as vf
 from varflow.errors import InputError
@@ -104,3 +105,46 @@ def test_a_verification_is_one(tmp_path: Path) -> None:
 def test_a_handle_names_its_node() -> None:
     with pytest.raises(InputError, match="did you mean 'y'"):
         D[vf.Handle("y")]  # type: ignore[index]
+
+
+def test_parameters_of_activations_by_their_names() -> None:
+    """As torch's layers have them; what is no parameter is refused by name."""
+    net = vf.Network("leaky")
+    x = net.input("x", channels="n")
+    a, b = net.leaky_relu(x, 0.2, name="a"), net.leaky_relu(x, negative_slope="1/5", name="b")
+    assert vf.derive(net)[a.node].second_moment == vf.derive(net)[b.node].second_moment == sp.Rational(13, 25)
+    for wrong in (x, None, 1j):
+        with pytest.raises(InputError, match="a parameter of relu is"):
+            net.relu(x, wrong)
+    with pytest.raises(InputError, match="a parameter that leaky_relu does not have"):
+        net.leaky_relu(x, slope=2)
+
+
+@pytest.mark.parametrize("function", ["3", "0*x", "a", sp.Integer(3)])
+def test_activations_depend_on_their_argument(function: Any) -> None:
+    """A constant ended in sympy's GeneratorsNeeded."""
+    net = small()
+    with pytest.raises(InputError, match=r"does not depend on x|not an expression of x"):
+        net.activation(vf.Handle("y"), function)
+
+
+def test_names_of_layers_that_are_close() -> None:
+    with pytest.raises(AttributeError, match="did you mean 'linear'"):
+        small().lienar(vf.Handle("y"), 3)
+    assert not hasattr(small(), "no_such_layer")
+
+
+def test_a_network_is_no_block_of_itself() -> None:
+    net = small()
+    with pytest.raises(InputError, match="the network it stands in"):
+        net.block(net, vf.Handle("y"))
+
+
+@pytest.mark.parametrize("wrong", ["3", None, small()])
+def test_parts_of_networks(wrong: Any) -> None:
+    for call in (lambda: vf.network_map("tanh", wrong), lambda: vf.sequence(wrong),
+                 lambda: vf.residual(wrong, 0.5), lambda: vf.residual(vf.LAYER, 0.5, wrong), lambda: vf.chain(wrong)):
+        with pytest.raises(InputError):
+            call()
+    with pytest.raises(InputError):
+        vf.residual(vf.LAYER, None)

@@ -87,14 +87,15 @@ IDENTITY = Sequence_(())
 """A plain shortcut."""
 
 
-def _require_part(value: object, what: str) -> None:
+def require_part(value: object, what: str) -> None:
+    """Raise InputError unless ``value``, which ``what`` names, is a part of a network."""
     require(value, Part, what, "LAYER, chain(...), sequence(...) or residual(...)")
 
 
 def sequence(*parts: Part) -> Part:
     """Parts one after the other."""
     for part in parts:
-        _require_part(part, "a part of the sequence")
+        require_part(part, "a part of the sequence")
     flat = [p for part in parts for p in (part.parts if isinstance(part, Sequence_) else (part,))]
     return Sequence_(tuple(flat))
 
@@ -109,8 +110,8 @@ def chain(depth: int, part: Part = LAYER) -> Part:
 
 def residual(branch: Part, weight: Any, shortcut: Part = IDENTITY) -> Part:
     """weight shortcut(x) + sqrt(1 - weight^2) branch(x), 0 <= weight <= 1 (Martens et al. 2021, section 5)."""
-    _require_part(branch, "the branch")
-    _require_part(shortcut, "the shortcut")
+    require_part(branch, "the branch")
+    require_part(shortcut, "the shortcut")
     share = exact(weight)
     if share.is_number and not 0 <= float(share) <= 1:
         raise InputError(

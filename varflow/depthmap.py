@@ -140,4 +140,5 @@ def network_map(activation: str | sp.Expr, network: Part | int, q: Any = 1) -> N
     Raises ExpressionError, InputError for an activation that is not one of ``x``.
     """
     part = composition.chain(network) if isinstance(network, int) else network
+    composition.require_part(part, "the network")
     return NetworkMap(activation_in_x(activation), part, exact(q))

@@ -14,6 +14,7 @@ import sympy as sp
 from varflow.errors import ErrorList, InputError, VarflowError
 from varflow.expressions import parse, parse_activation
 from varflow.ops.base import OPS, Op
+from varflow.symbols import X
 
 Resolve = Callable[[str], sp.Symbol | None]
 NO_PLACES: Mapping[str, str] = MappingProxyType({})
@@ -91,12 +92,14 @@ def _read_function(value: object, resolve: Resolve, where: str) -> sp.Expr:
     if not isinstance(value, str):
         raise InputError(f"{shown(value)} is not an activation", where,
                          "an activation is written as text", "a name, or an expression of x")
-    return parse_activation(value, resolve, where=where)
+    found = parse_activation(value, resolve, where=where)
+    if not found.has(X):
+        raise InputError(f"{shown(value)} does not depend on x", where, "a constant passes on no signal",
+                         "a name, or an expression of x")
+    return found
 
 
 def _one_variable(value: sp.Expr, where: str) -> sp.Expr:
-    from varflow.symbols import X
-
     named = [s for s in value.free_symbols if s.name == "x"]
     if len(named) != 1:
         raise InputError(f"{value} is not an expression of x", where, instead="an expression of one symbol x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import networkx as nx
@@ -205,6 +206,8 @@ class Network:
     def block(self, body: Network, *inputs: Handle, repeat: Value = 1, name: str | None = None) -> Any:
         """A nested network applied ``repeat`` times (a number or a symbol); its inputs in their order."""
         require_network(body, "the body of the block")
+        if body is self:
+            raise InputError("a block cannot be the network it stands in", instead="another network as its body")
         name = self._fresh("block", name)
         count = self.scalar(repeat)
         if count.is_number and not (count.is_integer and count.is_positive):
@@ -271,8 +274,11 @@ class Network:
         if op in OPS:
             return lambda *xs, name=None, **fields: self._by_place(op, xs, name, fields)
         if op in ACTIVATIONS:
-            return lambda x, *parameters, name=None: self.activation(x, _call(op, parameters), name=name)
-        raise AttributeError(f"Network has no layer, activation or attribute {op!r}")
+            return lambda x, *parameters, name=None, **named: self.activation(
+                x, _call(op, parameters, named), name=name)
+        near = get_close_matches(op, [*OPS, *ACTIVATIONS], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"Network has no layer, activation or attribute {op!r}{hint}", name=op)
 
     def _by_place(self, op: str, given: tuple[Any, ...], name: str | None, fields: Mapping[str, Any]) -> Any:
         """A layer whose inputs, and fields after them, are given by their place."""
@@ -371,8 +377,16 @@ def require_network(value: object, what: str) -> None:
     raise InputError(f"{what} is {kind_of(value)}, not a Network", instead=hint)
 
 
-def _call(name: str, parameters: tuple[Value, ...]) -> str:
+def _call(name: str, parameters: tuple[Value, ...], named: Mapping[str, Value]) -> str:
+    """An activation's name and parameters as an expression."""
     from varflow.expressions import to_text
 
-    texts = [p if isinstance(p, str) else to_text(exact(p)) for p in parameters]
+    texts = []
+    for key, value in [*(("", p) for p in parameters), *named.items()]:
+        number = value if isinstance(value, str) else exact(value)
+        if number is None:
+            raise InputError(f"a parameter of {name} is {kind_of(value)}", why="it has one input, then parameters",
+                             instead="a number, or an expression as text")
+        text = number if isinstance(number, str) else to_text(number)
+        texts.append(f"{key}={text}" if key else text)
     return f"{name}({', '.join(texts)})" if texts else name

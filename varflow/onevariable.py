@@ -64,6 +64,9 @@ def exact(value: Any) -> sp.Expr:
 
         return parse(value, positive)
     number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, (int, float)) or not abs(number) < float("inf"):
+        raise InputError(f"{kind_of(value)} is no finite number" if not isinstance(number, float) else
+                         f"{number} is no finite number", instead="a number, a text or a sympy expression")
     return sp.Integer(number) if isinstance(number, int) else sp.Rational(repr(float(number)))
 
 
