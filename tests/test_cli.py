@@ -360,6 +360,26 @@ def test_gains_at_a_vanishing_variance(run: Run) -> None:
     assert found["value"]["second_moment"] == 1 and found["value"]["dead_share"] is None
 
 
+def test_scales_that_are_set_are_not_solved_for(run: Run, block: str) -> None:
+    """They were no symbols of the solved network."""
+    unknown = [f"s_{name}" for name in vf.derive(vf.load(block)).unknowns()]
+    first, *others = unknown
+    settings = ("--set", "n=32", "--set", f"{first}=3")
+    found = run("verify", block, *settings, "--draws", "64", "--json")
+    assert first not in found.err and all(name in found.err for name in others)
+    assert found.document["weights"][first[2:]]["variance"] == "3/n"
+    every = [part for name in unknown for part in ("--set", f"{name}=3")]
+    assert "solved for" not in run("verify", block, "--set", "n=32", *every, "--draws", "64").err
+    assert run("solve", block, *settings).status == run("derive", block, *settings).status == 0
+
+
+def test_what_equations_determine_is_said(run: Run, block: str) -> None:
+    first, *others = (f"s_{name}" for name in vf.derive(vf.load(block)).unknowns())
+    found = run("solve", block, "--equation", f"{first} = 3")
+    assert f"solved for {', '.join(sorted(others))}: preserve forward" in found.err
+    assert f"{first}: by an equation" in found.err
+
+
 def test_a_report_in_a_file(run: Run, block: str, tmp_path: Path) -> None:
     """What --json prints, beside the table, and what replay reads."""
     path = tmp_path / "report.json"

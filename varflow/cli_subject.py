@@ -86,6 +86,10 @@ class Subject:
         values = {name: value for name, value in values.items() if name not in given}
         derivation = derive(network)
         wanted = solve if solve is not None else conditions.given or bool(derivation.unknowns())
+        scales = {s.name for s in derivation.unknowns().values()} & values.keys()
+        if wanted and scales:  # weights whose scales are set need not be solved for
+            derivation = derive(network.bind({name: values.pop(name) for name in sorted(scales)}))
+            wanted = bool(solve) or conditions.given or bool(derivation.unknowns())
         solution = _solution(derivation, conditions) if wanted else None
         if solution is not None:
             derivation = solution.derivation
@@ -111,10 +115,13 @@ def _network(graph: str, values: Mapping[str, float]) -> tuple[Network, tuple[st
 def _solution(derivation: Derivation, asked: Conditions) -> Solution:
     solution = solve(derivation, asked.preserve, growth=asked.growth, equations=asked.equations,
                      unknowns=asked.unknowns)
-    unknown = sorted({s.name for s in derivation.unknowns().values()})
-    if unknown:
-        source = "as asked" if asked.preserve else "by the network's preserve"
-        hint(f"solved for {', '.join(unknown)}: preserve {solution.preserve} ({source})")
+    equations = [a.unknown.name for a in solution.answers[len(solution.answers) - len(asked.equations):]]
+    unknown = sorted({s.name for s in derivation.unknowns().values()} - set(equations))
+    source = "as asked" if asked.preserve else "by the network's preserve"
+    told = [f"{', '.join(unknown)}: preserve {solution.preserve} ({source})"] if unknown else []
+    told += [f"{', '.join(equations)}: by {'an equation' if len(equations) == 1 else 'equations'}"] if equations else []
+    if told:
+        hint(f"solved for {'; '.join(told)}")
     return solution
 
 
