@@ -148,3 +148,10 @@ def test_parts_of_networks(wrong: Any) -> None:
             call()
     with pytest.raises(InputError):
         vf.residual(vf.LAYER, None)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert vf.chain(np.int64(3)) == vf.chain(3)  # type: ignore[arg-type]
+    assert vf.network_map("tanh", np.int64(3)).network == vf.chain(3)  # type: ignore[arg-type]
+    found = vf.verify(S, {"n": np.int64(16)}, draws=16, seed=np.int64(3), delta=np.float32(0.02))  # type: ignore[arg-type]
+    assert found.draws == 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import sympy as sp
@@ -102,10 +103,10 @@ def sequence(*parts: Part) -> Part:
 
 def chain(depth: int, part: Part = LAYER) -> Part:
     """``depth`` copies of a part one after the other: a feed-forward network of that many nonlinear layers."""
-    require(depth, int, "the depth", "a whole number: chain(20)")
+    require(depth, Integral, "the depth", "a whole number: chain(20)")
     if depth < 0:
         raise InputError(f"a depth of {depth}", instead="0, 1, 2, ...")
-    return sequence(*[part] * depth)
+    return sequence(*[part] * int(depth))
 
 
 def residual(branch: Part, weight: Any, shortcut: Part = IDENTITY) -> Part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,6 @@ def network_map(activation: str | sp.Expr, network: Part | int, q: Any = 1) -> N
 
     Raises ExpressionError, InputError for an activation that is not one of ``x``.
     """
-    part = composition.chain(network) if isinstance(network, int) else network
+    part: Any = composition.chain(int(network)) if isinstance(network, Integral) else network
     composition.require_part(part, "the network")
     return NetworkMap(activation_in_x(activation), part, exact(q))
