@@ -37,9 +37,20 @@ def test_gradients_that_have_no_second_moment(function: str) -> None:
         d["a"].numeric({"n": 64})
 
 
-def test_functions_that_are_not_real() -> None:
+@pytest.mark.parametrize("function", ["log(x)", "sqrt(x)", "x^(3/2)", "x*sqrt(x)"])
+def test_functions_that_are_not_real(function: str) -> None:
+    """The square of a root is real everywhere: it had the formula 0."""
+    d = behind(function)
+    assert d["b"].second_moment is None
     with pytest.raises(NotReal, match="the second moment of b"):
-        second(behind("log(x)"), "b")
+        second(d, "b")
+
+
+def test_a_root_of_values_above_zero() -> None:
+    net = vf.Network("root")
+    a = net.relu(net.linear(net.input("x", channels="n"), "n", variance="1/fan_in"), name="a")
+    net.activation(a, "sqrt(x)", name="y")
+    assert float(vf.derive(net)["y"].second_moment or 0) == pytest.approx((2 * np.pi) ** -0.5, rel=1e-12)
 
 
 def test_the_variance_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import sympy as sp
 
 from varflow.laws.algebra import size
-from varflow.laws.domain import Divergent, NotReal, check
+from varflow.laws.domain import Divergent, NotReal, check, require_real
 from varflow.program import Bias, Contract, Input, Pointwise, Program
 from varflow.symbols import arg
 
@@ -34,6 +34,7 @@ def require_moment(program: Program, value: int, measure: str, law: Law, values:
     what = f"the mean of {node}" if measure == "mean" else f"E[(dL/dx)^2] in front of {node}" if gradient else (
         f"the second moment of {node}")
     try:
+        require_real(shifted, Z)
         check(shifted**2 if measure == "second_moment" else shifted, Z, sp.Float(second - mean**2))
     except (Divergent, NotReal) as error:
         raise type(error)(f"{what}: {error.what}", error.where, error.why,

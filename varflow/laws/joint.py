@@ -32,7 +32,7 @@ from varflow.laws.resampling import gridded, resampled, spread_of, sum_of_resamp
 from varflow.laws.sampled import sampled
 from varflow.laws.split import Term, polynomial_in, split
 from varflow.laws.standardized import MIXTURES, beside
-from varflow.laws.templates import template, variable
+from varflow.laws.templates import squared, template, variable
 from varflow.laws.variables import (
     SAME,
     BlockChoice,
@@ -176,7 +176,7 @@ class Laws(Covariances):
                 return won_second(self, v)
             case Composite(expr=expr, args=args, coefficients=coefficients):
                 walk = moments_of_walk(self, v)
-                return walk[1] if walk else self.expectation(expr**2, args, coefficients, SAME)
+                return walk[1] if walk else self.expectation(squared(expr, args), args, coefficients, SAME)
             case Opaque(second=second):
                 return self._given(second)
             case _ if isinstance(v, OF_TOKENS):

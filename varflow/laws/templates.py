@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import sympy as sp
@@ -10,7 +11,9 @@ from sympy.core.relational import Relational
 from varflow.laws.algebra import rational
 from varflow.laws.distributions import Distribution, NoFormula, Normal
 from varflow.laws.engine import Law, degenerate, integral, make_law
-from varflow.laws.expectation import GaussianExpectation, expect
+from varflow.laws.expectation import GaussianExpectation, expect, require_real
+from varflow.laws.variables import Instance
+from varflow.symbols import arg
 
 SIZE_LIMIT = 1500
 """Operations of an integrand beyond which it is left to the population."""
@@ -22,6 +25,14 @@ MANY = 3
 def variable(i: int) -> sp.Symbol:
     """The i-th random variable of a template."""
     return sp.Symbol(f"z_{i}", real=True)
+
+
+def squared(expr: sp.Expr, args: Sequence[Instance]) -> sp.Expr:
+    """expr^2. Raises NotReal where a function of one Gaussian value is not real on the whole line, as a root: its
+    square may be."""
+    if len(args) == 1 and args[0].variable.gaussian:
+        require_real(expr, arg(0))
+    return expr**2
 
 
 @lru_cache(maxsize=65536)
