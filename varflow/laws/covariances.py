@@ -90,6 +90,8 @@ class Covariances(Dependence):
             u, v, moves, others = v, u, others, moves
         if drawn_after(u, v):
             return mo.ZERO
+        if u is v and not moves and not others and view.same and u in self._second:  # it has a name already
+            return self._second[u]
         key = (u, moves, v, others, view)
         if (found := self._pair.get(key)) is None:
             found = self._pair[key] = self._find_covariance(Instance(u, moves), Instance(v, others), view)
