@@ -82,7 +82,8 @@ def test_where_a_pool_and_a_skip_meet_the_weights_behind_are_solved_first() -> N
     assert abs(before / after - 1) < 0.02
 
 
-@pytest.mark.parametrize("policy", ["backward", "harmonic", "geometric"])
+@pytest.mark.parametrize("policy", [
+    "backward", *(pytest.param(policy, marks=pytest.mark.slow) for policy in ("harmonic", "geometric"))])
 def test_vgg_has_an_answer_for_every_policy(policy: str) -> None:
     solution = vf.solve(vf.load("vgg16"), preserve=policy)
     assert {str(s) for w in solution.values() for s in w.variance.free_symbols} <= {"m"}
