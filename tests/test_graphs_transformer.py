@@ -9,6 +9,7 @@ import sympy as sp
 
 import varflow as vf
 from varflow.derive import Derivation
+from varflow.export import to_json
 from varflow.laws.softmax import SoftmaxOverlap
 from varflow.load import from_text, load
 from varflow.load.shipped import graph_folder
@@ -62,3 +63,13 @@ def test_two_blocks_against_simulation() -> None:
         for field, s in (("second_moment", seen.forward[name]), ("grad_second_moment", seen.backward[name])):
             assert abs(fields[field] / s.second_moment - 1) < 0.04 + 4 * s.standard_error / s.second_moment, name
             assert s.standard_error < 0.03 * s.second_moment, name
+
+
+def test_equations_of_late_blocks_are_as_short_as_those_of_early_ones(law: Derivation) -> None:
+    """What the tokens of a stream share is named from block to block; JSON tells ratios over names too."""
+    nodes = to_json(law)["nodes"]
+    for name in ("query", "value", "fc1"):
+        early, late = (max(len(nodes[f"blocks[{k}].{name}"]["grad_equation"]) for k in part)
+                       for part in (range(4), range(8, BLOCKS)))
+        assert late < 1.2 * early
+    assert nodes["blocks[10].norm1"]["local_gain"] == "1/q_blocks[9].stream"

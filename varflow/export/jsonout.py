@@ -86,7 +86,7 @@ class _Writer:
         return fields
 
     def formulas(self, law: NodeLaw) -> dict[str, sp.Expr | None]:
-        """Every field's formula; over named moments where it is too long."""
+        """Every field's formula; over named moments where it, or its source's, is too long."""
         if not self._long(law):
             return {f: getattr(law, f) for f in FIELDS}
         d = self.derivation
@@ -99,7 +99,9 @@ class _Writer:
                 "grad_second_moment": g, "grad_gain": g, "grad_local_gain": self._local_gradient(law, source)}
 
     def _long(self, law: NodeLaw) -> bool:
-        laws = [law.forward, *([law.backward] if law.backward else [])]
+        source = self.derivation.single_input(law.name)
+        nodes = [law, *([self.derivation[source]] if source else [])]
+        laws = [x for n in nodes for x in (n.forward, n.backward) if x is not None]
         return any(self.bounded.state(m) is TOO_LONG for x in laws for m in (x.mean, x.second))
 
     def told(self, quantity: Quantity | None, node: str, kind: str) -> sp.Expr | None:

@@ -36,7 +36,15 @@ from varflow.laws.variables import (
 
 MEAN_OVER = (mo.part(0) + (mo.part(2) - 1) * mo.part(1)) / mo.part(2)
 """The mean over ``part(2)`` places of ``part(0)`` at one of them and ``part(1)`` at all others."""
+LONG = 6
+"""Quantities in the covariance of a sum with itself at another place from which it has a name: a stream's formula would
+grow from block to block."""
 BORDERS = "the image is large: what zero padding takes off at its borders is left out"
+
+
+def _is_stream(v: Variable) -> bool:
+    """Whether a sum is added to another."""
+    return isinstance(v, GaussianSum) and any(isinstance(t.variable, GaussianSum) for _, t in v.terms)
 
 
 def twin(x: Instance) -> Instance:
@@ -94,7 +102,10 @@ class Covariances(Dependence):
             return self._second[u]
         key = (u, moves, v, others, view)
         if (found := self._pair.get(key)) is None:
-            found = self._pair[key] = self._find_covariance(Instance(u, moves), Instance(v, others), view)
+            found = self._find_covariance(Instance(u, moves), Instance(v, others), view)
+            if u is v and moves == others == () and _is_stream(u) and len(found.args) > LONG:
+                found = self.formula(self.quantity(found, node=u.node, backward=u.backward))
+            self._pair[key] = found
         return self._oriented(found, asked, view, (x, y), u)
 
     def _oriented(self, f: Formula, asked: View, view: View, pair: tuple[Instance, Instance], u: Variable) -> Formula:
