@@ -348,6 +348,12 @@ def test_interrupted(block: str, number: int, status: int) -> None:
     (("gain", "relu", "--set", "q=3"), "--q 3"),
     (("gain", "relu", "--set", "a=3"), "--set a: no symbol of this name is open"),
     (("critical", "tahn"), "did you mean 'tanh'?"),
+    (("critical", "gelu", "--q", "1", "--sw", "2"), "--q stands alone"),
+    (("critical", "gelu", "--q", "1", "--sw", "2", "--sb", "3"), "--q stands alone"),
+    (("critical", "gelu", "--dropout", "0.5", "--q", "1"), "there is no critical line"),
+    (("critical", "gelu", "--dropout", "0.5", "--sb", "1"), "there is no critical line"),
+    (("critical", "gelu", "--sw", "abc"), "no number for abc"),
+    (("critical", "gelu", "--dropout", "p", "--sw", "1"), "no number for p"),
 ])
 def test_options_that_say_nothing_are_refused(run: Run, block: str, command: tuple[str, ...], why: str) -> None:
     """They were passed over."""

@@ -196,6 +196,14 @@ def test_where_there_is_no_point() -> None:
         _ = vf.criticality("tanh(k*x)").kind
     with pytest.raises(InputError, match="does not depend on x"):
         vf.criticality("tnh")
+    for name in ("gelu", "relu", "tanh"):
+        with pytest.raises(InputError, match="q = -1 is negative"):
+            vf.criticality(name).at(q=-1)
+    for side in ("q", "sb", "sw"):
+        with pytest.raises(InputError, match="no number for v"):
+            vf.criticality("gelu").at(**{side: "v"})
+    with pytest.raises(SolveError, match="in floats"):
+        vf.criticality("tanh").at(q=1e30)
 
 
 # -- the plane ---------------------------------------------------------------------------------------------------
@@ -256,6 +264,11 @@ def test_no_critical_point_with_dropout() -> None:
 def test_variances_are_checked() -> None:
     with pytest.raises(InputError, match="not negative"):
         vf.criticality("tanh").phase(-1, 0)
+    for start in (-1, float("nan"), "x"):
+        with pytest.raises(InputError, match=r"start|finite"):
+            vf.criticality("relu").phase(1, 0, start)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no number for p"):
+        vf.criticality("tanh", "p").phase(1, 0)
 
 
 # -- finite wide networks ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sympy as sp
 
 import varflow as vf
 from varflow.errors import InputError, UnsupportedError
+from varflow.spectrum import _nodes
 
 L = sp.Symbol("L", positive=True)
 
@@ -106,3 +107,50 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="moment 0"):
         vf.jacobian_spectrum("relu", 3).moment(0)
     assert vf.jacobian_spectrum("relu", 3).to_dict()["value"]["variance"] == 6
+
+
+@pytest.mark.parametrize("depth", [-3, 0, 2.5, "-L", sp.Symbol("L", negative=True), float("nan")])
+def test_depths(depth: Any) -> None:
+    """Layers are counted."""
+    with pytest.raises(InputError, match=r"depth|finite"):
+        vf.jacobian_spectrum("tanh", depth)
+
+
+def test_variances() -> None:
+    for name in ("q", "sw"):
+        with pytest.raises(InputError, match=f"{name} = -1 is negative"):
+            vf.jacobian_spectrum("tanh", 3, **{name: -1})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no derivative at 0"):
+        vf.jacobian_spectrum("relu", 3, q=0)
+    with pytest.raises(InputError, match="f'\\(0\\) = 0"):
+        vf.jacobian_spectrum("square", 3, q=0)
+    with pytest.raises(InputError, match="sw = 0"):
+        vf.jacobian_spectrum("tanh", 3, sw=0)
+    still, linear = vf.jacobian_spectrum("tanh", 3, q=0), vf.jacobian_spectrum("identity", 3)
+    assert (still.variance, still.largest, still.moment(4)) == (linear.variance, linear.largest, linear.moment(4))
+
+
+def test_high_moments() -> None:
+    """Polynomials in depth and in mu_j/mu_1^j, not nested integrals."""
+    assert vf.jacobian_spectrum("identity", 3).moment(10) == sp.binomial(40, 10) / 31
+    assert float(vf.jacobian_spectrum("tanh", 3).moment(10)) == pytest.approx(870761334.2986, rel=1e-10)
+    for k in (2.5, "2", True):
+        with pytest.raises(InputError, match="moment"):
+            vf.jacobian_spectrum("tanh", 3).moment(k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["normal", "orthogonal"])
+@pytest.mark.parametrize("depth", [10, 1000, 10**5])
+def test_deep_edges(weights: str, depth: int) -> None:
+    """The search agrees with the formula of relu; the edge tends to e times the variance (Pennington et al. 2018)."""
+    relu, tanh = vf.jacobian_spectrum("relu", depth, weights), vf.jacobian_spectrum("tanh", depth, weights)
+    assert float(relu._edge()) == pytest.approx(float(relu.largest.evalf(30)), rel=1e-7)
+    assert float(tanh.largest) == pytest.approx(math.e * float(tanh.variance), rel=0.5 / depth)
+
+
+def test_narrow_slopes() -> None:
+    """f' far narrower than the spread of x: E f'^2 = 4/3 / sqrt(2 pi q)."""
+    found = vf.jacobian_spectrum("tanh", 1, "orthogonal", q=1e12)
+    ratio, weight = _nodes(found.slope, 1e12, 1.0)
+    assert float(np.sum(ratio * weight)) == pytest.approx(4 / 3 / math.sqrt(2 * math.pi * 1e12), rel=1e-9)
+    assert float(found.largest) == pytest.approx(float(found.sw.evalf()), rel=1e-9)

@@ -60,18 +60,26 @@ def critical(
     from varflow.onevariable import exact
 
     subject = criticality(activation, exact(dropout))
+    _require_one(subject, q, sb, sw)
     line = _on_line(subject, q, sb, sw)
-    phase = (
-        subject.phase(sw, sb or "0")
-        if sw is not None and (sb is not None or dropout != "0")
-        else None
-    )
+    phase = subject.phase(sw, sb or "0") if sw is not None and line is None else None
     if output is not None:
         subject.plot(output)
     if json:
         _emit_json(subject, line, phase)
         return
     _print(subject, line, phase)
+
+
+def _require_one(subject: Criticality, q: str | None, sb: str | None, sw: str | None) -> None:
+    """Raise InputError for options that would not be followed."""
+    from varflow.errors import InputError
+
+    if q is not None and (sb is not None or sw is not None):
+        raise InputError("--q stands alone", why="it picks a point of the critical line, whose --sw and --sb follow",
+                         instead="--q, --sw or --sb for a point of the line; --sw and --sb for the phase there")
+    if subject.keep != 1 and sw is None and (q is not None or sb is not None):
+        raise InputError("there is no critical line", why=subject.obstacle, instead="--sw with --sb: the phase there")
 
 
 def _on_line(
@@ -109,7 +117,8 @@ def _print(subject: Criticality, line: CriticalPoint | None, phase: Phase | None
     if phase is not None:
         emit(table(["", "value"], _phase_rows(phase), f"phase: {phase.name}"))
     elif line is None:
-        hint("a point of the critical line: --q, --sb or --sw; the phase anywhere: --sw and --sb")
+        point = "" if subject.obstacle else "a point of the critical line: --q, --sb or --sw; "
+        hint(f"{point}the phase anywhere: --sw and --sb")
 
 
 def _row(label: str, p: CriticalPoint) -> list[Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
+from varflow.criticality_arguments import number, variance
 from varflow.criticality_decay import CorrelationDecay, KernelDecay, correlation_decay, kernel_decay
 from varflow.errors import InputError, SolveError, UnsupportedError
 from varflow.fixed_points import roots
@@ -266,12 +267,14 @@ class Criticality:
         if len(given) != 1:
             raise InputError("one of q, sb and sw says where on the line", instead="at(sb=0.05)")
         self._require_line()
+        name = "q" if q is not None else "sb" if sb is not None else "sw"
+        asked = variance(given[0], name)
         if self.slopes is not None:
             return self._on_invariant_line(q, sb, sw)
         self._require_numbers()
+        target, side = number(asked, name), name
         if q is not None:
-            return self._exact_point(exact(q))
-        target, side = (float(exact(sb)), "sb") if sb is not None else (float(exact(sw)), "sw")
+            return self._exact_point(asked)
         found = self._points_where(side, target)
         if not found:
             raise SolveError(
@@ -346,6 +349,8 @@ class Criticality:
 
     def _numeric_point(self, q: float, stability: str) -> CriticalPoint:
         slope = float(self.variances.slopes(q))
+        if not slope > 0:
+            raise SolveError(f"no point of the critical line is known at q* = {q:g}", why="E f'^2 is 0 in floats")
         sw, sb = 1 / slope, self._bias(q)
         sb = 0.0 if abs(sb) < 1e-12 * q else sb
         along = float(self.variances.second_slope(q)) / slope
@@ -367,7 +372,9 @@ class Criticality:
         [default: s_w + s_b, that of a unit input]. Raises InputError for negative variances.
         """
         self._require_numbers()
-        return phase_of(self.variances, float(exact(sw)), float(exact(sb)), float(self.keep), start)
+        begin = None if start is None else number(variance(start, "start"), "start")
+        keep = number(self.keep, "1 - dropout", "a number for the drop rate")
+        return phase_of(self.variances, number(sw, "sw"), number(sb, "sb"), keep, begin)
 
     def depth_scales(
         self, sw: Any, sb: Any = 0, start: float | None = None

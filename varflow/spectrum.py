@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
-from varflow.errors import InputError, UnsupportedError
+from varflow.criticality_arguments import depth as layers
+from varflow.criticality_arguments import variance
+from varflow.errors import InputError, UnsupportedError, require
 from varflow.laws.cells import NotFlat, kinked, pieces
 from varflow.laws.expectation import (
     GaussianExpectation,
@@ -29,13 +31,16 @@ from varflow.laws.expectation import (
     has_jump,
 )
 from varflow.laws.numeric import vectorized
-from varflow.onevariable import activation_in_x, exact, text
+from varflow.onevariable import activation_in_x, text
+from varflow.smallsignal import small_signal
 from varflow.symbols import X
 
 INDEPENDENT = ("normal", "uniform", "truncated_normal", "rademacher")
 """Distributions of independent entries; wide matrices of any of them have one spectrum."""
 Array: TypeAlias = npt.NDArray[np.float64]
 Series: TypeAlias = list[sp.Expr]
+LAYERS = sp.Symbol("L", positive=True)
+"""The number of layers in the moments as polynomials."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class JacobianSpectrum:
 
     @cached_property
     def slope(self) -> sp.Expr:
-        """f' almost everywhere."""
-        return derivative(self.activation, X)
+        """f' almost everywhere; f'(0) where pre-activations have no variance."""
+        return _slope_at_zero(self.activation) if self.q == 0 else derivative(self.activation, X)
 
     def slope_moment(self, k: int) -> sp.Expr:
         """mu_k = E f'^(2k); beyond k = 2 as an integral, unless f' is a polynomial on each of its pieces."""
@@ -97,15 +102,12 @@ class JacobianSpectrum:
 
         With (1 + m)/S(m) =: phi(m) it is [m^(k-1)] phi(m)^k / k, S the product of the factors' S-transforms.
         """
+        require(k, int, f"moment {k!r}", "1, 2, 3, ...")
         if k < 1:
             raise InputError(f"moment {k}", instead="1, 2, 3, ...")
-        mus = [self.slope_moment(j) / self.slope_moment(1) ** j for j in range(1, k + 1)]
-        logs = _log_of(_s_transform(mus))
-        if self.first_coefficient:
-            logs = _added(logs, _log_of([sp.S.One, sp.S.One, *[sp.S.Zero] * k]), -1)
-        ones = _log_of([sp.S.One, sp.S.One, *[sp.S.Zero] * k])
-        power = [k * one - k * self.depth * s for one, s in zip(ones, logs, strict=False)]
-        return _plain(self.mean**k * _exp_of(power)[k - 1] / k)
+        values = {_ratio(j): self.slope_moment(j) / self.slope_moment(1) ** j for j in range(2, k + 1)}
+        table = {s: _plain(v) for s, v in values.items()} | {LAYERS: self.depth}
+        return _plain(self.mean**k * _moment(k, self.first_coefficient).xreplace(table))
 
     @cached_property
     def largest(self) -> sp.Expr:
@@ -139,7 +141,7 @@ class JacobianSpectrum:
             each = np.log(m * top * z / (1 + m) * sw)
             return float(np.log1p(1 / m) + depth * (each if orthogonal else each + np.log1p(m)))
 
-        grid = np.linspace(-10, 9, 77)
+        grid = np.arange(-10, 9 + np.log(depth), 0.25)  # in deep networks m is of order 1/depth
         values = [log_edge(t) for t in grid]
         k = int(np.argmin(values))
         low, high = grid[max(k - 1, 0)], grid[min(k + 1, len(grid) - 1)]
@@ -147,7 +149,7 @@ class JacobianSpectrum:
             log_edge, bounds=(low, high), method="bounded", options={"xatol": 1e-10}
         )
         at_top = depth * np.log(top * sw) if orthogonal else np.inf
-        return sp.Float(float(np.exp(min(best.fun, values[k], at_top))), 12)
+        return sp.Float(sp.exp(sp.Float(min(best.fun, values[k], at_top), 15)), 12)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document without its schema number."""
@@ -180,11 +182,24 @@ def jacobian_spectrum(
         )
     if has_jump(f, X):
         raise UnsupportedError("an activation that jumps has no Jacobian")
-    at = exact(q)
-    slopes = _average(derivative(f, X) ** 2, at)
+    at, count = variance(q, "q"), layers(depth)
+    slopes = _average((_slope_at_zero(f) if at == 0 else derivative(f, X)) ** 2, at)
     if slopes == 0:
         raise InputError("the activation is constant", why="its Jacobian is zero")
-    return JacobianSpectrum(f, exact(depth), weights, 1 / slopes if sw is None else exact(sw), at)
+    scale = 1 / slopes if sw is None else variance(sw, "sw")
+    if scale == 0:
+        raise InputError("sw = 0", why="the Jacobian is zero", instead="sw=1")
+    return JacobianSpectrum(f, count, weights, scale, at)
+
+
+def _slope_at_zero(f: sp.Expr) -> sp.Expr:
+    """f'(0). Raises InputError where there is none, or it is 0."""
+    near = small_signal(f)
+    if near is None or sp.cancel(near.right[1] - near.left[1]) != 0:
+        raise InputError("q = 0", why="the activation has no derivative at 0", instead="q=1")
+    if near.right[1] == 0:
+        raise InputError("q = 0", why="f'(0) = 0: the Jacobian is zero", instead="q=1")
+    return near.right[1]
 
 
 def _average(expr: sp.Expr, q: sp.Expr) -> sp.Expr:
@@ -202,12 +217,27 @@ def _plain(expr: sp.Expr) -> sp.Expr:
     return sp.cancel(expr) if expr.count_ops() < 300 and not expr.has(GaussianExpectation) else expr
 
 
+@lru_cache(maxsize=64)
+def _moment(k: int, first_coefficient: int) -> sp.Expr:
+    """[m^(k-1)] phi(m)^k / k as a polynomial in ``LAYERS`` and mu_j/mu_1^j, ``_ratio(j)``."""
+    logs = _log_of(_s_transform([sp.S.One, *map(_ratio, range(2, k + 1))]))
+    ones = _log_of([sp.S.One, sp.S.One, *[sp.S.Zero] * k])
+    if first_coefficient:
+        logs = _added(logs, ones, -1)
+    power = [k * one - k * LAYERS * s for one, s in zip(ones, logs, strict=False)]
+    return sp.expand(_exp_of(power)[k - 1] / k)
+
+
+def _ratio(j: int) -> sp.Symbol:
+    return sp.Symbol(f"mu_{j}", positive=True)
+
+
 # -- series in m -----------------------------------------------------------------------------------------------
 
 
 def _product(one: Series, other: Series) -> Series:
     n = min(len(one), len(other))
-    return [sp.Add(*(one[i] * other[k - i] for i in range(k + 1))) for k in range(n)]
+    return [sp.expand(sp.Add(*(one[i] * other[k - i] for i in range(k + 1)))) for k in range(n)]
 
 
 def _added(one: Series, other: Series, factor: int) -> Series:
@@ -223,7 +253,7 @@ def _s_transform(moments: Sequence[sp.Expr]) -> Series:
         for j in range(1, n + 1):
             total += moments[j - 1] * powers[k]
             powers = _product(powers, inverse)
-        inverse[k] -= total
+        inverse[k] = sp.expand(inverse[k] - total)
     return [inverse[k + 1] + (inverse[k] if k else sp.S.Zero) for k in range(n)]
 
 
@@ -232,7 +262,7 @@ def _log_of(series: Series) -> Series:
     made: Series = [sp.S.Zero]
     for k in range(1, len(series)):
         inner = sp.Add(*(sp.Rational(j, k) * made[j] * series[k - j] for j in range(1, k)))
-        made.append(series[k] - inner)
+        made.append(sp.expand(series[k] - inner))
     return made
 
 
@@ -286,7 +316,8 @@ def _edge_of_share(p: sp.Expr, depth: sp.Expr, chi: sp.Expr, orthogonal: bool) -
 def _nodes(slope: sp.Expr, q: float, top: float) -> tuple[Array, Array]:
     """f'^2/top at Gauss-Legendre nodes between the kinks of f', and the Gaussian's weights there."""
     borders = [float(b) for b in pieces(slope, X)[0]] if kinked(slope, (X,)) else []
-    edges = np.unique(np.concatenate([np.linspace(-12, 12, 601) * np.sqrt(q), borders]))
+    spread, far = np.sqrt(q), np.geomspace(1e-4, 12 * np.sqrt(q), 400) if q > 1 else np.array([])
+    edges = np.unique(np.concatenate([np.linspace(-12, 12, 601) * spread, far, -far, borders]))
     nodes, weights = np.polynomial.legendre.leggauss(20)
     half = np.diff(edges)[:, None] / 2
     x = (edges[:-1, None] + half + half * nodes).ravel()
