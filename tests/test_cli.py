@@ -354,6 +354,11 @@ def test_interrupted(block: str, number: int, status: int) -> None:
     (("critical", "gelu", "--dropout", "0.5", "--sb", "1"), "there is no critical line"),
     (("critical", "gelu", "--sw", "abc"), "no number for abc"),
     (("critical", "gelu", "--dropout", "p", "--sw", "1"), "no number for p"),
+    (("gain", "relu", "--latex", "--json"), "--latex and --json exclude each other"),
+    (("gain", "relu", "--latex", "-o", "relu.tex"), "--latex and --output exclude each other"),
+    (("list", "--json", "--markdown"), "--json and --markdown exclude each other"),
+    (("demo", "-o", "{}"), "cannot be a folder"),
+    (("normalize", "relu", "--fixed", "a"), "--fixed a=1"),
 ])
 def test_options_that_say_nothing_are_refused(run: Run, block: str, command: tuple[str, ...], why: str) -> None:
     """They were passed over."""

@@ -269,3 +269,15 @@ def test_equations_that_hold_in_a_limit_only_have_no_answer(text: str) -> None:
     """a f(b x) with E y^2 = E y'^2 = 1 needs b = 0, where a is infinite: no root is made of rounding."""
     with pytest.raises(SolveError, match="no a, b meets"):
         vf.normalize(text, "a", "b", conditions={"second_moment": 1, "derivative_second_moment": 1})
+
+
+def test_arguments_that_say_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="variance q -1 is negative"):
+        vf.normalize("tanh", q=-1)
+    for conditions in ("standard", {"mean": 0, "variance": 1}):
+        with pytest.raises(InputError, match="no condition speaks of the network"):
+            vf.normalize("relu", conditions=conditions, network=50)
+    with pytest.raises(InputError, match="a free constant 3 is an int"):
+        vf.normalize("relu", 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="free where none are named"):
+        vf.normalize("relu", fixed={"a": 2})

@@ -182,20 +182,20 @@ def normalize(
 
     if condition and recipe:
         raise InputError("--condition and --recipe exclude each other")
-    conditions = _pairs(condition or [], "--condition") if condition else recipe or "standard"
+    conditions = _pairs(condition or [], "--condition", "mean=0") if condition else recipe or "standard"
     found = solve(
         activation,
         *([free] if free else []),
         conditions=conditions,
         q=q,
-        fixed=_pairs(fixed or [], "--fixed"),
+        fixed=_pairs(fixed or [], "--fixed", "a=1"),
         network=depth,
         target=target,
     )
     _show(found, json)
 
 
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
     """``NAME=VALUE`` texts; the last equals sign divides."""
     from varflow.errors import InputError
 
@@ -203,7 +203,7 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     for text in texts:
         name, equals, value = (part.strip() for part in text.rpartition("="))
         if not name or not equals or not value:
-            raise InputError(f"{option} {text!r} is not NAME=VALUE", instead=f"{option} mean=0")
+            raise InputError(f"{option} {text!r} is not NAME=VALUE", instead=f"{option} {example}")
         if name in made:
             raise InputError(f"{option} gives {name!r} twice")
         made[name] = value

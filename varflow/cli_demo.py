@@ -10,7 +10,7 @@ from typing import Any
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, shown_formula, table
 from varflow.cli_status import DONE, FAILED, INCONCLUSIVE, OF_VERDICT
 from varflow.derive import derive
-from varflow.errors import MissingExtraError
+from varflow.errors import InputError, MissingExtraError
 from varflow.export import export
 from varflow.load import load
 from varflow.solve import Solution, solve
@@ -54,7 +54,10 @@ class Shown:
 
 def run(folder: Path, draws: int, json: bool) -> int:
     """Run the demo, print its tables, return the exit status of the worst verdict."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder", why=error.strerror or "", instead="-o FOLDER") from None
     hint("the first run compiles the simulation's kernels; they are kept for the next")
     solved = {name: solve(derive(load(name))) for name in (*SOLVED, *VERIFIED)}
     shown = [_verified(name, solved[name], draws) for name in VERIFIED]

@@ -22,6 +22,9 @@ def run(activation: str, q: str, mean: str, settings: Sequence[str], *, json: bo
         output: Path | None = None, maps: bool = False, latex: bool = False, weight_scale: str | None = None,
         bias_variance: str = "0") -> None:
     """Print the gains of one activation, or write them as a document."""
+    if latex and (json or output is not None):
+        raise InputError(f"--latex and {'--json' if json else '--output'} exclude each other",
+                         instead="--latex alone, or -o FILE.tex for a document")
     scale = None if weight_scale is None else _read(weight_scale, "--weight-scale")
     report = GainReport(gain_of(activation, _read(q, "--q"), _read(mean, "--mean")), scale,
                         _read(bias_variance, "--bias-variance"), _values(settings), activation.strip())

@@ -14,6 +14,7 @@ from typing import Any
 
 from varflow.activations import ACTIVATIONS, Activation
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, table, text_of
+from varflow.errors import InputError
 from varflow.gain import ActivationGain, gain
 from varflow.ops import OPS, Op
 
@@ -146,6 +147,8 @@ def write(root: Path) -> None:
 
 def show(ops: bool, markdown: bool, json: bool) -> None:
     """What ``varflow list`` prints."""
+    if json and markdown:
+        raise InputError("--json and --markdown exclude each other")
     if json:
         emit_json({"schema": SCHEMA} | (_ops_document() if ops else {"graphs": graph_entries()}))
     elif markdown:

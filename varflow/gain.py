@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import sympy as sp
 
 from varflow.activations import ACTIVATIONS
-from varflow.errors import ExpressionError, InputError
+from varflow.errors import ExpressionError, InputError, kind_of
 from varflow.gain_fields import FIELDS, GainFields, exact, variance_of
 from varflow.gain_gated import GatedGain
 from varflow.gain_single import ActivationGain
@@ -51,6 +51,9 @@ def gain(
     if isinstance(activation, sp.Expr):
         return _gain(_in_x(activation), variance_of(q), exact(mean))
     if not isinstance(activation, str):
+        if not callable(activation):
+            raise InputError(f"{kind_of(activation)} is not an activation",
+                             instead="a name, a text in x, a sympy expression, or a function of an array")
         from varflow.gain_callable import CallableGain
 
         return CallableGain.of(activation, float(variance_of(q)), float(exact(mean)))

@@ -26,6 +26,7 @@ FIELDS = (
     "chi",
     "dead_share",
 )
+ROOTS = {"init_gain": "second_moment", "init_gain_centered": "variance"}
 LATEX: Mapping[str, str] = MappingProxyType({
     "mean": r"\mathbb{E} f",
     "second_moment": r"\mathbb{E} f^2",
@@ -132,7 +133,12 @@ class GainFields(ABC):
         """
         table = {str(k): float(v) for k, v in (values or {}).items()}
         self._require_variance(table)
-        return {name: self._number(name, table) for name in FIELDS}
+        numbers = {name: self._number(name, table) for name in FIELDS}
+        for root, moment in ROOTS.items():  # from the number of the moment, in which differences do not cancel
+            value = numbers[moment]
+            if numbers[root] is not None and value is not None and value > 0:
+                numbers[root] = 1 / math.sqrt(value)
+        return numbers
 
     def _require_variance(self, table: Mapping[str, float]) -> None:
         """Refuse values that make the variance of the argument negative."""

@@ -12,7 +12,7 @@ import sympy as sp
 from varflow.activations import substitute
 from varflow.binormal import Phi2, normal_cdf
 from varflow.gain_fields import GainFields
-from varflow.gated import NOISE, GatedCall
+from varflow.gated import GATED, NOISE, GatedCall
 from varflow.laws.expectation import (
     GaussianExpectation,
     Normal,
@@ -58,6 +58,10 @@ class GatedGain(GainFields):
     function: GatedCall
     input_variance: sp.Expr
     input_mean: sp.Expr
+
+    def __reduce__(self) -> tuple[object, ...]:
+        function = self.function.gated.name, self.function.values
+        return _restored, (*function, self.input_variance, self.input_mean)
 
     @property
     def title(self) -> str:
@@ -175,3 +179,8 @@ class GatedGain(GainFields):
         count = self.function.inputs
         body = count * X**power * normal_cdf(X) ** (count - 1)
         return expect(body, {X: Normal()}, lambda u, v: sp.S.One)
+
+
+def _restored(name: str, values: tuple[sp.Rational, ...], q: sp.Expr, mean: sp.Expr) -> GatedGain:
+    """What a pickle stands for: the functions of the table are made there, not in the pickle."""
+    return GatedGain(GatedCall(GATED[name], values), q, mean)

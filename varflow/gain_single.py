@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sympy as sp
 
-from varflow.gain_fields import GainFields
+from varflow.gain_fields import GainFields, number_of
 from varflow.laws.expectation import (
     Divergent,
+    GaussianExpectation,
     NoFormula,
     Normal,
     derivative,
     expect,
     has_jump,
 )
+from varflow.laws.grids import gaussian_moment
 from varflow.laws.numeric import vectorized
 from varflow.symbols import X
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 POINTS, REACH = 8001, 10.0
 """Grid, in standard deviations, on which |f'| is compared with a threshold; crossings are refined."""
+CANCELS = 1e-3
+"""Below this share of the squared mean a variance is an integral of its own: E f^2 - (E f)^2 cancels."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,18 @@ class ActivationGain(GainFields):
             return None
         edges = [sp.S.Zero, *map(self._below, borders), sp.S.One]
         return sp.Add(*(b - a for a, b, f in zip(edges, edges[1:], bodies, strict=False) if f == 0))
+
+    def _number(self, name: str, table: Mapping[str, float]) -> float | None:
+        number = super()._number(name, table)
+        if name != "variance" or number is None or not self.variance.has(GaussianExpectation):
+            return number
+        mean = number_of(self.mean, table)
+        if mean is None or not abs(number) < CANCELS * mean**2:
+            return number
+        known = {s: sp.Float(table[str(s)], 17) for s in self.variance.free_symbols}
+        centred = self.activation.xreplace(known) - sp.Float(mean, 17)
+        at = [float(v.xreplace(known)) for v in (self.input_variance, self.input_mean)]
+        return float(gaussian_moment(centred**2, *at) - gaussian_moment(centred, *at) ** 2)
 
     def _below(self, border: sp.Expr) -> sp.Expr:
         """P(x < border)."""

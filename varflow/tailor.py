@@ -15,6 +15,7 @@ import sympy as sp
 
 from varflow.composition import Part
 from varflow.errors import InputError, SolveError
+from varflow.gain_fields import variance_of
 from varflow.laws.expectation import GaussianExpectation
 from varflow.onevariable import activation_in_x, exact, text
 from varflow.symbols import X
@@ -163,7 +164,8 @@ def normalize(
     _check_names(symbols, values, f)
     f = f.xreplace({sp.Symbol(n, real=True): v for n, v in values.items() if n not in OUTER})
     a, b, c, d = (symbols.get(n, values.get(n, PLAIN[n])) for n in OUTER)
-    subject = Tailored(f, a, b, c, d, exact(q))
+    spread = variance_of(exact(q), "variance q")
+    subject = Tailored(f, a, b, c, d, spread)
     asked = conditions_of(wanted, subject, network)
     found = solutions_of(subject, asked, [symbols[n] for n in names], _start(activation))
     answers = _answers(subject, asked, symbols, found.tables)
@@ -171,7 +173,7 @@ def normalize(
         raise SolveError(f"no {', '.join(names)} meets {_listed(asked)}", why=found.reason)
     return Normalization(
         f,
-        exact(q),
+        spread,
         {c.name: c.target for c in asked},
         tuple(answers),
         _notes(answers, symbols, found.searched),
@@ -218,7 +220,8 @@ def _check_names(
 ) -> None:
     both = sorted(symbols.keys() & values.keys())
     if both:
-        raise InputError(f"{', '.join(both)} cannot be free and fixed")
+        raise InputError(f"{', '.join(both)} cannot be free and fixed", why="a and d are free where none are named",
+                         instead="other names to be free")
     clash = sorted(s.name for s in f.free_symbols - {X} if s.name in OUTER)
     if clash:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 import sympy as sp
 
 from varflow.composition import Part
-from varflow.errors import InputError
+from varflow.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def recipe(
     target: Any,
 ) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """(free constants, conditions). Raises InputError for unknown recipes and targets that nothing takes."""
+    for text in free:
+        require(text, str, f"a free constant {text!r}", '"a", "d"')
     names = tuple(part.strip() for text in free for part in text.split(",") if part.strip())
     if len(set(names)) < len(names):
         raise InputError(f"a constant is named twice: {', '.join(names)}")
@@ -72,6 +74,7 @@ def recipe(
             )
         if not conditions:
             raise InputError("no condition", instead='conditions={"mean": 0, "variance": 1}')
+        _require_use(network, any(str(name).startswith("network_") for name in conditions))
         return names or ("a", "d"), conditions
     if conditions not in RECIPES:
         raise InputError(f"there is no recipe {conditions!r}", instead=", ".join(RECIPES))
@@ -82,7 +85,15 @@ def recipe(
         raise InputError(
             f"{conditions} needs a network", instead="network=100, or composition.residual(...)"
         )
+    _require_use(network, bool(made.network))
     if target is not None and not made.network:
         raise InputError(f"{conditions} takes no target")
     goal = {made.network: made.target if target is None else target} if made.network else {}
     return names or made.free, {**made.conditions, **goal}
+
+
+def _require_use(network: Part | int | None, used: bool) -> None:
+    """Raise InputError for a network that no condition speaks of."""
+    if network is not None and not used:
+        raise InputError("no condition speaks of the network", why="those on it are called network_...",
+                         instead='conditions={"network_slope": 1.5}, or the recipe "dks"')
