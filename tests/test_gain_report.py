@@ -394,3 +394,12 @@ def test_arguments_without_a_meaning_are_refused(arguments: tuple[str, ...], cap
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2 and re.search("is negative|no finite real number", capsys.readouterr().err)
+
+
+def test_maps_at_scales_of_unknown_sign() -> None:
+    """Sympy does not know besselk(1, 1/4) to be real: the maps of bent_identity were refused."""
+    g: Any = gain("bent_identity")
+    maps = g.maps()
+    assert float(maps.weight_scale) == pytest.approx(1 / g.numeric()["second_moment"], rel=1e-12)
+    with pytest.raises(InputError, match="no finite real number"):
+        gain("relu", sp.sqrt(sp.besselj(0, 3)))

@@ -223,9 +223,18 @@ def exact(value: sp.Expr | float | str) -> sp.Expr:
         made = sp.Rational(str(float(value)))
     else:
         made = sp.nan
-    if made.is_number and not (made.is_real and made.is_finite):
+    if made.is_number and not _finite(made):
         raise InputError(f"{str(value)[:60]} is no finite real number", instead="one number, or a sympy expression")
     return made
+
+
+def _finite(value: sp.Expr) -> bool:
+    """Whether a number is real and finite; by its digits where sympy's assumptions do not tell (Bessel functions)."""
+    known = value.is_real, value.is_finite
+    if None in known and False not in known:
+        digits = value.evalf(15)
+        known = digits.is_real, digits.is_finite
+    return known == (True, True)
 
 
 def variance_of(value: sp.Expr | float | str, name: str = "variance") -> sp.Expr:
