@@ -9,8 +9,12 @@ import pytest
 import sympy as sp
 
 import varflow as vf
+from varflow.constants import shortened
 from varflow.errors import SolveError, VarflowError
+from varflow.laws.integral import GaussianExpectation
+from varflow.laws.quadrature import evaluate
 from varflow.roots import Root, solve_for, solve_system
+from varflow.symbols import arg
 
 
 def chain(function: str, depth: int = 2, symbolic: bool = True) -> vf.Network:
@@ -29,6 +33,7 @@ def variance(solution: vf.Solution, name: str) -> sp.Expr:
 
 
 n, d, k = sp.symbols("n d k")
+S = sp.Symbol("s", positive=True)
 
 
 def number(root: Root) -> float:
@@ -350,3 +355,22 @@ def test_a_backward_condition_without_a_solution_says_so() -> None:
     net.sigmoid(net.linear(x, 32, name="a"))
     notes = " ".join(vf.solve(net, preserve="backward").notes)
     assert "the true one has no solution" in notes and "numbers for the widths" not in notes
+
+
+def test_pairs_of_roots_are_found_on_a_coarse_grid() -> None:
+    """A double integral is looked at sparsely, and closely where it may touch zero."""
+    f = sp.tanh(arg(0)) * sp.tanh(arg(1)) + 1
+    mean = GaussianExpectation(f, (arg(0), arg(1)), (S, S / 2, S))
+    low = float(evaluate(mean, {S: 1.0}))
+    high = float(evaluate(mean, {S: 1.1}))
+    root = solve_for((mean - low) * (mean - high), sp.S.Zero, S)
+    assert [number(root), *map(float, root.others)] == pytest.approx([1.0, 1.1], rel=1e-9)
+
+
+def test_long_constants_are_numbers_in_what_follows() -> None:
+    """A constant of hundreds of operations is exact where it is the answer; answers that rest on it are numbers."""
+    constant = sp.Add(*(sp.sqrt(sp.prime(k)) * sp.exp(sp.Rational(1, k)) for k in range(1, 30)))
+    root = solve_for(S**2 * constant - S, sp.Integer(3), S)
+    assert root.closed_form and root.value is not None and not root.value.has(sp.Float)
+    assert number(root) == pytest.approx((1 + (1 + 12 * float(constant)) ** 0.5) / (2 * float(constant)))
+    assert shortened(S * constant).atoms(sp.Float) and shortened(S * sp.sqrt(2)) == S * sp.sqrt(2)

@@ -68,7 +68,7 @@ def _growths(solution: vf.Solution) -> Iterator[tuple[str, float]]:
 
 @pytest.mark.parametrize("policy", ["forward", "backward"])
 @pytest.mark.parametrize("seed", [
-    2, 9, 11, 27, 30, 34, 49, 67, 89, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (43, 72, 96))])
+    2, 9, 11, 27, 30, 34, 49, 65, 67, 89, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (43, 55, 72, 96))])
 def test_solved_weights_preserve_what_they_should(seed: int, policy: str) -> None:
     net = _open_network(seed)
     assert net is not None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
 
+from varflow.constants import DIGITS, number_of, with_names
 from varflow.errors import SolveError
+from varflow.laws.integral import GaussianExpectation
 
 RANGE = (1e-8, 1e8)
-POINTS = 240
+POINTS, STRIDE = 240, 4
+"""Points of the grid on which roots are looked for; double integrals are taken at one in four where that does."""
 LONGEST = 160
 """Characters of a formula in a message."""
 
@@ -70,15 +74,17 @@ def _polynomial(expr: sp.Expr, unknown: sp.Symbol) -> list[sp.Expr] | None:
     """Roots of an equation that is rational of degree two at most in the unknown; None for other equations."""
     if not expr.is_rational_function(unknown) or expr.count_ops() > 2000:
         return None
-    top = sp.numer(sp.together(expr))
+    names: dict[sp.Expr, sp.Symbol] = {}
+    top = sp.numer(sp.together(with_names(expr, names)))
     if not top.is_polynomial(unknown):
         return None
     poly = sp.Poly(top, unknown)
     if poly.degree() < 1:
         return []
-    if len(poly.monoms()) == 2:
-        return _binomial(poly)
-    return [sp.cancel(r) for r in sp.roots(poly)] if poly.degree() == 2 else None
+    if len(poly.monoms()) > 2 and poly.degree() != 2:
+        return None
+    found = _binomial(poly) if len(poly.monoms()) == 2 else [sp.cancel(r) for r in sp.roots(poly)]
+    return [r.xreplace({name: number for number, name in names.items()}) for r in found]
 
 
 def _binomial(poly: sp.Poly) -> list[sp.Expr]:
@@ -89,11 +95,14 @@ def _binomial(poly: sp.Poly) -> list[sp.Expr]:
 
 def _holds(expr: sp.Expr, unknown: sp.Symbol, value: sp.Expr) -> bool:
     """Whether a candidate satisfies the equation, at numbers for all other symbols."""
-    rest = expr.subs(unknown, value)
+    names: dict[sp.Expr, sp.Symbol] = {}
+    named, answer = with_names(expr, names), with_names(value, names)
+    numbers = {name: number_of(number) for number, name in names.items()}
     for shift in (sp.Rational(13, 10), sp.Rational(27, 10)):
         table = {s: shift + sp.Rational(i, 7) for i, s in enumerate(sorted(expr.free_symbols - {unknown}, key=str))}
-        scale = 1 + abs(complex(sp.N(expr.subs(table).subs(unknown, 1))))
-        if abs(complex(sp.N(rest.subs(table)))) > 1e-9 * scale:
+        there = named.subs(numbers | table)
+        scale = 1 + abs(complex(sp.N(there.subs(unknown, 1))))
+        if abs(complex(sp.N(there.subs(unknown, sp.N(answer.subs(numbers | table), DIGITS))))) > 1e-9 * scale:
             return False
     return True
 
@@ -104,12 +113,16 @@ def _numeric(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> Root:
     if open_symbols:
         names = ", ".join(sorted(s.name for s in open_symbols))
         return Root(None, reason=f"the condition has no closed solution and depends on {names}; give them numbers")
-    f = _function(expr, unknown)
-    found = _bracketed(f)
+    sides = [_function(side, unknown) for side in (left, right)]  # their difference would want its own digits at a root
+    found = _bracketed(lambda x: sides[0](x) - sides[1](x), _stride(expr))
     if not found:
         return Root(None, reason=_why_none(left, right, unknown))
     values = [sp.Float(x, 15) for x in found]
     return Root(values[0], closed_form=False, others=tuple(values[1:]))
+
+
+def _stride(expr: sp.Expr) -> int:
+    return STRIDE if any(len(e.variables) > 1 for e in expr.atoms(GaussianExpectation)) else 1
 
 
 def _why_none(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> str:
@@ -120,8 +133,9 @@ def _why_none(left: sp.Expr, right: sp.Expr, unknown: sp.Symbol) -> str:
         left, right = right, left
     if right.free_symbols or left.free_symbols != {unknown}:
         return f"{_short(left)} = {_short(right)} has no positive solution"
+    grid = np.geomspace(*RANGE, POINTS // _stride(left))
     with np.errstate(all="ignore"):
-        values = np.broadcast_to(np.asarray(_function(left, unknown)(np.geomspace(*RANGE, POINTS))), POINTS)
+        values = np.broadcast_to(np.asarray(_function(left, unknown)(grid)), grid.shape)
     taken = values[~np.isnan(values)]
     found = f"has values from {taken.min():.6g} to {taken.max():.6g}" if len(taken) else "has no value"
     return f"{_short(left)} {found} for {RANGE[0]:g} < {unknown} < {RANGE[1]:g}, none of them {float(right):.6g}"
@@ -138,18 +152,40 @@ def _function(expr: sp.Expr, unknown: sp.Symbol) -> Callable[[Any], Any]:
     return compile_formula(expr, (unknown,))
 
 
-def _bracketed(f: Callable[[Any], Any]) -> list[float]:
-    """All sign changes on a logarithmic grid, refined."""
+def _bracketed(f: Callable[[Any], Any], stride: int = 1) -> list[float]:
+    """All sign changes on a logarithmic grid, refined; with a ``stride``, on every so many of its points and on those
+    beside the smallest values, between which it may touch zero."""
     import numpy as np
     from scipy.optimize import brentq
 
-    grid = np.geomspace(*RANGE, POINTS)
-    values = np.broadcast_to(np.asarray(f(grid), dtype=float), grid.shape)
+    whole = np.geomspace(*RANGE, POINTS)
+    at = np.unique(np.append(np.arange(0, POINTS, stride), POINTS - 1))
+    values = _values(f, whole[at])
+    lows = [k for k in range(1, len(at) - 1) if stride > 1 and _is_low(values[k - 1 : k + 2])]
+    if lows:
+        more = np.setdiff1d(np.concatenate([np.arange(at[k - 1], at[k + 1]) for k in lows]), at)
+        order = np.argsort(np.concatenate([at, more]))
+        at, values = (np.concatenate(x)[order] for x in ((at, more), (values, _values(f, whole[more]))))
+    grid = whole[at]
     found = [float(x) for x in grid[values == 0.0]]
     for a, b, fa, fb in zip(grid, grid[1:], values, values[1:], strict=False):
         if np.isfinite(fa) and np.isfinite(fb) and np.sign(fa) * np.sign(fb) < 0:
             found.append(float(brentq(lambda x: float(f(x)), a, b, xtol=1e-300, rtol=1e-14)))
     return sorted(found)
+
+
+def _values(f: Callable[[Any], Any], grid: Any) -> Any:
+    import numpy as np
+
+    return np.broadcast_to(np.asarray(f(grid), dtype=float), grid.shape)
+
+
+def _is_low(three: Any) -> bool:
+    """Whether the second of three values is nearer to zero than its neighbours, of its sign, or one is no number."""
+    if not all(map(math.isfinite, three)):
+        return True
+    a, b, c = map(abs, three)
+    return bool(b <= a and b <= c and b < max(a, c) and (min(three) > 0 or max(three) < 0))
 
 
 def solve_system(equations: Sequence[sp.Eq], unknowns: Sequence[sp.Symbol]) -> list[Root]:

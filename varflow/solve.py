@@ -10,11 +10,12 @@ from itertools import pairwise
 import sympy as sp
 
 from varflow.calculus import derivative, over, tidy
+from varflow.constants import number_of, shortened
 from varflow.derive import Derivation, WeightLaw, derive
 from varflow.errors import InputError, SolveError
 from varflow.fields import closest
 from varflow.laws.expectation import GaussianExpectation, Normal, compile_formula, expect
-from varflow.laws.moments import Expansion, Moment, Quantity, place
+from varflow.laws.moments import Expansion, Moment, Quantity
 from varflow.laws.part import Part
 from varflow.network import Network
 from varflow.ops.linear import weight_group
@@ -23,8 +24,9 @@ from varflow.rebuild import scaled_variance
 from varflow.roots import Root, solve_for, solve_system
 from varflow.smallsignal import small_signal
 from varflow.solve_conditions import conditions_of, far_ones, growth_of, shares_of, with_formulas
+from varflow.solve_expansion import MOST, Solved
 from varflow.symbols import X, arg
-from varflow.trials import TRIALS, by_trials, constant_ratio
+from varflow.trials import TRIALS, by_trials, constant_ratio, has_formula
 
 GRADIENT = sp.Symbol("g", positive=True)
 VARIANCE = sp.Symbol("v", positive=True)
@@ -90,48 +92,6 @@ class Solution(Mapping[str, WeightLaw]):
         return f"<table><tr><th>weight</th><th>Var(W)</th><th>gain</th></tr>{rows}</table>"
 
 
-class Solved(Expansion):
-    """Expansion into formulas with the unknowns found so far put in."""
-
-    def __init__(self, table: dict[sp.Symbol, sp.Expr]) -> None:
-        super().__init__()
-        self.table = table
-        self._open: dict[sp.Basic, list[Moment]] = {}
-
-    def settle(self, unknown: sp.Symbol) -> None:
-        """Forget what was expanded while the unknown was open."""
-        for m in self._open.pop(unknown, []):
-            self._known.pop(m, None)
-
-    def _one(self, m: Moment) -> sp.Expr | None:
-        number = self._number(m)
-        if number is not None:
-            return number
-        expr = super()._one(m)
-        if expr is None:
-            return None
-        expr = expr.subs(self.table) if expr.free_symbols & self.table.keys() else expr
-        if not expr.free_symbols and expr.has(GaussianExpectation, sp.Float):
-            return sp.Float(float(compile_formula(expr, ())()), 15)
-        for symbol in expr.free_symbols:
-            self._open.setdefault(symbol, []).append(m)
-        return tidy(expr)
-
-    def _number(self, m: Moment) -> sp.Float | None:
-        """The moment as a number, where it is an integral over numbers or rests on rounded ones."""
-        if m.template is None:
-            return None
-        known = [self._known[a] if isinstance(a, Moment) else a.subs(self.table) for a in m.args]
-        parts = [p for p in known if p is not None and p.is_Number]
-        rounded = any(isinstance(p, sp.Float) for p in parts) or m.template.has(GaussianExpectation)
-        if len(parts) < len(known) or not rounded:
-            return None
-        places = tuple(place(i, a) for i, a in enumerate(m.args))
-        if not m.template.free_symbols <= set(places):
-            return None
-        return sp.Float(float(compile_formula(m.template, places)(*(float(p) for p in parts))), 15)
-
-
 class _Solver:
     """Goes through the weights in program order, each with its segment's condition."""
 
@@ -181,9 +141,10 @@ class _Solver:
         note = " ".join(a.note for a in (forward, backward) if a and a.note)
         if self.policy in ("harmonic", "geometric"):
             note = f"{note} {unknown}: the {self.policy} mean of the forward and the backward answer.".strip()
-        self.table[unknown] = value
+        value = number_of(value) if value.has(sp.Float) and not value.free_symbols else value
+        self.table[unknown] = shortened(value)
         self.expansion.settle(unknown)
-        closed = all(a.closed_form for a in (forward, backward) if a)
+        closed = all(a.closed_form for a in (forward, backward) if a) and not value.has(sp.Float)
         self.answers.append(Answer(unknown, main.condition, value, closed, note))
         return True
 
@@ -381,8 +342,9 @@ class _Solver:
         if root is None:
             return None
         g = [sp.Function(f"g_{part.program.instructions[v].node}")(unknown) for v in (s.start, s.end)]
+        rough = "" if all(map(has_formula, ends)) else ", known to about three digits"
         return _answer(unknown, sp.Eq(g[0], budget * g[1], evaluate=False), root,
-                       f"{unknown}: by the numbers of both gradients, known to about three digits.")
+                       f"{unknown}: by the numbers of both gradients{rough}.")
 
     def _backward_at_unit_signal(self, part: Part, unknown: sp.Symbol, s: Segment, budget: sp.Expr,
                                  why: str = OPEN) -> Answer:
@@ -408,7 +370,7 @@ class _Solver:
         at_end, through = part.gradient_ends(s) or (None, None)
         if through is None or at_end is None:
             return None
-        seeded, plain = Solved(self.table), Solved(self.table)
+        seeded, plain = Solved(self.table, MOST), Solved(self.table, MOST)
         if isinstance(at_end, Moment):
             seeded.seed(at_end, GRADIENT)
         for expansion, end in ((seeded, GRADIENT if isinstance(at_end, Moment) else at_end), (plain, plain.of(at_end))):

@@ -37,6 +37,19 @@ def depends_on(quantity: Quantity, unknown: sp.Symbol, known: dict[Moment, bool]
     return known[quantity]
 
 
+def has_formula(quantity: Quantity) -> bool:
+    """Whether all that a moment is made of has formulas, however long they are together."""
+    seen, stack = set(), [quantity]
+    while stack:
+        m = stack.pop()
+        if isinstance(m, Moment) and m not in seen:
+            if m.template is None:
+                return False
+            seen.add(m)
+            stack += m.args
+    return True
+
+
 def _refuse(m: Moment) -> float:
     raise UnsupportedError("a moment that only a population gives", m.node)
 

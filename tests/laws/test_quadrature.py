@@ -200,3 +200,15 @@ def test_integrals_in_integrals_are_numbers() -> None:
     whole = f * a + sp.sqrt(b)
     for got in (float(whole.subs(q, 2)), sp.N(whole.subs(q, 2)), compile_formula(whole, [q])(2.0)):
         assert got == pytest.approx(want * want_a + np.sqrt(want_b), rel=1e-6)
+
+
+def test_double_integrals_found_together_are_those_found_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One point's size says nothing of the digits that another needs; a point that has no number leaves the others'."""
+    f = sp.Max(z + sp.log(1 + sp.exp(w)) - 1, 0) * sp.tanh(w - z)
+    find = compile_formula(GaussianExpectation(f, (z, w), (q, q / 3, q)), (q,))
+    variances = np.geomspace(1e-6, 1e4, 5)
+    together = find(variances)
+    monkeypatch.setattr(quadrature, "TOGETHER", 1)
+    prepare.cache_clear()
+    alone = [float(find(v)) for v in variances]
+    assert together == pytest.approx(alone, rel=1e-12)

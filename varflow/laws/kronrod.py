@@ -71,15 +71,16 @@ Rows = Callable[[Any, Array], tuple[Array, Array]]
 
 
 def integrate_rows(
-    f: Rows, breaks: Array, weight: Array | None = None, most: int = MAX_PANELS
+    f: Rows, breaks: Array, weight: Array | None = None, most: int = MAX_PANELS, group: Any = None
 ) -> tuple[Array, Array]:
     """For each row, the integrals of f and its magnitude from the first to the last sorted break.
 
-    ``weight``: how much a row counts in what the caller sums; light rows need fewer digits. ``most``:
-    panels evaluated in all, or 48 for each one given. Raises UnsupportedError where a relative error
-    of REFUSED may be left: f has a pole, or is rougher than so many panels show.
+    ``weight``: how much a row counts in what the caller sums; light rows need fewer digits. ``group``: which of
+    several sums that is. ``most``: panels evaluated in all, or 48 for each one given. Raises UnsupportedError where a
+    relative error of REFUSED may be left: f has a pole, or is rougher than so many panels show.
     """
     rows = breaks.shape[0]
+    group = np.zeros(rows, dtype=int) if group is None else group
     weight = np.zeros(rows) if weight is None else np.maximum(weight, 1e-290)
     row = np.repeat(np.arange(rows), breaks.shape[1] - 1)
     a, b = breaks[:, :-1].ravel(), breaks[:, 1:].ravel()
@@ -93,7 +94,9 @@ def integrate_rows(
             break
         value, mass, error = _batched(f, row, a, b)
         scale = size + np.bincount(row, mass, rows)
-        light = np.where(weight > 0, 0.01 * np.max(weight * scale) / weight, 0.0)
+        most_of_all = np.zeros(int(group.max(initial=0)) + 1)
+        np.maximum.at(most_of_all, group, weight * scale)
+        light = np.where(weight > 0, 0.01 * most_of_all[group] / weight, 0.0)
         allowed = np.maximum(0.05 * scale, light)
         bad = error > TOLERANCE * (allowed[row] + 1e-300)
         left -= len(a)

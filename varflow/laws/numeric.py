@@ -184,7 +184,7 @@ def _tail(expr: sp.Mul) -> sp.Expr:
 
 
 def _np_softplus(x: Array) -> Array:
-    return np.logaddexp(0.0, x)
+    return np.asarray(np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))))
 
 
 def _np_expit(x: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from varflow.errors import VarflowError
+from varflow.errors import UnsupportedError, VarflowError
 from varflow.laws.algebra import affine, affine_parts, ordered, size
 from varflow.laws.distinct import different_rows
 from varflow.laws.domain import Divergent, NotReal, tilt, too_steep
@@ -35,6 +35,8 @@ from varflow.laws.softmax import SoftmaxMoment, with_softmax
 TINY = 1e-100
 OUTER_PANELS = 4000
 DIRECTIONS = 8
+TOGETHER = 48
+"""Points at which a double integral is found together."""
 KEPT = 4096
 LEAST_PANELS, WORK = 2000, 4_000_000
 Values = Callable[[Any, Array], Array]
@@ -317,13 +319,19 @@ def _nested(self: Integral, points: list[Array], q1: Array, slope: Array, left: 
         value, size = _inner(self, points, arguments, row, z, (q1, slope, spread, reach))
         return value * weight, size * weight
 
-    def single(k: int) -> Array:
+    def some(first: int, count: int) -> Array:
         def shifted(row: Any, z: Array) -> tuple[Array, Array]:
-            return outer(row + k, z)
+            return outer(row + first, z)
 
-        return integrate_rows(shifted, breaks[k : k + 1], most=OUTER_PANELS)[0]
+        try:
+            return integrate_rows(shifted, breaks[first : first + count], most=OUTER_PANELS * count)[0]
+        except UnsupportedError:  # one of them may have taken the others' panels
+            if count == 1:
+                raise
+        return np.concatenate([some(first + k, 1) for k in range(count)])
 
-    return overflow.applied(np.concatenate([single(k) for k in range(len(q1))]))
+    starts = range(0, len(q1), TOGETHER)
+    return overflow.applied(np.concatenate([some(k, min(TOGETHER, len(q1) - k)) for k in starts]))
 
 
 def _reach_in_plane(
@@ -372,7 +380,7 @@ def _inner(
         return _with_size(np.where(np.isfinite(values), values, 0.0))
 
     importance = _density(first / np.sqrt(q1[owner]))
-    value, size = integrate_rows(f, breaks, importance)
+    value, size = integrate_rows(f, breaks, importance, group=owner)
     return value.reshape(z.shape), size.reshape(z.shape)
 
 
