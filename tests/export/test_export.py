@@ -295,3 +295,15 @@ def test_sizes_of_grids_are_named_once() -> None:
     assert text.count(r"\lfloor") == 2
     assert r"$P_{1} \times P_{1} \times 16$" in text
     assert "A3." in text
+
+
+@pytest.mark.parametrize("graph", ["two_branch_gate", "dense_concat", "lstm", "transformer"])
+def test_json_equations_are_made_of_what_the_document_has(graph: str) -> None:
+    """Names such as g_wx'2 and k_wu stood in equations, and nowhere else."""
+    found = to_json(vf.derive(vf.load(graph)))
+    own = {f"{kind}_{node}" for node in found["nodes"] for kind in ("q", "m", "g")}
+    moments = found.get("moments", {})
+    texts = [node[field] for node in found["nodes"].values() for field in ("equation", "grad_equation")]
+    for text in filter(None, [*texts, *moments.values()]):
+        for name in re.findall(r"`([^`]*)`|(?<![\w`.])([qmgckr]_[a-z]\w*)(?![\w.\[':])", text):
+            assert "".join(name) in own | moments.keys(), (text, name)

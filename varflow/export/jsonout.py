@@ -25,8 +25,9 @@ def to_json(subject: Any, values: Mapping[str, Any] | None = None, verification:
 
     ``{"schema", "network", "nodes": {NAME: {FIELD: text or None, "value": {FIELD: number}}}, "weights": ...}``.
     A formula that does not exist is None. One of more than 120 operations is given over named moments (q_NODE,
-    m_NODE, g_NODE, ...), whose equations then stand under "moments". Numbers are given where ``values`` (or a
-    network without open symbols) allow them. ``verification`` adds predicted, estimate, ci and verdict to each
+    m_NODE, g_NODE, ...). Moments in equations that no field of a node gives (k_NODE, g_NODE'2, ...) have
+    equations of their own under "moments". Numbers are given where ``values`` (or a network without open symbols)
+    allow them. ``verification`` adds predicted, estimate, ci and verdict to each
     node and direction, the overall verdict, delta and power, and what it takes to make the run again.
     Raises InputError for ``values`` that leave symbols open.
     """
@@ -40,6 +41,7 @@ def to_json(subject: Any, values: Mapping[str, Any] | None = None, verification:
         "nodes": {name: writer.node(law, numbers) for name, law in derivation.items()},
         "weights": {name: _weight(w, values or {}) for name, w in derivation.weights.items()},
     }
+    writer.define_used()
     if writer.moments:
         result["moments"] = writer.moments
     if solution is not None:
@@ -66,6 +68,7 @@ class _Writer:
         self.derivation, self.inputs = derivation, derivation.inputs
         self.bounded = Bounded(LIMIT)
         self.moments: dict[str, str | None] = {}
+        self._used: dict[str, Name] = {}
         self._steps: Steps | None = None
 
     @property
@@ -126,7 +129,24 @@ class _Writer:
     def _side(self, template: sp.Expr | None, args: tuple[Quantity, ...]) -> str | None:
         if template is None:
             return None
-        return text_of(fill(template, args, lambda m: sp.Symbol(readable(self.steps.name(m)), real=True)))
+        return text_of(fill(template, args, self._symbol))
+
+    def _symbol(self, moment: Quantity) -> sp.Symbol:
+        name = self.steps.name(moment)
+        self._used.setdefault(readable(name), name)
+        return sp.Symbol(readable(name), real=True)
+
+    def define_used(self) -> None:
+        """Put the equations under "moments" of what an equation is made of and no node's field gives."""
+        own = {f"{kind}_{node}" for node in self.derivation for kind in ("q", "m", "g")}
+        if self._used.keys() <= own | self.moments.keys():
+            return
+        steps = (self.steps.step(v, direction) for direction in (FORWARD, BACKWARD)
+                 for v in self.steps.ordered(direction))
+        lines = {readable(line.name): line for step in steps if step for line in step.lines}
+        while missing := [n for n in self._used if n not in own and n not in self.moments and n in lines]:
+            for name in missing:
+                self.moments[name] = self._side(lines[name].template, lines[name].args)
 
     def equation(self, value: str, direction: str) -> str | None:
         """The local step: this second moment over the moments it is made of."""
