@@ -212,3 +212,17 @@ def test_double_integrals_found_together_are_those_found_alone(monkeypatch: pyte
     prepare.cache_clear()
     alone = [float(find(v)) for v in variances]
     assert together == pytest.approx(alone, rel=1e-12)
+
+
+def test_powers_that_outgrow_each_other_are_one() -> None:
+    """exp(-3 z) overflows long before exp(-exp(-2 z)) has taken it back."""
+    f = sp.exp(-3 * z) * sp.exp(-sp.exp(-2 * z) / 6 - 1)
+    found = compile_formula(GaussianExpectation(f, (z,), (q,)), (q,))
+    with mp.workdps(30):
+        s = mp.mpf(10) ** 4
+
+        def body(t: mp.mpf) -> mp.mpf:
+            return mp.exp(-3 * t - mp.exp(-2 * t) / 6 - 1 - t * t / (2 * s * s)) / (s * mp.sqrt(2 * mp.pi))
+
+        wanted = mp.quad(body, [-60, *range(-10, 30), 60, 200])
+    assert float(found(1e8)) == pytest.approx(float(wanted), rel=1e-9)

@@ -72,7 +72,7 @@ def _rewritten(expr: sp.Expr) -> sp.Expr:
     if isinstance(expr, sp.Pow) and expr.base != sp.E:
         return _logistic(expr)
     if isinstance(expr, sp.Mul):
-        expr = _balanced(expr) if expr.has(expit) else expr
+        expr = _balanced(expr) if expr.has(expit) else _one_power(expr)
         return _tail(expr) if isinstance(expr, sp.Mul) else expr
     return expr
 
@@ -164,6 +164,15 @@ def _balanced(expr: sp.Mul) -> sp.Expr:
                 exponents = [left, *(g for g in exponents if growths is exponents and g != growth)]
                 break
     return sp.Mul(sp.exp(sp.Add(*exponents)), *rest)
+
+
+def _one_power(expr: sp.Mul) -> sp.Expr:
+    """exp(a) exp(b), where one exponent itself grows exponentially, as exp(a + b): one factor overflows before the
+    other vanishes."""
+    powers = [f for f in expr.args if isinstance(f, sp.exp)]
+    if len(powers) < 2 or not any(f.args[0].has(sp.exp) for f in powers):
+        return expr
+    return sp.Mul(sp.exp(sp.Add(*(f.args[0] for f in powers))), *(f for f in expr.args if f not in powers))
 
 
 def _tail(expr: sp.Mul) -> sp.Expr:
