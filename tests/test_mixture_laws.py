@@ -167,3 +167,17 @@ def test_masks_of_one_name_are_one() -> None:
 
     assert made(("m", "m")) == pytest.approx(stated([0, 2]), rel=1e-6)
     assert made(("m", "o")) == pytest.approx(stated([a + b for a, b in product((0, 1), repeat=2)]), rel=1e-6)
+
+
+def test_gradient_of_a_product_behind_a_mask() -> None:
+    """tanh(m x u + v), v Gaussian: x receives m u f', which all masks but one take away; by quadrature."""
+    net = Network("product")
+    x, u = net.input("x", "n"), net.input("u", "n")
+    path = net.drop_path(net.multiply(x, u), p="1/5")
+    net.tanh(net.add(path, net.linear(u, "n", name="v", variance="1/fan_in")), name="y")
+    points, weights = np.polynomial.hermite_e.hermegauss(50)
+    weights = weights / weights.sum()
+    a, b, c = np.meshgrid(points, points, points)
+    slopes = (b / 0.8 / np.cosh(a * b / 0.8 + c) ** 2) ** 2
+    wanted = 0.8 * np.einsum("ijk,i,j,k", slopes, weights, weights, weights)
+    assert vf.derive(net).numeric({"n": 64})["x"]["grad_second_moment"] == pytest.approx(wanted, rel=2e-3)

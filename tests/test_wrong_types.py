@@ -155,3 +155,24 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert vf.network_map("tanh", np.int64(3)).network == vf.chain(3)  # type: ignore[arg-type]
     found = vf.verify(S, {"n": np.int64(16)}, draws=16, seed=np.int64(3), delta=np.float32(0.02))  # type: ignore[arg-type]
     assert found.draws == 16
+
+
+def _correlated(places: Any, correlation: str) -> object:
+    return vf.Network("net").input("x", 8, (places,), position_correlation=correlation)
+
+
+def test_what_no_network_has_is_refused() -> None:
+    """Sums of negative variance, sizes below zero, weights without entries, constants without a value."""
+    with pytest.raises(InputError, match="position_correlation -9/10 among 4 positions"):
+        _correlated(4, "-9/10")
+    _correlated(4, "-1/3")
+    _correlated("P", "-9/10")
+    with pytest.raises(InputError, match="not a positive whole number"):
+        vf.Network("net").input("x", sp.Symbol("n", negative=True))
+    net = vf.Network("net")
+    x = net.input("x", 8)
+    with pytest.raises(InputError, match="keep = 0"):
+        net.linear(x, 8, keep=0)
+    net.linear(x, 8, distribution="constant", value="c")
+    with pytest.raises(InputError, match="no value for c"):
+        vf.derive(net).numeric({})

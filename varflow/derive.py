@@ -456,7 +456,7 @@ def _open_symbols(program: Program) -> set[sp.Symbol]:
     """Every symbol of the network that a program's values depend on."""
     found: set[sp.Symbol] = set()
     for w in program.weights.values():
-        found |= w.variance.free_symbols | w.keep.free_symbols
+        found |= w.variance.free_symbols | w.keep.free_symbols | w.value.free_symbols
     for s in program:
         found |= _symbols_of(s.primitive) | s.shape.channels.free_symbols
         found |= set().union(*(p.free_symbols for p in s.shape.positions))

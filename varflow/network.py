@@ -153,7 +153,7 @@ class Network:
 
     def _check_input(self, name: str, layer: InputNode) -> None:
         for size in (layer.channels, *layer.positions):
-            if size.is_number and not (size.is_integer and size.is_positive):
+            if size.is_integer is False or size.is_positive is False:
                 raise InputError(f"input {name!r}: size {size} is not a positive whole number", self.where(name),
                                  "it counts channels or positions", "1, 2, 3, ...")
         variance = layer.second_moment - layer.mean**2
@@ -165,6 +165,10 @@ class Network:
             if c.is_number and not -1 <= c <= 1:
                 raise InputError(f"input {name!r}: {field} {c} is outside [-1, 1]", self.where(name),
                                  "no correlation is", "a number from -1 to 1")
+        count, c = sp.Mul(*layer.positions), layer.position_correlation
+        if (c * (count - 1)).is_number and c * (count - 1) < -1:
+            raise InputError(f"input {name!r}: position_correlation {c} among {count} positions", self.where(name),
+                             "their sum would have a negative variance", f"{-1 / (count - 1)} or more")
 
     def apply(self, op: str | Op, *inputs: Handle, name: str | None = None, **fields: Any) -> Any:
         """A layer by its registered name and fields (or as an object); returns its output handle, or a tuple

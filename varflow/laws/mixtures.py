@@ -245,7 +245,7 @@ class Peers:
         found = [np.asarray(kind.of(quantity), dtype=np.float64) for kind in self._kinds]
         if len(found) == len(self._weights):
             return sum(w * f for w, f in zip(self._weights, found, strict=True))
-        return float(np.broadcast_to(found[0], self._weights.shape) @ self._weights)
+        return float(np.broadcast_to(found[0].ravel(), self._weights.shape) @ self._weights)
 
 
 class Mixture(Profile):

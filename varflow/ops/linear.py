@@ -46,6 +46,8 @@ def check_distribution(layer: Random) -> None:
         raise InputError(
             f"distribution {layer.distribution!r} is not known", instead="one of " + ", ".join(DISTRIBUTIONS)
         )
+    if layer.keep == 0:
+        raise InputError("keep = 0", why="no entry of the weight would be left", instead="a share of entries above 0")
     if layer.distribution in NORMALIZED and layer.keep != 1:
         raise InputError(f"{layer.distribution} weights with keep = {layer.keep}",
                          why="a row with missing entries is normalized otherwise",
