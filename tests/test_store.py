@@ -218,6 +218,20 @@ def test_rows_at_another_place_are_drawn_again(path: Path, drawn: list[int]) -> 
     assert 0 < sum(drawn) < DRAWS
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_damaged_width_is_completed(path: Path, place: int) -> None:
+    """Though the others have all of their draws."""
+    whole = verify(wide(), draws=200, store=path)
+    assert len(whole.record["levels"]) == 3
+    with sqlite3.connect(path) as file:
+        (last,) = file.execute("SELECT max(first) FROM chunks WHERE place = ?", (place,)).fetchone()
+        file.execute("UPDATE chunks SET hash = x'00' WHERE place = ? AND first = ?", (place, last))
+    file.close()
+    again = verify(wide(), draws=200, store=path, resume=True)
+    assert again.hash == whole.hash
+    assert again.record["levels"] == whole.record["levels"]
+
+
 def made_ready() -> tuple[Run, Settings]:
     """The run before any draw."""
     derivation = vf.solve(residual()).derivation

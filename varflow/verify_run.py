@@ -137,6 +137,10 @@ class Run:
         """Draws of every width."""
         return [level.statistics.draws for level in self.levels]
 
+    def complete(self, total: int) -> bool:
+        """Whether every width has what ``total`` draws ask of it: after damage to a store, one may lag behind."""
+        return all(level.next >= level.stop(total) for level in self.levels)
+
     def recall(self, total: int) -> None:
         """Take in what the store, if there is one, has of ``total`` draws."""
         for level in self.levels:
@@ -278,7 +282,7 @@ def _draw(run: Run, clock: Clock, planned: int) -> None:
     """Draw in rounds of about a second until ``planned`` draws or the time is up."""
     run.recall(planned)
     size = Pace(FIRST_ROUND, ROUND_TIME, FIRST_ROUND, MOST_ROUND)
-    while run.draws < planned and not (run.draws and clock.late):
+    while not run.complete(planned) and not (run.draws and clock.late):
         before, done = clock.elapsed, run.draws
         run.advance(min(done + size.count, planned), lambda: clock.late)
         took = clock.elapsed - before
