@@ -178,6 +178,18 @@ def test_an_error_that_is_not_b_over_n_is_inconclusive() -> None:
     assert "larger widths" in check.note
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_at_narrow_widths_a_bend_need_not_be_seen(narrow: bool) -> None:
+    """W^T W W x, W of uniform entries: 2.13, 2.02 and 1.99 at widths 4, 8 and 16, 2 in the limit."""
+    readings = [Reading(f, summary(q, v), 2.0) for f, q, v in ((1, 2.13, 4.0), (2, 2.018, 2.6), (4, 1.987, 0.7))]
+    readings = [replace(r, summary=replace(r.summary, draws=100_000)) for r in readings]
+    judge = Judge(DELTA, 1e-3)
+    check = judge.check(Prediction(2.0, "wide", narrow=narrow), readings)
+    assert check.verdict == ("inconclusive" if narrow else "fail")
+    wrong = judge.check(Prediction(2.4, "wide", narrow=narrow), [replace(r, predicted=2.4) for r in readings])
+    assert wrong.verdict == "fail"
+
+
 def test_false_alarms_are_as_rare_as_stated() -> None:
     """400 verifications of 20 right formulas at simultaneous error probability 0.2, skewed draws."""
     rng, alpha, nodes, wrong = np.random.default_rng(5), 0.2, 20, 0

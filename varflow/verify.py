@@ -33,7 +33,7 @@ from varflow.verify_check import Check, Prediction, limit_draws, overall
 from varflow.verify_record import Settings, keeping, record, run_hash
 from varflow.verify_report import Key, Progress, Verification
 from varflow.verify_run import Clock, Level, Run, until_settled
-from varflow.verify_widths import hidden_widths, ladder, order_of
+from varflow.verify_widths import LEAST_WIDTH, hidden_widths, ladder, order_of
 
 if TYPE_CHECKING:
     from varflow.evaluate import Numbers
@@ -320,7 +320,8 @@ def _over_widths(key: Key, p: Prediction, levels: Sequence[Level], order: int) -
     at = [level.predicted[key] for level in levels]
     own = p.error > 0 and all(one.value for one in at) and any(level.scale.of_width for level in levels)
     errors = tuple(one.error / abs(one.value) for one in at) if own else ()
-    return replace(p, order=order, errors=errors)
+    narrow = min(hidden_widths(levels[0].scale.program)) < LEAST_WIDTH
+    return replace(p, order=order, errors=errors, narrow=narrow)
 
 
 def verification(

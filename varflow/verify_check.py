@@ -36,7 +36,8 @@ class Prediction:
     """A second moment as the theory gives it; ``error`` is the standard error of a number that is itself
     measured by a population, ``closure_error`` the stated relative error of a closure, ``order`` up to which power of
     1/n what finite widths add to a limit is extrapolated, ``errors`` relative ones of the numbers at each width, where
-    they are measured one by one, ``scale`` the second moment beside which zero is zero."""
+    they are measured one by one, ``scale`` the second moment beside which zero is zero, ``narrow`` whether the
+    narrowest width is below those at which one more power of 1/n can be left out unseen."""
 
     value: float
     exactness: str = "exact"
@@ -45,6 +46,7 @@ class Prediction:
     order: int = 1
     errors: tuple[float, ...] = ()
     scale: float = 1.0
+    narrow: bool = False
 
     def over(self, weights: Sequence[float]) -> float:
         """The standard error that the numbers give to a sum over widths with these weights."""
@@ -230,20 +232,26 @@ class Judge:
 
     def _of_limit(self, check: Check, t: float, readings: Sequence[Reading], prediction: Prediction) -> Check:
         """The check, made inconclusive where the widths are too small for a + b/n: a bend over them is there for sure,
-        or it is likely and without it the prediction would not be refuted."""
+        or it is likely and without it the prediction would not be refuted. At ``narrow`` widths a bend need not be
+        seen: a prediction is refuted where every bend within its interval leaves it refuted."""
         p, (bend, error) = prediction.value, curvature(readings, prediction)
         if not bend:
             return check
         if abs(bend) > t * error and abs(bend) > self.delta * abs(p) / 2:
             return self._bent(check, prediction.order)
         check = replace(check, power=STRAIGHT * (check.power or 0.0))
-        if abs(bend) <= BENT * error:
+        if abs(bend) <= BENT * error and not prediction.narrow:
             return check
-        bowed = (check.estimate + bend - error, check.estimate + bend + error)
+        half = (t if prediction.narrow else 1.0) * error
+        bowed = (check.estimate + bend - half, check.estimate + bend + half)
         if check.verdict == FAIL and decide(bowed, p, self.delta) != FAIL:
             return self._bent(check, prediction.order)
         wrong = [decide(bowed, p * (1 + k * self.delta), self.delta) for k in (-2, 2)]
-        return replace(check, rejects=bool(check.rejects) and wrong == [FAIL, FAIL])
+        rejects = bool(check.rejects) and wrong == [FAIL, FAIL]
+        if not prediction.narrow:
+            return replace(check, rejects=rejects)
+        room = (1 - 2 * self.delta) * self.delta * abs(p), (1 + 2 * self.delta) * self.delta * abs(p)
+        return replace(check, rejects=rejects, power=min(check.power or 0.0, Estimate(p, error).power(t, *room)))
 
     @staticmethod
     def _bent(check: Check, order: int) -> Check:
