@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tests.false_alarm import summary
 from tests.test_verify import deep
+from varflow.network import Network
 from varflow.simulate.statistics import Summary
 from varflow.verify import verify
 from varflow.verify_check import LOG_SCALE, WIDE, Judge, Prediction, Reading
@@ -170,3 +171,19 @@ def test_a_wide_interval_decides_for_few_skewed_draws() -> None:
     assert narrow.verdict == "inconclusive"
     assert narrow.draws_needed is not None
     assert narrow.draws_needed > draws
+
+
+@pytest.mark.parametrize("function", ["1/x", "exp(x**2)"])
+def test_an_infinite_moment_is_said_to_be_infinite(function: str) -> None:
+    net = Network("divergent")
+    h = net.linear(net.input("x", 16), 16, variance="1/fan_in", name="h")
+    z = net.linear(net.activation(h, function, name="y"), 16, variance="1/fan_in", name="z")
+    net.tanh(z, name="bounded")
+    checks = verify(net, draws=20).checks
+    for key in (("forward", "y"), ("forward", "z"), ("backward", "h"), ("backward", "x")):
+        assert checks[key].predicted == math.inf
+        assert checks[key].verdict == "inconclusive"
+        assert checks[key].note.startswith("the prediction is infinite (")
+        assert "the function grows" in checks[key].note
+    assert checks["forward", "bounded"].exactness == "underived"
+    assert checks["forward", "bounded"].note.startswith("underived: the second moment of y: ")

@@ -21,10 +21,11 @@ from varflow.errors import (
     require,
     require_path,
 )
+from varflow.laws.domain import Divergent
 from varflow.laws.moments import EXACTNESS, Moment, Quantity, weakest
 from varflow.lowering import lower
 from varflow.network import Network
-from varflow.program import Program, Standardize, has_windows
+from varflow.program import Contract, Program, Standardize, has_windows
 from varflow.simulate.backends import check_backend
 from varflow.simulate.collapsed import Choices, check_method, choose
 from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
@@ -93,8 +94,13 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: 
         number = float((numbers.gradient if backward else numbers.second)(name))
     except ZeroDivisionError:
         return Prediction(math.inf, exactness)
-    except UnsupportedError:
-        return Prediction(math.nan, "underived")
+    except Divergent as error:
+        if _is_divergent(numbers, plain, backward):
+            known = exactness if exactness not in ("measured", "underived") else "wide"
+            return Prediction(math.inf, known, reason=_reason(error))
+        return Prediction(math.nan, "underived", reason=_reason(error))
+    except UnsupportedError as error:
+        return Prediction(math.nan, "underived", reason=_reason(error))
     measured = part.second is None or (isinstance(part.second, Moment) and part.second.tier == "population")
     if not measured:
         return Prediction(number, exactness)
@@ -102,6 +108,30 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: 
         placed = weakest(EXACTNESS, (exactness, numbers.exactness_by_position(name, backward)))
         return Prediction(number, placed, SAMPLE_ERROR * abs(number))
     return Prediction(number, exactness, _population_error(numbers, plain, backward))
+
+
+def _reason(error: UnsupportedError) -> str:
+    return ": ".join(filter(None, (error.what, error.why)))
+
+
+def _is_divergent(numbers: Numbers, name: str, backward: bool) -> bool:
+    """Whether the second moment of a value itself, or of what it is a random product of, is seen to diverge: other
+    functions of values without one may be bounded."""
+    if numbers.derivation.bodies:
+        return False
+    program = numbers.derivation.program
+    value = (program.gradients if backward else program.values)[name]
+    while isinstance(program.instructions[value].primitive, Contract):
+        value = program.instructions[value].args[0]
+    node = program.instructions[value].node
+    try:
+        numbers._require(value, "second_moment")
+    except Divergent as error:
+        own = f"E[(dL/dx)^2] in front of {node}:" if backward else f"the second moment of {node}:"
+        return error.what.startswith(own)
+    except UnsupportedError:
+        return False
+    return False
 
 
 def _is_infinite(quantity: Quantity | None, finite: set[Quantity]) -> bool:

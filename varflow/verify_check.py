@@ -37,7 +37,8 @@ class Prediction:
     measured by a population, ``closure_error`` the stated relative error of a closure, ``order`` up to which power of
     1/n what finite widths add to a limit is extrapolated, ``errors`` relative ones of the numbers at each width, where
     they are measured one by one, ``scale`` the second moment beside which zero is zero, ``narrow`` whether the
-    narrowest width is below those at which one more power of 1/n can be left out unseen."""
+    narrowest width is below those at which one more power of 1/n can be left out unseen, ``reason`` why there is no
+    finite number."""
 
     value: float
     exactness: str = "exact"
@@ -47,6 +48,7 @@ class Prediction:
     errors: tuple[float, ...] = ()
     scale: float = 1.0
     narrow: bool = False
+    reason: str = ""
 
     def over(self, weights: Sequence[float]) -> float:
         """The standard error that the numbers give to a sum over widths with these weights."""
@@ -158,9 +160,9 @@ class Judge:
         draws = min(r.summary.draws for r in readings) if readings else 0
         blank = Check(p, math.nan, (math.nan, math.nan), INCONCLUSIVE, prediction.exactness, draws)
         if prediction.exactness in ("measured", "underived"):
-            return replace(blank, note=f"{prediction.exactness}: there is no formula to test")
+            return replace(blank, note=f"{prediction.exactness}: {prediction.reason or 'there is no formula to test'}")
         if not math.isfinite(p):
-            return self._infinite(blank, readings)
+            return self._infinite(blank, readings, prediction.reason)
         if draws < LEAST_DRAWS:
             return replace(blank, note="too few draws for an interval", draws_needed=LEAST_DRAWS)
         if p == 0:
@@ -170,9 +172,9 @@ class Judge:
         return self._judged(blank, prediction, readings)
 
     @staticmethod
-    def _infinite(blank: Check, readings: Sequence[Reading]) -> Check:
+    def _infinite(blank: Check, readings: Sequence[Reading], why: str = "") -> Check:
         reason = "infinite" if blank.predicted == math.inf else "infinite or undefined here"
-        note = f"the prediction is {reason}: no number of draws can confirm it"
+        note = f"the prediction is {reason}{f' ({why})' if why else ''}: no number of draws can confirm it"
         estimate = readings[-1].summary.second_moment if readings else math.nan
         return replace(blank, estimate=estimate, note=note)
 
