@@ -171,3 +171,10 @@ def test_nodes_that_are_missing_or_made_up(report: Document) -> None:
     for run in ({"delta": float("nan")}, {"error_probability": 0.0}, {"confidence": 1.0}):
         with pytest.raises(InputError, match="does not say"):
             vf.replay({**report, "run": {**report["run"], **run}})
+
+
+@pytest.mark.parametrize("multiple", ["x", "nan", "1/0", "0", "-1"])
+def test_multiples_of_widths_that_are_none(changed: Document, multiple: str) -> None:
+    changed["run"]["width_scale"] = [multiple]
+    with pytest.raises(InputError, match="no multiple of a width"):
+        vf.replay(changed)

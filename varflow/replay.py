@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def _made_again(found: _Record, threads: int | None) -> tuple[Run, Settings]:
     derivation = derive(from_text(found.network, "run.network"))
     check_backend(found.backend)
     options = {"seed": found.seed, "method": found.method, "threads": threads, "backend": found.backend}
-    scales = None if found.width_scale is None else [float(sp.Rational(f)) for f in found.width_scale]
+    scales = None if found.width_scale is None else [_multiple(f) for f in found.width_scale]
     run, _ = prepared(derivation, values, found.delta, scales, options)
     _require_same_programs(run.levels, found.levels)
     return run, Settings(derivation, values, found.seed, found.backend, found.method, scales, found.confidence)
@@ -173,6 +174,16 @@ def _number(name: str, value: int | str) -> sp.Expr:
     if not expr.is_number or not expr.is_real:
         raise InputError(f"{value!r} is not a number", f"run.values.{name}")
     return expr
+
+
+def _multiple(text: str) -> float:
+    try:
+        found = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise InputError(f"{text!r} is no multiple of a width", "run.width_scale")
+    return found
 
 
 def _differences(document: Mapping[str, Any], run: Run, found: _Record, settings: Settings) -> Iterator[str]:
