@@ -226,3 +226,17 @@ def test_powers_that_outgrow_each_other_are_one() -> None:
 
         wanted = mp.quad(body, [-60, *range(-10, 30), 60, 200])
     assert float(found(1e8)) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_powers_of_piecewise_exponents_are_one() -> None:
+    """E relu(z) exp(-2 relu(z)^2 (1 + 2 tanh(u))^2 - relu(z) tanh(u)/4), the power expanded: one factor overflows."""
+    u = sp.Symbol("u", real=True)
+    r, t = sp.Piecewise((z, z > 0), (0, True)), sp.tanh(u)
+    two = sp.Piecewise((z**2, z > 0), (0, True))
+    f = r * sp.exp(-2 * two) * sp.exp(-8 * two * t) * sp.exp(-8 * two * t**2) * sp.exp(-r * t / 4)
+    found = compile_formula(GaussianExpectation(f, (z, u), (q, sp.S.Zero, sp.S.One)), (q,))
+    y, x = np.linspace(0.0, 24.0, 8001), np.linspace(-9.0, 9.0, 2001)
+    tanh = np.tanh(x)[:, None]
+    body = y * np.exp(-2 * ((1 + 2 * tanh) * y) ** 2 - y * tanh / 4 - y * y / 4 - x[:, None] ** 2 / 2)
+    wanted = np.trapezoid(np.trapezoid(body, y, axis=1), x) / np.sqrt(8 * np.pi**2)
+    assert float(found(2.0)) == pytest.approx(float(wanted), rel=1e-5)

@@ -167,10 +167,9 @@ def _balanced(expr: sp.Mul) -> sp.Expr:
 
 
 def _one_power(expr: sp.Mul) -> sp.Expr:
-    """exp(a) exp(b), where one exponent itself grows exponentially, as exp(a + b): one factor overflows before the
-    other vanishes."""
+    """exp(a) exp(b) as exp(a + b): one factor may overflow before the other vanishes."""
     powers = [f for f in expr.args if isinstance(f, sp.exp)]
-    if len(powers) < 2 or not any(f.args[0].has(sp.exp) for f in powers):
+    if len(powers) < 2:
         return expr
     return sp.Mul(sp.exp(sp.Add(*(f.args[0] for f in powers))), *(f for f in expr.args if f not in powers))
 
