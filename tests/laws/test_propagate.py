@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -371,3 +372,20 @@ def test_spellings_of_relu(text: str) -> None:
     same(d["h"].mean, sp.sqrt(q) / sp.sqrt(2 * sp.pi))
     same(d["y"].second_moment, 5 * q / 2 + q)
     same(d["x"].grad_second_moment, sp.Rational(5, 2) + 1)
+
+
+@pytest.mark.parametrize("times", [1, 3, 7])
+def test_a_repeated_block_that_ends_in_a_norm(times: int) -> None:
+    """Its stream keeps 0^l of what entered; the gradient's factors have no closed product, its numbers are those of
+    the unrolled blocks."""
+    def stack(count: int | str) -> Any:
+        body = vf.Network("body")
+        z = body.input("z", "n")
+        body.layer_norm(body.add(z, body.tanh(body.linear(z, "n", variance="1/fan_in"))))
+        net = vf.Network("stack")
+        net.block(body, net.input("x", "n"), repeat=count, name="y")
+        return vf.derive(net)["x"]
+
+    assert stack("L").grad_second_moment is None
+    found = stack("L").numeric({"n": 64, "L": times})["grad_second_moment"]
+    assert found == pytest.approx(stack(times).numeric({"n": 64})["grad_second_moment"], rel=1e-9)

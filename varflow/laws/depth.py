@@ -119,6 +119,8 @@ def rational_product(expr: sp.Expr, first: sp.Expr, last: sp.Expr) -> sp.Expr:
         constant, factors = sp.factor_list(side)
         result *= constant ** (sign * (last - first))
         for f, power in factors:
+            if not f.is_polynomial(STEP):
+                raise NoFormula("the gradient's factors have no closed product")
             poly = sp.Poly(f, STEP)
             if poly.degree() > 1:
                 raise NoFormula("the gradient's factors have no closed product")
