@@ -30,7 +30,7 @@ FLOORS = (
     ("onevariable", "composition", "smallsignal", "depthmap", "meanfield", "criticality", "spectrum", "tailor",
      "variances"),
     ("simulate",),
-    ("roots", "trials", "solve"),
+    ("constants", "roots", "trials", "solve"),
     ("verify",),
     ("export",),
     ("load",),
@@ -39,7 +39,7 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
-HIDDEN_FROM_SIMULATION = {"laws", "derive", "gain", "policy", "roots", "solve", "verify", "export"}
+HIDDEN_FROM_SIMULATION = {"laws", "derive", "gain", "policy", "constants", "roots", "solve", "verify", "export"}
 
 
 def part(module: str) -> str:
