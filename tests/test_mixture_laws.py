@@ -180,4 +180,5 @@ def test_gradient_of_a_product_behind_a_mask() -> None:
     a, b, c = np.meshgrid(points, points, points)
     slopes = (b / 0.8 / np.cosh(a * b / 0.8 + c) ** 2) ** 2
     wanted = 0.8 * np.einsum("ijk,i,j,k", slopes, weights, weights, weights)
-    assert vf.derive(net).numeric({"n": 64})["x"]["grad_second_moment"] == pytest.approx(wanted, rel=1e-2)  # a population
+    found = vf.derive(net).numeric({"n": 64})["x"]["grad_second_moment"]
+    assert found == pytest.approx(wanted, rel=1e-2)  # a population's
