@@ -126,7 +126,7 @@ class Numbers:
         """Whether a node's second moment is that of its profile over positions."""
         return self._in_profile(name, "second_moment", gradient) is not None
 
-    def _require(self, value: int, measure: str) -> None:
+    def require_number(self, value: int, measure: str) -> None:
         """Raise Divergent where a moment that only a population has does not exist."""
         part = self.derivation.main
 
@@ -141,7 +141,7 @@ class Numbers:
 
     def _measured(self, m: Moment) -> float:
         assert m.value is not None
-        self._require(m.value, m.measure)
+        self.require_number(m.value, m.measure)
         return float(getattr(self._population, m.measure)[m.value])
 
     def _measured_by_place(self, m: Moment) -> Any:
@@ -162,7 +162,7 @@ class Numbers:
             return self._unrolled.node(plain)["grad_second_moment" if gradient else field]
         program = self.derivation.program
         value = (program.gradients if gradient else program.values)[name]
-        self._require(value, field)
+        self.require_number(value, field)
         return float(getattr(self._population, field)[value])
 
     def second(self, name: str) -> Any:

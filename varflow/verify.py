@@ -125,7 +125,7 @@ def _is_divergent(numbers: Numbers, name: str, backward: bool) -> bool:
         value = program.instructions[value].args[0]
     node = program.instructions[value].node
     try:
-        numbers._require(value, "second_moment")
+        numbers.require_number(value, "second_moment")
     except Divergent as error:
         own = f"E[(dL/dx)^2] in front of {node}:" if backward else f"the second moment of {node}:"
         return error.what.startswith(own)
