@@ -350,7 +350,7 @@ def _over_widths(key: Key, p: Prediction, levels: Sequence[Level], order: int) -
     at = [level.predicted[key] for level in levels]
     own = p.error > 0 and all(one.value for one in at) and any(level.scale.of_width for level in levels)
     errors = tuple(one.error / abs(one.value) for one in at) if own else ()
-    narrow = min(hidden_widths(levels[0].scale.program)) < LEAST_WIDTH
+    narrow = order == 1 and min(hidden_widths(levels[0].scale.program)) < LEAST_WIDTH
     return replace(p, order=order, errors=errors, narrow=narrow)
 
 

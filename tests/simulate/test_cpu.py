@@ -260,9 +260,9 @@ def test_refusals() -> None:
 
 def test_impossible_correlations() -> None:
     net = Network("input")
-    net.identity(net.input("x", 4, (5,), position_correlation="-1/2"))
+    net.identity(net.input("x", 4, (2,), sample_correlation="-1/2"))
     with pytest.raises(InputError, match="covariance"):
-        simulate(lower(net), 1)
+        simulate(lower(net), 1, samples=5)
 
 
 def test_batch_norms_set_the_samples() -> None:
