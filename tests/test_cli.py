@@ -337,6 +337,14 @@ def test_interrupted(block: str, number: int, status: int) -> None:
 
 
 @pytest.mark.parametrize(("command", "why"), [
+    (("verify", "nothing.yaml", "--delta", "7"), "a tolerance delta of 7.0"),
+    (("verify", "nothing.yaml", "--precision", "0"), "precision 0.0 cannot be reached"),
+    (("verify", "nothing.yaml", "--seed", str(2**64)), "seed 18446744073709551616 is outside"),
+    (("verify", "nothing.yaml", "-o", "no/report.json"), "no/report.json: the report cannot be written"),
+    (("verify", "{}", "--set", "n=32", "--plan", "-o", "report.json"), "--plan draws nothing"),
+    (("verify", "{}", "--set", "n=32", "--plan", "--store", "run.db"), "--plan draws nothing"),
+    (("export", "nothing.yaml", "-o", "x.doc"), "the suffix '.doc'"),
+    (("solve", "{}", "--equation", "q_fd = 1"), "q_fc"),
     (("derive", "{}", "--set", "n=-3"), "n = -3 is not positive"),
     (("derive", "{}", "--set", "n=1e400"), "is not a finite number"),
     (("derive", "{}", "--set", "s_fc1=-1"), "the scale -1 is negative"),
@@ -361,7 +369,7 @@ def test_interrupted(block: str, number: int, status: int) -> None:
     (("normalize", "relu", "--fixed", "a"), "--fixed a=1"),
 ])
 def test_options_that_say_nothing_are_refused(run: Run, block: str, command: tuple[str, ...], why: str) -> None:
-    """They were passed over."""
+    """They were passed over, or named after the network had been solved."""
     found = run(*(part.format(block) for part in command))
     assert found.status == 2 and why in found.err, found.err
 
@@ -441,3 +449,8 @@ def test_demo(run: Run, tmp_path: Path) -> None:
     assert {n["verdict"] for n in document["networks"]} == {"pass"}
     assert Path(document["document"]).exists()
     assert document["weights"]["mlp_relu"]["fc_in"] == "2/n"
+
+
+def test_moments_that_no_node_has_are_told(run: Run) -> None:
+    assert "c_dense1[0].norm2" in run("derive", "densenet121").err
+    assert "moments between" not in run("derive", "mlp_relu").err

@@ -90,7 +90,7 @@ def test_values_have_names(values: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, None, "many", [1.0, np.nan]])
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, "many", [1.0, np.nan], True, "3", 1j])
 def test_values_are_finite_numbers(value: Any) -> None:
     with pytest.raises(InputError, match=r"of 'n' is not a number\n  instead: a finite number"):
         D["y"].numeric({"n": value, "s_y": 1})
@@ -176,3 +176,15 @@ def test_what_no_network_has_is_refused() -> None:
     net.linear(x, 8, distribution="constant", value="c")
     with pytest.raises(InputError, match="no value for c"):
         vf.derive(net).numeric({})
+
+
+def test_objects_say_what_they_are() -> None:
+    assert repr(small()) == f"<Network {small().name!r}: {len(D.nodes)} nodes>"
+    assert repr(D) == f"<Derivation of {D.network.name!r}: {len(D.nodes)} nodes>"
+    assert repr(S).startswith(f"<Solution of {S.derivation.network.name!r}, preserve forward: ")
+
+
+def test_sizes_that_no_machine_has() -> None:
+    """They overflowed."""
+    with pytest.raises(InputError, match="no machine simulates so many"):
+        vf.verify(S, {"n": 10**30})

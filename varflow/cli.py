@@ -116,10 +116,11 @@ def verify(
     from varflow import cli_verify
     from varflow.cli_subject import Conditions, Subject
 
-    subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     options = cli_verify.Options(
         draws, max_draws, seed, delta, precision, threads, method, max_time, store, resume, backend, output
     )
+    cli_verify.check(options, plan)
+    subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     raise typer.Exit((cli_verify.plan if plan else cli_verify.run)(subject, options, json))
 
 
@@ -150,7 +151,10 @@ def export(
     """
     from varflow import cli_verify
     from varflow.cli_subject import Conditions, Subject
+    from varflow.export import check_target
 
+    if output is not None:
+        check_target(output)
     subject = Subject.load(graph, set_ or (), Conditions(preserve, growth, equation or (), unknown or ()))
     raise typer.Exit(cli_verify.export(subject, output, check, json))
 

@@ -27,6 +27,7 @@ from varflow.program import has_windows
 
 OPERATIONS, LONGEST = 60, 72
 """Formulas of more operations, or longer as text, are shown as the local step in tables."""
+MOST_NAMED = 4
 
 
 # -- derive ------------------------------------------------------------------------------------------
@@ -44,7 +45,8 @@ def derivation(subject: Subject, json: bool) -> None:
         return
     d = subject.derivation
     columns = ["node", "op", "E[x^2]", "E[(dL/dx)^2]", "exactness", "tier"]
-    rows, refusals = _law_rows(d), list[str]()
+    refusals, used = list[str](), dict[str, None]()
+    rows = _law_rows(d, d, used)
     if not subject.missing:
         numbers = d.numbers(subject.values)
         columns[3:3], columns[5:5] = ["="], ["="]
@@ -54,6 +56,10 @@ def derivation(subject: Subject, json: bool) -> None:
     emit(table(columns, rows, d.network.name))
     for reason in dict.fromkeys(refusals):
         hint(f"no number (-) for {refusals.count(reason)} of the moments: {reason}")
+    own = {f"{kind}_{name}" for name in d for kind in ("q", "m", "g")} | d.free_symbols()
+    if others := [name for name in used if name not in own]:
+        some = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+        hint(f"{some}: moments between nodes and scales of norms; documents (varflow export) have their equations")
     if d.unknowns():
         hint("unknown scales: --preserve forward (or backward, harmonic, geometric) solves for them")
     elif subject.missing:
@@ -69,13 +75,14 @@ def _number(find: Callable[[str], Any], name: str, refusals: list[str]) -> Cell:
         return None
 
 
-def _law_rows(d: Derivation, names: Iterable[str] | None = None) -> list[list[Cell]]:
+def _law_rows(d: Derivation, names: Iterable[str], used: dict[str, None]) -> list[list[Cell]]:
+    """A row for each node; names in its equations are added to ``used``."""
     bounded = Bounded(OPERATIONS)
     rows: list[list[Cell]] = []
-    for name, law in d.items() if names is None else [(n, d[n]) for n in names]:
+    for name, law in [(n, d[n]) for n in names]:
         backward = sp.S.Zero if law.backward is None else law.backward.second
-        rows.append([name, op_of(d, name), _formula(bounded.state(law.forward.second), law.equation),
-                     _formula(bounded.state(backward), law.grad_equation),
+        rows.append([name, op_of(d, name), _formula(bounded.state(law.forward.second), law.equation, used),
+                     _formula(bounded.state(backward), law.grad_equation, used),
                      _both(law.exactness, law.grad_exactness), law.tier])
     return rows
 
@@ -84,10 +91,11 @@ def _both(forward: str, backward: str) -> str:
     return forward if forward == backward else f"{forward}, {backward}"
 
 
-def _formula(found: sp.Expr | TooLong | None, step: sp.Eq | None) -> Cell:
+def _formula(found: sp.Expr | TooLong | None, step: sp.Eq | None, used: dict[str, None]) -> Cell:
     text = None if found is None or isinstance(found, TooLong) else shown_formula(found)
     if step is None or (text is not None and len(text) <= LONGEST) or found is None:
         return text
+    used |= dict.fromkeys(sorted(map(str, step.rhs.free_symbols)))
     return f"{step.lhs} = {shown_formula(step.rhs)}"
 
 
@@ -132,7 +140,7 @@ def _ends(subject: Subject) -> Table:
     assert s is not None
     d, refusals = s.derivation, list[str]()
     names = dict.fromkeys([*d.inputs, *(h.key for h in d.network.outputs())])
-    columns, rows = ["node", "E[x^2]", "E[(dL/dx)^2]"], [[r[0], r[2], r[3]] for r in _law_rows(d, names)]
+    columns, rows = ["node", "E[x^2]", "E[(dL/dx)^2]"], [[r[0], r[2], r[3]] for r in _law_rows(d, names, {})]
     quick = not has_windows(d.program) and all(d[name].tier != "population" for name in names)
     if not subject.missing and (subject.values or quick):
         numbers = d.numbers(subject.values)

@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from varflow import cli_interrupt
 from varflow.cli_print import SCHEMA, Cell, emit, emit_json, hint, json_text, printable, table
@@ -17,6 +18,7 @@ from varflow.cli_subject import Subject
 from varflow.errors import InputError
 from varflow.verify import verify
 from varflow.verify_check import Check
+from varflow.verify_options import check_options
 from varflow.verify_report import Progress, Verification
 
 
@@ -36,6 +38,10 @@ class Options:
     resume: bool = False
     backend: str = "cpu"
     output: Path | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `varflow.verify.verify`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "output"}
 
 
 class Line:
@@ -69,11 +75,7 @@ def verified(subject: Subject, o: Options) -> Verification:
     subject.require_values()
     line = Line()
     try:
-        return verify(
-            subject.result, dict(subject.values), o.draws, o.seed, method=o.method, delta=o.delta,
-            precision=o.precision, max_draws=o.max_draws, max_time=o.max_time, threads=o.threads, store=o.store,
-            resume=o.resume, backend=o.backend, progress=line,
-        )
+        return verify(subject.result, dict(subject.values), **o.arguments(), progress=line)
     except (KeyboardInterrupt, SystemExit):
         line.close()
         kept = f"{line.draws} of {line.planned} draws are kept" if o.store else "interrupted"
@@ -91,12 +93,20 @@ def status(result: Verification) -> int:
     return OF_VERDICT[result.verdict]
 
 
+def check(options: Options, plan: bool) -> None:
+    """Raise InputError, before anything is derived, for options that have no meaning or cannot be met."""
+    check_options(**options.arguments())
+    if plan and (options.output is not None or options.store is not None):
+        raise InputError("--plan draws nothing: there is nothing for a report or a store",
+                         instead="--plan --json > plan.json, or verify without --plan")
+    if options.output is not None:
+        _require_writable(options.output)
+
+
 def run(subject: Subject, options: Options, json: bool) -> int:
     """Verify, print the report (and write it), return the exit status."""
     from varflow.cli_report import document
 
-    if options.output is not None:
-        _require_writable(options.output)
     result = verified(subject, options)
     if json:
         emit_json(document(subject, result))

@@ -438,6 +438,9 @@ class Derivation(Mapping[str, NodeLaw]):
         numbers = self.numbers(values or {})
         return {name: numbers.node(name) for name in self.nodes}
 
+    def __repr__(self) -> str:
+        return f"<Derivation of {self.network.name!r}: {len(self.nodes)} nodes>"
+
     def _repr_html_(self) -> str:
         from html import escape
 

@@ -26,7 +26,8 @@ from varflow.symbols import STEP
 def check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
     """Refuse a value that the symbol's assumptions exclude."""
     try:
-        numbers = np.asarray(value, dtype=float)
+        given = np.asarray(value)
+        numbers = np.asarray(np.nan) if given.dtype.kind in "bcUS" else given.astype(float)
     except (TypeError, ValueError, OverflowError):
         numbers = np.asarray(np.nan)
     if numbers.size == 0 or not np.isfinite(numbers).all():

@@ -79,8 +79,9 @@ def node_shapes(network: Network, name: str, shapes: Shapes, given: dict[str, Sh
         return _block_shapes(layer, tuple(args))
     least, most = layer.arity
     if len(args) < least or (most is not None and len(args) > most):
-        raise ShapeError(f"layer {layer.name!r} takes {_count(least, most)}, and has {len(args)}",
-                         why="this is how many it is defined for", instead="connect as many inputs as it takes")
+        raise ShapeError(f"a layer of kind {layer.name!r} takes {_count(least, most)}, and has {len(args)}",
+                         why="this is how many it is defined for",
+                         instead="connect as many inputs as it takes" if args else "in: NAME, the node that it reads")
     try:
         outputs = layer.infer(*args)
     except ShapeError as error:

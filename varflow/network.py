@@ -79,6 +79,9 @@ class Network:
         self._stems: dict[str, int] = {}
         self._counts: dict[str, int] = {}
 
+    def __repr__(self) -> str:
+        return f"<Network {self.name!r}: {len(self._nodes)} nodes>"
+
     # -- names and symbols ---------------------------------------------------------------------------
 
     def symbol(self, name: str, **assumptions: bool) -> sp.Symbol:

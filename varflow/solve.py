@@ -83,6 +83,10 @@ class Solution(Mapping[str, WeightLaw]):
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __repr__(self) -> str:
+        found = ", ".join(str(a.unknown) for a in self.answers) or "nothing was unknown"
+        return f"<Solution of {self.network.name!r}, preserve {self.preserve}: {found}>"
+
     def _repr_html_(self) -> str:
         from html import escape
 

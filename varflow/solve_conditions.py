@@ -75,17 +75,13 @@ def as_equation(d: Derivation, equation: str | sp.Eq) -> sp.Eq:
         return equation
     from varflow.expressions import parse_equation
 
-    return parse_equation(equation, lambda name: _resolve(d, name), where="equation")
+    return parse_equation(equation, _symbols(d), where="equation")
 
 
-def _resolve(d: Derivation, name: str) -> sp.Symbol | None:
-    unknown = {s.name: s for s in d.unknowns().values()}
-    if name in unknown:
-        return unknown[name]
-    if name in d.network.symbols:
-        return d.network.symbols[name]
-    kind, _, node = name.partition("_")
-    return sp.Symbol(name, real=True) if kind in "qmg" and node in d else None
+def _symbols(d: Derivation) -> dict[str, sp.Symbol]:
+    """What a condition may name: moments of nodes, symbols of the network, unknown scales."""
+    moments = {name: sp.Symbol(name, real=True) for node in d for name in (f"q_{node}", f"m_{node}", f"g_{node}")}
+    return moments | d.network.symbols | {s.name: s for s in d.unknowns().values()}
 
 
 def targets_of(d: Derivation, equations: Sequence[sp.Eq], unknowns: Sequence[str]) -> list[sp.Symbol]:

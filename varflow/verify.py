@@ -7,30 +7,22 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
 from varflow.derive import Derivation, derive
-from varflow.errors import (
-    InputError,
-    MissingExtraError,
-    UnsupportedError,
-    named_values,
-    require,
-    require_path,
-)
+from varflow.errors import UnsupportedError, named_values
 from varflow.laws.domain import Divergent
 from varflow.laws.moments import EXACTNESS, Moment, Quantity, weakest
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.program import Contract, Program, Standardize, has_windows
-from varflow.simulate.backends import check_backend
-from varflow.simulate.collapsed import Choices, check_method, choose
+from varflow.simulate.collapsed import Choices, choose
 from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
 from varflow.symbols import STEP
 from varflow.verify_check import Check, Prediction, limit_draws, overall
+from varflow.verify_options import check_options
 from varflow.verify_record import Settings, keeping, record, run_hash
 from varflow.verify_report import Key, Progress, Verification
 from varflow.verify_run import Clock, Level, Run, until_settled
@@ -51,8 +43,6 @@ SAMPLE_ERROR = 3e-4
 """Relative standard error of a number from a sample of its sources (`varflow.laws.sampled`)."""
 UNLIMITED = 100
 """With ``precision`` and no ``max_draws``: how many times ``draws`` at most."""
-FINEST = 1e-6
-"""The smallest precision that single precision can show."""
 
 
 # -- predictions -------------------------------------------------------------------------------------
@@ -210,11 +200,11 @@ def verify(
     Raises InputError for symbols without a value, UnsupportedError for what cannot be simulated here, StoreError for
     a store that is damaged or of something else.
     """
-    _check_types(seed, threads, {"delta": delta, "confidence": confidence, "max_time": max_time}, store)
-    _check_options(backend, method, cluster, draws, delta, confidence)
-    _check_limits(precision, max_draws, max_time, threads, width_scale)
-    if resume and store is None:
-        raise InputError("there is no store to go on with", instead="a store (--store FILE) with resume")
+    check_options(
+        draws, seed, backend=backend, method=method, cluster=cluster, delta=delta, confidence=confidence,
+        precision=precision, max_draws=max_draws, max_time=max_time, threads=threads, width_scale=width_scale,
+        store=store, resume=resume,
+    )
     values = named_values(values)
     derivation, notes = _resolved(subject, values)
     options = {"seed": seed, "method": method, "threads": threads, "backend": backend}
@@ -257,49 +247,6 @@ def affordable(run: Run) -> int:
     """Draws where no number is asked for: the same on every machine."""
     each = sum(level.share * seconds_per_draw(level.simulator.plan) for level in run.levels)
     return min(DRAWS, max(FEWEST_DRAWS, int(WORK / each)))
-
-
-def _check_types(seed: object, threads: object, reals: Mapping[str, object], store: object) -> None:
-    require(seed, Integral, "the seed", "a whole number: seed=0")
-    if threads is not None:
-        require(threads, Integral, "the number of threads", "a whole number, or None for all")
-    for name, value in reals.items():
-        if value is not None or name != "max_time":
-            require(value, Real, name, f"a number: {name}=0.02")
-    if store is not None:
-        require_path(store, "the store", 'a path: store="run.db"')
-
-
-def _check_options(
-    backend: str, method: str, cluster: str | None, draws: int | None, delta: float, confidence: float
-) -> None:
-    check_backend(backend)
-    if cluster is not None:
-        raise MissingExtraError("clusters are not in this version", instead="cluster=None")
-    check_method(method)
-    if draws is not None and not (isinstance(draws, int) and draws >= 2):
-        raise InputError(f"{draws} draws give no interval", instead="a whole number, at least 2")
-    if not 0 < delta < 0.5:
-        raise InputError(f"a tolerance delta of {delta}", why="it is a share of the prediction, below one half",
-                         instead="delta=0.02")
-    if not 0 < confidence < 1:
-        raise InputError(f"a confidence of {confidence}", why="it is a probability", instead="confidence=0.99")
-
-
-def _check_limits(
-    precision: float | None, max_draws: int | None, max_time: float | None, threads: int | None,
-    width_scale: Sequence[float] | None,
-) -> None:  # fmt: skip
-    if precision is not None and not (isinstance(precision, (int, float)) and FINEST <= precision < math.inf):
-        raise InputError(f"precision {precision} cannot be reached", instead="a positive share, such as 0.01")
-    if max_draws is not None and not (isinstance(max_draws, int) and max_draws >= 2):
-        raise InputError(f"at most {max_draws} draws give no interval", instead="a whole number, at least 2")
-    if max_time is not None and not max_time >= 0:
-        raise InputError(f"max_time {max_time} is no time", instead="seconds, 0 or more")
-    if threads is not None and threads < 1:
-        raise InputError(f"{threads} threads draw nothing", instead="1 or more")
-    if not all(0 < f < math.inf for f in width_scale or ()):
-        raise InputError(f"widths times {width_scale} are no widths", instead="positive multiples, such as 0.25 0.5 1")
 
 
 def _resolved(subject: Network | Derivation | Solution, values: Mapping[str, Any]) -> tuple[Derivation, list[str]]:

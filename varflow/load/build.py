@@ -232,7 +232,10 @@ class _Builder:
 
     def named(self, name: str, path: Path) -> bool:
         """Whether a name can be given to a node; reports why not."""
-        if ":" in name or not name:
+        if not name:
+            self.report("'' cannot name a node", path, "others refer to it by name", "a name", key=True)
+            return False
+        if ":" in name:
             self.report(f"{shown(name)} cannot name a node", path, "a colon separates a node from its output port",
                         "a name without a colon", key=True)
             return False
@@ -246,7 +249,7 @@ class _Builder:
 
     def node(self, path: Path, value: Any) -> None:
         name = value.get("name") if isinstance(value, dict) else None
-        sound = isinstance(name, str) and self.named(name, (*path, "name"))
+        sound = isinstance(name, str) and name != "" and self.named(name, (*path, "name"))
         kind = value.get("op") if isinstance(value, dict) else None
         read = {"input": self.late_input, "block": self.block}.get(str(kind), self.layer)
         try:
@@ -343,7 +346,7 @@ class _Builder:
             self.report(f"{shown(name)} is read before it is made", path, "a node stands below what it reads",
                         f"the node {shown(name)} further up; a network has no cycle")
         else:
-            known = [*self.shapes, *self.broken][-MAX_NAMES:]
+            known = [n for n in (*self.shapes, *self.broken) if n][-MAX_NAMES:]
             self.report(f"there is no node {shown(name)}", path, "a node reads nodes and inputs of its own network",
                         closest(name, known) if known else "an input or a node above")
         return None

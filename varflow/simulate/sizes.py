@@ -6,6 +6,9 @@ import sympy as sp
 
 from varflow.errors import InputError
 
+LARGEST = 2**40
+"""More entries than any memory holds, few enough for the counters of the random numbers."""
+
 
 def number(expr: sp.Expr, what: str) -> float:
     """A float. Raises InputError for an expression with symbols."""
@@ -22,4 +25,6 @@ def whole(expr: sp.Expr, what: str) -> int:
     value = number(expr, what)
     if value != int(value) or value < 1:
         raise InputError(f"{what} is {expr}", why="a size is a positive whole number")
+    if value > LARGEST:
+        raise InputError(f"{what} is {expr}", why="no machine simulates so many", instead="smaller sizes")
     return int(value)
