@@ -20,6 +20,7 @@ from varflow.laws.numeric import vectorized
 from varflow.laws.resampling import arranged
 from varflow.laws.scores import prize_slope, sampled_together, scored
 from varflow.laws.shared import ChannelSum
+from varflow.laws.uneven import uneven_values
 from varflow.laws.variables import (
     Block,
     Blocks,
@@ -70,9 +71,10 @@ def _ties_samples(p: object) -> bool:
 class Reading:
     """The laws of a program's values so far; ``values[i]`` are the blocks of instruction i's value.
 
-    ``reference`` are the values far from borders, for profiles; ``normalized`` the depthwise weights, by number of
-    terms, whose output a batch norm reads. ``returning``: of gradients that return to a depthwise convolution from
-    behind its batch norm, E of them times the normalized value at two places (None: not known).
+    ``uneven`` are the values whose second moment differs between tokens. ``reference`` are the values far from borders,
+    for profiles; ``normalized`` the depthwise weights, by number of terms, whose output a batch norm reads.
+    ``returning``: of gradients that return to a depthwise convolution from behind its batch norm, E of them times the
+    normalized value at two places (None: not known).
     """
 
     step: Instruction
@@ -85,6 +87,7 @@ class Reading:
         self.laws = Laws(profiles=profiles, closures=closures, sampling=has_windows(program),
                          samples_apart=not any(_ties_samples(s.primitive) for s in program))
         self.values: list[Blocks] = []
+        self.uneven = uneven_values(program)
         self._born = 0
         self._uses: dict[tuple[str, bool, bool], list[tuple[Blocks, Product]]] = {}
         self._standard: dict[Variable, Standardize] = {}

@@ -48,6 +48,8 @@ class Normalization(Projection):
 
     def _normalization(self, step: Instruction, args: list[Blocks]) -> Blocks:
         match step.primitive:
+            case Standardize(axis="channel") as rule if step.args[0] in self.uneven:
+                return self._unknown_norm(rule, args[0], len(args[0]) == 1 and rule.eps == 0)
             case Standardize(axis="channel") as rule:
                 return self._channel_norm(rule, args[0])
             case Standardize(axis="group") as rule if not self._by_entries(rule, args[0]):
@@ -55,6 +57,8 @@ class Normalization(Projection):
             case Standardize() as rule:
                 self._inverse[step.args[0], rule] = []
                 return tuple(Block(b.size, self._sample_norm(rule, b.law, len(args[0]) == 1)) for b in args[0])
+            case StandardizeBackward(forward=rule) if rule.axis == "channel" and step.args[0] in self.uneven:
+                return self._scaled_gradient([None] * len(args[0]), args)
             case StandardizeBackward(forward=rule) if rule.axis == "channel":
                 return self._scaled_gradient(self._inverse_of(step.args[0], rule, args[0]), args)
             case StandardizeBackward(forward=rule) if rule.axis == "group" and not self._by_entries(rule, args[0]):

@@ -18,6 +18,7 @@ from varflow.laws.moments import Formula
 from varflow.laws.normalization import Normalization
 from varflow.laws.repetition import Repetition
 from varflow.laws.tokens import Attention
+from varflow.laws.uneven import mean_decides
 from varflow.laws.variables import (
     POSITION,
     SAMPLE,
@@ -168,6 +169,7 @@ class Propagation(Contraction, Normalization, Layout, Windows, Attention, Repeti
         try:
             cuts = refine(*args)
         except NoFormula:
-            laws = [b.law for a in args for b in a]
-            return self._one(self._unknown(*laws))
+            cuts = []
+        if not cuts or not mean_decides(self.step, self.uneven):
+            return self._one(self._unknown(*(b.law for a in args for b in a)))
         return tuple(Block(size, self._pointwise(expr, laws, len(cuts) == 1)) for size, laws in cuts)
