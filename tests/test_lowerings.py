@@ -162,10 +162,12 @@ COUNTERPARTS: dict[str, Callable[[Case, Tensors, Any], Tensors]] = {
     "permute": _permute,
     "flatten": lambda case, xs, w: [torch.nn.Flatten()(xs[0].transpose(1, 2))[:, None, :]],
     "reshape": _reshape,
+    "expand": lambda case, xs, w: [xs[0].expand(-1, int(sp.Mul(*case.layer.positions)), -1)],
     "mean_pool": lambda case, xs, w: [F.adaptive_avg_pool1d(xs[0].transpose(1, 2), 1).transpose(1, 2)],
 }
 
-POSITIONS: dict[str, tuple[tuple[int, ...], ...]] = {"mean_pool": ((4,), (2, 3)), "flatten": ((4,), (2, 3))}
+POSITIONS: dict[str, tuple[tuple[int, ...], ...]] = {"mean_pool": ((4,), (2, 3)), "flatten": ((4,), (2, 3)),
+                                                     "expand": ((),)}
 """Position axes of the inputs a layer is tried with; none, and one of three, unless stated."""
 
 

@@ -90,9 +90,11 @@ def same(what: str, *shapes: Shape) -> Shape:
     """The common shape of the inputs of a coordinate-wise layer."""
     for k, shape in enumerate(shapes[1:], start=1):
         if shape != shapes[0]:
+            alone = shape.channels == shapes[0].channels and () in (shape.positions, shapes[0].positions)
             raise ShapeError(
                 f"input {k} has shape {shape}, input 0 has {shapes[0]}",
                 why=f"{what} works coordinate by coordinate",
-                instead="bring the inputs to one shape, with a linear layer or concat",
+                instead="expand (the layer) for the input without positions" if alone else
+                "bring the inputs to one shape, with a linear layer or concat",
             )
     return shapes[0]

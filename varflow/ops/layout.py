@@ -1,4 +1,4 @@
-"""Layers that only move channels and positions: concat, split, permute, flatten, reshape, mean pooling."""
+"""Layers that only move channels and positions: concat, split, permute, flatten, reshape, mean pooling, expand."""
 
 from __future__ import annotations
 
@@ -143,3 +143,28 @@ class MeanPool(Op):
 
     def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
         return (b.position_mean(args[0]),)
+
+
+@dataclass(frozen=True)
+class Expand(Op):
+    """A value without positions at every one of ``positions``: a condition, an embedding of time, a gate of channels
+    beside an image (in torch ``x[:, :, None, None].expand(-1, -1, h, w)``)."""
+
+    name: ClassVar[str] = "expand"
+    lemma: ClassVar[Lemma] = Lemma(
+        "The same value everywhere: positions have second moment q and covariance q; backward the gradients of all "
+        "positions add up, P g + P (P-1) c for P of second moment g and covariance c.", "by definition")
+    examples = ({"positions": (4,)}, {"positions": (2, 3)})
+
+    positions: Sizes
+
+    def infer(self, *shapes: Shape) -> tuple[Shape, ...]:
+        if not self.positions:
+            raise ShapeError("expand has no positions", instead="positions: [8, 8]")
+        if shapes[0].positions:
+            raise ShapeError(f"expand takes a value without positions, and has one of shape {shapes[0]}",
+                             instead="mean_pool before it, or upsample")
+        return (Shape(shapes[0].channels, self.positions),)
+
+    def lower(self, b: Lowering, *args: int) -> tuple[int, ...]:
+        return (b.position_expand(args[0], self.positions),)
