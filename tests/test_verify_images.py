@@ -6,7 +6,9 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
+import sympy as sp
 
+import varflow as vf
 from tests.test_verify import DELTA, residual, summary
 from varflow.lowering import lower
 from varflow.network import Network
@@ -77,3 +79,15 @@ def test_centring_over_positions_behind_borders() -> None:
         check = result.checks["forward", f"second{k}"]
         assert check.verdict == "pass"
         assert check.estimate == pytest.approx(check.predicted, rel=0.01)
+
+
+def test_what_depends_on_a_large_batch_is_a_limit() -> None:
+    """The mean over places of a batch norm has 1/B less: at one number of samples an exact law was refuted."""
+    net = Network("batch")
+    h = net.batch_norm(net.conv(net.input("x", "c", (6, 6)), "c", 3, name="c1", variance="2/fan_in"), name="bn")
+    net.linear(net.mean_pool(h, name="p"), "c", name="y", variance="1/fan_in")
+    d = vf.derive(net)
+    assert d["p"].second_moment == sp.Rational(1, 16) and d["p"].exactness == "exact"
+    result = verify(d, {"c": 16}, draws=400)
+    assert result.nodes["p"]["forward"].verdict == result.nodes["y"]["forward"].verdict == "pass"
+    assert result.nodes["p"]["forward"].exactness == "wide" and result.nodes["x"]["forward"].exactness == "exact"

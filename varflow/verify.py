@@ -17,7 +17,7 @@ from varflow.laws.domain import Divergent
 from varflow.laws.moments import EXACTNESS, Moment, Quantity, weakest
 from varflow.lowering import lower
 from varflow.network import Network
-from varflow.program import Contract, Program, Standardize, has_windows
+from varflow.program import Contract, Program, Standardize, StandardizeBackward, has_windows
 from varflow.simulate.collapsed import Choices, choose
 from varflow.simulate.plan import LARGE_BATCH, samples_of, seconds_per_draw
 from varflow.symbols import STEP
@@ -92,11 +92,11 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: 
     except UnsupportedError as error:
         return Prediction(math.nan, "underived", reason=_reason(error))
     measured = part.second is None or (isinstance(part.second, Moment) and part.second.tier == "population")
-    if not measured:
-        return Prediction(number, exactness)
     if numbers.by_position(name, backward):
         placed = weakest(EXACTNESS, (exactness, numbers.exactness_by_position(name, backward)))
-        return Prediction(number, placed, SAMPLE_ERROR * abs(number))
+        return Prediction(number, placed, SAMPLE_ERROR * abs(number) if measured else 0.0)
+    if not measured:
+        return Prediction(number, exactness)
     return Prediction(number, exactness, _population_error(numbers, plain, backward))
 
 
@@ -161,6 +161,18 @@ def samples_for(program: Program, batch: int = LARGE_BATCH) -> int | None:
     narrowest = min(int(program.shape(v).channels) for v in program.values.values())
     wanted = 1 << math.ceil(math.log2(ENTRIES / narrowest)) if narrowest < ENTRIES else 1
     return min(MOST_SAMPLES, max(FEWEST_SAMPLES, wanted))
+
+
+def in_large_batches(program: Program) -> set[Key]:
+    """What depends on a batch norm without a batch size, hence on the number of samples that stand for many."""
+    found: set[int] = set()
+    for i, step in enumerate(program):
+        rule = step.primitive.forward if isinstance(step.primitive, StandardizeBackward) else step.primitive
+        large = isinstance(rule, Standardize) and rule.axis == "sample" and rule.batch is None
+        if large or any(a in found for a in step.args):
+            found.add(i)
+    sides = (("forward", program.values), ("backward", program.gradients))
+    return {(side, name) for side, table in sides for name, value in table.items() if value in found}
 
 
 def batch_of(program: Program) -> int:
@@ -271,6 +283,9 @@ def prepared(
     network = derivation.network.bind(values)
     program = lower(network)
     predicted = predictions(derivation, values, program.values)
+    for key in in_large_batches(program) & predicted.keys():
+        label = weakest(EXACTNESS, (predicted[key].exactness, "wide"))
+        predicted[key] = replace(predicted[key], exactness=label)
     nodes = list(dict.fromkeys(name for _, name in predicted))
     scales, note = ladder(network, program, width_scale)
     if all(p.exactness == "exact" for p in predicted.values()):
