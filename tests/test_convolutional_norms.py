@@ -478,3 +478,14 @@ def test_standardized_weights_between_places() -> None:
 
 def test_standardized_weights_read_as_one() -> None:
     assert vf.derive(nfnet(RING, "n", "s"))["y"].second_moment == 1
+
+
+def test_the_mean_of_an_instance_norm_is_zero_by_position() -> None:
+    """It was what rounding left, below zero even, and verification took it for a number."""
+    net = Network("zero")
+    h = net.conv(net.input("x", 32, (8, 8), mean="1/2", position_correlation="1/2"), 32, 3, padding=1, name="c",
+                 variance="2/fan_in")
+    net.linear(net.mean_pool(net.instance_norm(h), name="p"), 32, name="y", variance="1/fan_in")
+    d = vf.derive(net)
+    assert d.numeric({})["p"]["second_moment"] == d.numeric({})["y"]["second_moment"] == 0
+    assert vf.verify(d, {}, 64).nodes["y"]["forward"].verdict == "pass"

@@ -22,6 +22,9 @@ from varflow.lowering import lower
 from varflow.program import has_windows
 from varflow.symbols import STEP
 
+ROUNDING = 1e-13
+"""What may be rounding's, as a share of the largest second moment."""
+
 
 def check_value(name: str, symbol: sp.Symbol, value: Any) -> None:
     """Refuse a value that the symbol's assumptions exclude."""
@@ -118,6 +121,17 @@ class Numbers:
         found = profile.mean(value) if measure == "mean" else profile.second(value)
         return None if found is None else float(found.mean())
 
+    def _is_rounding(self, number: float, quantity: Quantity | None, gradient: bool) -> bool:
+        """Whether a moment by position is what rounding left of zero: that of the formula is another, as small."""
+        assert self._placed is not None
+        if number == 0 or abs(number) >= ROUNDING or quantity is None or getattr(quantity, "tier", "") == "population":
+            return False
+        table = self._placed.program.gradients if gradient else self._placed.program.values
+        found = (self._in_profile(name, "second_moment", gradient) for name in table)
+        largest = max((x for x in found if x is not None), default=0.0)
+        other = float(self._evaluation.of(quantity))
+        return max(abs(number), abs(other)) < ROUNDING * largest and abs(number - other) > abs(number) / 2
+
     def exactness_by_position(self, name: str, gradient: bool) -> str:
         """What its second moment rests on where it is that of its profile."""
         assert self._placed is not None
@@ -154,7 +168,7 @@ class Numbers:
         """A moment of a node; from the population (or the unrolled network) where it has no formula."""
         exact = self._in_profile(name, field, gradient)
         if exact is not None:
-            return exact
+            return 0.0 if self._is_rounding(exact, quantity, gradient) else exact
         measured = quantity is None or getattr(quantity, "tier", "") == "population"
         if quantity is not None and not (measured and self.derivation.bodies):
             return self._evaluation.of(quantity)

@@ -12,6 +12,7 @@ import sympy as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import varflow as vf
 from varflow.laws.expectation import (
     Bernoulli,
     Distribution,
@@ -378,3 +379,21 @@ def test_against_draws() -> None:
 def test_limits() -> None:
     with pytest.raises(NoFormula, match="too many terms"):
         expect((x + u + v + w + t + 1) ** 40, NORMAL, independent)
+
+
+def test_forms_that_are_multiples_of_one_variable() -> None:
+    """selu(u (v + 1/2)): given v, both cuts are multiples of u; their Gram matrix was inverted."""
+    net = vf.Network("gate")
+    x = net.input("x", "n")
+    u, v = (net.linear(x, "n", variance="1/fan_in", name=name) for name in "uv")
+    net.activation(net.multiply(u, net.activation(v, "x + 1/2")), "selu", name="y")
+    found = vf.derive(net).numeric({"n": 64})
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((2, 4_000_000))
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    p = u * (v + 0.5)
+    y = scale * np.where(p > 0, p, alpha * np.expm1(p))
+    slope = scale * np.where(p > 0, 1.0, alpha * np.exp(p))
+    wanted = [np.mean(y**2), np.mean((slope * (v + 0.5)) ** 2), np.mean((slope * u) ** 2)]
+    got = [found["y"]["second_moment"], found["u"]["grad_second_moment"], found["v"]["grad_second_moment"]]
+    assert got == pytest.approx(wanted, rel=5e-3)

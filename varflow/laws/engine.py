@@ -428,6 +428,8 @@ def _reduce(
         terms = [law.table[u, b] * rest.diff(b) for b in names if law.table[u, b] != 0]
         return sp.Add(*[expectation(t, law, depth + 1) for t in terms])
     gram = sp.Matrix([[law.of_forms(a, b, names) for b in forms] for a in forms])
+    if len(forms) == 2 and sp.cancel(gram.det()) == 0:  # multiples of one variable
+        forms, gram = forms[:1], gram[:1, :1]
     wanted = sp.Matrix([law.of_forms(v, f, names) for v in outside for f in forms])
     rows = wanted.reshape(len(outside), len(forms)) * gram.inv()
     noise = [sp.Dummy(f"e{k}", real=True) for k in range(len(outside))]
