@@ -197,6 +197,7 @@ class _Run:
             if isinstance(step.primitive, Contract):
                 key = (step.primitive.weight, step.backward)
                 self.uses.setdefault(key, []).append(step.primitive.transpose)
+        self.behind = {key: (set[int](), set[int]()) for key, uses in self.uses.items() if len(set(uses)) > 1}
 
     def moments(self) -> list[tuple[Array, Array]]:
         """Mean and second moment of every value, position by position."""
@@ -204,12 +205,22 @@ class _Run:
         for i, step in enumerate(self.program):
             self.places = int(step.shape.places)
             value = self.values[i] = self._value(step, [self.values[a] for a in step.args])
+            self._follow(i, step)
             mean, second = value.moments()
             found.append((mean.mean(axis=0), second.mean(axis=0)))
             for dead in ending[i]:
                 del self.values[dead]
         self.matrices.clear()
         return found
+
+    def _follow(self, i: int, step: Instruction) -> None:
+        """Note which values depend on what came out of a weight that is used in both orientations, of each of them."""
+        use = step.primitive
+        for key, sides in self.behind.items():
+            own = use.transpose if isinstance(use, Contract) and key == (use.weight, step.backward) else None
+            for transpose, side in enumerate(sides):
+                if own == bool(transpose) or any(a in side for a in step.args):
+                    side.add(i)
 
     def _value(self, step: Instruction, args: list[Value]) -> Value:
         channels = int(step.shape.channels)
@@ -329,15 +340,16 @@ class _Run:
             self.matrices[key] = _matrix(w, self.noise)
         matrix, uses = self.matrices[key], self.uses[key]
         remember, both = len(uses) > 1, len(set(uses)) > 1
+        told = both and step.args[0] in self.behind[key][not use.transpose]
         if use.window is not None and use.transpose:
             places, self.places = self.places, int(self.program.shape(step.args[0]).places)
-            y = windows.folded(matrix.apply(x, True, remember, both), use.window)
+            y = windows.folded(matrix.apply(x, True, remember, both, told), use.window)
             self.places = places
             return y
         x = x if use.window is None else windows.unfolded(x, use.window)
         if w.distribution == "standardized" and not use.transpose:
             x = windows.centred(x)
-        return matrix.apply(x, use.transpose, remember, both)
+        return matrix.apply(x, use.transpose, remember, both, told)
 
     def _channel_weights(self, w: Weight) -> list[list[Array]]:
         """For every output of a channel, one number per tap and coordinate: a depthwise convolution's weights."""

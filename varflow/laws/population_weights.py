@@ -180,11 +180,12 @@ class Matrix:
     one_way: bool = False
     uses: tuple[Uses, Uses] = field(default_factory=lambda: (Uses(), Uses()))
 
-    def apply(self, x: Value, transpose: bool, remember: bool, both: bool) -> Value:
-        """W x, or W^T x, given all remembered uses; ``both``: in both orientations."""
+    def apply(self, x: Value, transpose: bool, remember: bool, both: bool, told: bool = True) -> Value:
+        """W x, or W^T x, given all remembered uses; ``both``: in both orientations; ``told``: whether x depends on what
+        came out of the other one (of few coordinates the products with it are not zero where it does not)."""
         other = self.uses[not transpose]
         gaussian = self._gaussian(x, transpose, remember, both)
-        if not other.inputs:
+        if not other.inputs or not told:
             return gaussian
         if self.one_way:
             raise UnsupportedError(
@@ -221,7 +222,7 @@ class HaarMatrix:
     noise: Noise
     pairs: tuple[Ledger, Ledger] = field(default_factory=lambda: (Ledger(), Ledger()))
 
-    def apply(self, x: Value, transpose: bool, remember: bool, both: bool) -> Value:
+    def apply(self, x: Value, transpose: bool, remember: bool, both: bool, told: bool = True) -> Value:
         """W x, or W^T x, given all remembered uses."""
         own = gram(x, x)
         ledger = self.pairs[transpose]
