@@ -26,7 +26,7 @@ from varflow.verify_options import check_options
 from varflow.verify_record import Settings, keeping, record, run_hash
 from varflow.verify_report import Key, Progress, Verification
 from varflow.verify_run import Clock, Level, Run, until_settled
-from varflow.verify_widths import LEAST_WIDTH, hidden_widths, ladder, order_of
+from varflow.verify_widths import LEAST_WIDTH, hidden_widths, ladder, narrowest, order_of
 
 if TYPE_CHECKING:
     from varflow.evaluate import Numbers
@@ -158,8 +158,8 @@ def samples_for(program: Program, batch: int = LARGE_BATCH) -> int | None:
     """
     if samples_of(program, batch) is not None:
         return None
-    narrowest = min(int(program.shape(v).channels) for v in program.values.values())
-    wanted = 1 << math.ceil(math.log2(ENTRIES / narrowest)) if narrowest < ENTRIES else 1
+    least = min(int(program.shape(v).channels) for v in program.values.values())
+    wanted = 1 << math.ceil(math.log2(ENTRIES / least)) if least < ENTRIES else 1
     return min(MOST_SAMPLES, max(FEWEST_SAMPLES, wanted))
 
 
@@ -312,7 +312,7 @@ def _over_widths(key: Key, p: Prediction, levels: Sequence[Level], order: int) -
     at = [level.predicted[key] for level in levels]
     own = p.error > 0 and all(one.value for one in at) and any(level.scale.of_width for level in levels)
     errors = tuple(one.error / abs(one.value) for one in at) if own else ()
-    narrow = order == 1 and min(hidden_widths(levels[0].scale.program)) < LEAST_WIDTH
+    narrow = order == 1 and narrowest(levels[0].scale.program) < LEAST_WIDTH
     return replace(p, order=order, errors=errors, narrow=narrow)
 
 

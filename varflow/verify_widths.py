@@ -171,6 +171,12 @@ def hidden_widths(program: Program) -> list[int]:
     return [int(c) for c in forward or [s.shape.channels for s in program]]
 
 
+def narrowest(program: Program) -> float:
+    """The least hidden width, or number of terms of a product with a sparse weight."""
+    kept = [float(w.keep * w.columns * w.taps) for w in program.weights.values() if w.keep != 1]
+    return min([*hidden_widths(program), *kept])
+
+
 def ladder(
     network: Network, program: Program, factors: Sequence[float | Fraction | str] | None = None
 ) -> tuple[list[Scaled], str]:
@@ -193,9 +199,9 @@ def order_of(scales: Sequence[Scaled]) -> int:
 
 
 def _of_widths(network: Network, program: Program) -> tuple[list[Scaled], str] | None:
-    narrowest = min(hidden_widths(program))
+    least = narrowest(program)
     for steps in LADDERS:
-        if steps[0] < 1 and narrowest * steps[0] < LEAST_WIDTH:
+        if steps[0] < 1 and least * steps[0] < LEAST_WIDTH:
             continue
         try:
             found = [scaled(network, program, f) for f in steps]

@@ -49,8 +49,10 @@ def resampled(laws: Covariances, newer: Instance, older: Instance, first: bool, 
     left, right = (v.mix, getattr(beside, "mix", None)) if first else (getattr(beside, "mix", None), v.mix)
     if left is None or right is None:
         _on_one_grid(v)
-    if left is not None and right is not None and _operand_grid(left) != _operand_grid(right):
-        raise NoFormula("values resampled from grids of different sizes", v.node)
+    if left is not None and right is not None and (
+        _operand_grid(left) != _operand_grid(right) or _grid(left) != _grid(right)
+    ):
+        raise NoFormula("values resampled from grids, or to grids, of different sizes", v.node)
     mixing = Mixing(left, right, view.position)
     alike, apart = mixing.limit
     limit = mo.combine(alike * mo.part(0) + apart * mo.part(1), [same, other])
@@ -106,6 +108,10 @@ def _on_one_grid(v: Mixed) -> None:
     assert v.mix is not None
     if v.mix.window.outputs != v.mix.window.inputs:
         raise NoFormula("a resampled value beside one that depends on it", v.node)
+
+
+def _grid(mix: Mix) -> tuple[sp.Expr, ...]:
+    return mix.window.inputs if mix.transpose else mix.window.outputs
 
 
 def _operand_grid(mix: Mix) -> tuple[sp.Expr, ...]:

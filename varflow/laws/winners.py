@@ -109,7 +109,7 @@ def won_second(laws: Laws, v: Win, w: Win | None = None) -> Formula:
         with suppress(NoFormula):
             return _won_knowing(laws, v, w or v)
     found = _won_second(laws, v, w or v)
-    if v.of is None or v.top is None or not _holds(v.of, v.top):
+    if v.of is None or v.top is None or not (_holds(v.of, v.top) or laws.dependent(v.of, v.top, SAME)):
         return found
     return replace(found, exactness="closure", assumptions=found.assumptions | {INDEPENDENT})
 
