@@ -26,6 +26,7 @@ from tests.convolutional import (
     same,
     torch,
 )
+from varflow.lowering import lower
 from varflow.network import Handle, Network
 from varflow.simulate.cpu import simulate
 
@@ -356,3 +357,16 @@ def test_weight_gradients() -> None:
     for k, name in enumerate(("c1", "c2")):
         near(stated[name], np.array(rows)[:, k], 0.01, f"{name} by PyTorch")
         assert abs(found[name].second_moment - stated[name]) < 4.5 * found[name].standard_error + 0.01 * stated[name]
+
+
+def test_a_transpose_on_another_grid_of_what_does_not_know_the_weight() -> None:
+    """Strides differ, so that the products cannot be told apart tap by tap: none is needed."""
+    net = Network("apart")
+    net.conv(net.input("z", "n", (8, 8)), "n", 1, stride=2, variance="2/fan_in", name="W")
+    t = net.conv_transpose(net.input("x", "n", (8, 8)), "n", 1, weight="W", name="t")
+    net.conv(t, "n", 1, weight="W", name="u")
+    d = vf.derive(net)
+    assert d["t"].second_moment == 2 and d["u"].second_moment == 8
+    seen = simulate(lower(net.bind({"n": 256})), 100, samples=2, seed=1).forward
+    for name in ("t", "u"):
+        assert abs(float(d[name].second_moment) / seen[name].second_moment - 1) < 0.02

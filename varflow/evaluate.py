@@ -124,7 +124,7 @@ class Numbers:
     def _is_rounding(self, number: float, quantity: Quantity | None, gradient: bool) -> bool:
         """Whether a moment by position is what rounding left of zero: that of the formula is another, as small."""
         assert self._placed is not None
-        if number == 0 or abs(number) >= ROUNDING or quantity is None or getattr(quantity, "tier", "") == "population":
+        if number == 0 or abs(number) >= ROUNDING or quantity is None:
             return False
         table = self._placed.program.gradients if gradient else self._placed.program.values
         found = (self._in_profile(name, "second_moment", gradient) for name in table)
@@ -136,6 +136,11 @@ class Numbers:
         """What its second moment rests on where it is that of its profile."""
         assert self._placed is not None
         return self._placed.exactness(self._value_of(self._placed, name, gradient))
+
+    def population_by_position(self, name: str, gradient: bool) -> bool:
+        """Whether its profile rests on moments that a population gave."""
+        assert self._placed is not None
+        return self._placed.from_population(self._value_of(self._placed, name, gradient))
 
     def by_position(self, name: str, gradient: bool = False) -> bool:
         """Whether a node's second moment is that of its profile over positions."""

@@ -94,7 +94,10 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: 
     measured = part.second is None or (isinstance(part.second, Moment) and part.second.tier == "population")
     if numbers.by_position(name, backward):
         placed = weakest(EXACTNESS, (exactness, numbers.exactness_by_position(name, backward)))
-        return Prediction(number, placed, SAMPLE_ERROR * abs(number) if measured else 0.0)
+        spread = SAMPLE_ERROR * abs(number) if measured else 0.0
+        if numbers.population_by_position(name, backward):
+            spread = max(spread, _population_error(numbers, plain, backward))
+        return Prediction(number, placed, spread)
     if not measured:
         return Prediction(number, exactness)
     return Prediction(number, exactness, _population_error(numbers, plain, backward))

@@ -154,8 +154,8 @@ class Contraction(Summation):
             scale = quotient(w.entry_variance, w.groups)
             c = mo.total([mo.product(mo.constant(times(scale, b.size)), self._response(b.law, g))
                           for b in h if b.law is not None])
-            c = self._over_taps(c, fresh, g)
             if not c.is_zero:
+                c = self._over_taps(c, fresh, g)
                 corrections.append((self.laws.quantity(c, "k", self.step.node), x))
         if w.distribution == "orthogonal" and corrections:
             self._shrink(w, fresh, corrections, opposite, uses)

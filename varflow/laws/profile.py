@@ -48,8 +48,15 @@ class Profile:
 
     def exactness(self, value: int) -> str:
         """exact | wide | closure, of the second moment; underived where there is no formula."""
-        quantity = self._asked[value, True] if (value, True) in self._asked else self._quantity(value, True)
+        quantity = self._second_of(value)
         return "underived" if quantity is None else str(getattr(quantity, "exactness", "exact"))
+
+    def from_population(self, value: int) -> bool:
+        """Whether its second moment rests on one that a population gave."""
+        return getattr(self._second_of(value), "tier", "") == "population"
+
+    def _second_of(self, value: int) -> Quantity | None:
+        return self._asked[value, True] if (value, True) in self._asked else self._quantity(value, True)
 
     def _found(self, value: int, second: bool) -> Array | None:
         key = (value, second)
