@@ -8,6 +8,9 @@ from varflow.errors import UnsupportedError
 from varflow.laws.population_cells import Array, Value, blockwise
 from varflow.program import Standardize
 
+SMALL, MOST_ERRORS = 1e-9, 6
+"""What stands for a small number; standard errors of a mean that may be zero."""
+
 
 def _channel_statistics(norm: Standardize, x: Value, node: str) -> tuple[Array, Array]:
     if norm.groups != 1 and len(x.cells) > 1:
@@ -45,13 +48,23 @@ def standardized(norm: Standardize, x: Value, node: str) -> Value:
     """A value less its mean, over its standard deviation. Raises UnsupportedError where it has no variance."""
     if _by_channels(norm, x):
         center, spread = _channel_statistics(norm, x, node)
-        return blockwise(lambda a: (a - center) / spread, [x])
+        return blockwise(lambda a: _small_for_zero(norm, a, center, spread, (a - center) / spread), [x])
 
     def over_batch(a: Array) -> Array:
         mean, inverse = _batch_statistics(norm, a)
         return np.asarray((a - mean) * inverse)
 
     return blockwise(over_batch, [x])
+
+
+def _small_for_zero(norm: Standardize, a: Array, center: Array, spread: Array, y: Array) -> Array:
+    """Dropped values behind a mean that vanishes are small numbers of either sign (see `varflow.laws.dropped`), each
+    sign for half of the coordinates."""
+    dropped = a == 0
+    if not norm.center or not dropped.any():
+        return y
+    signs = SMALL * (1 - 2 * (np.arange(len(a)) % 2))[:, None, None]
+    return np.where(dropped & (np.abs(center) < MOST_ERRORS * spread / np.sqrt(len(a))), signs, y)
 
 
 def standardized_backward(norm: Standardize, x: Value, d: Value, node: str) -> Value:

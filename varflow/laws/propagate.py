@@ -12,6 +12,7 @@ from varflow.laws import moments as mo
 from varflow.laws.blocks import refine
 from varflow.laws.contraction import Contraction
 from varflow.laws.distributions import NoFormula
+from varflow.laws.dropped import Dropped
 from varflow.laws.layout import Layout
 from varflow.laws.making import there
 from varflow.laws.moments import Formula
@@ -72,13 +73,21 @@ class Propagation(Contraction, Normalization, Layout, Windows, Attention, Repeti
     def __init__(self, program: Program, closures: bool = False, profiles: bool = False,
                  reference: Sequence[Blocks] | None = None) -> None:
         super().__init__(program, closures, profiles, reference)
+        self._dropped = Dropped()
         wanted = {*program.values.values(), *program.gradients.values(),
                   *(s.args[0] for s in program if isinstance(s.primitive, Contract))}
         for i, step in enumerate(program):
             self.step, self.index = step, i
             self.values.append(self._law(step))
+            self._dropped.follow(i, step, self._is_centred)
             if i in wanted:
                 self._settle(self.values[-1])
+
+    def _is_centred(self, value: int) -> bool:
+        try:
+            return all(self.laws.mean(b.law).is_zero for b in self.values[value] if b.law is not None)
+        except NoFormula:
+            return False
 
     def _settle(self, blocks: Blocks) -> None:
         """Name moments in program order, so that none needs a deep recursion."""
@@ -119,7 +128,8 @@ class Propagation(Contraction, Normalization, Layout, Windows, Attention, Repeti
             case Contract(weight=weight, transpose=transpose):
                 return self._contract(self.program.weights[weight], transpose, args[0])
             case Pointwise(expr=expr):
-                return self._blockwise(expr, args)
+                slope, masks = self._dropped.slope(step, expr)
+                return self._blockwise(slope, [*args, *(self.values[m] for m in masks)])
             case Standardize() | StandardizeBackward():
                 return self._normalization(step, args)
             case PositionMean():
