@@ -38,6 +38,8 @@ from varflow.program import Standardize
 from varflow.symbols import arg
 from varflow.window import Window
 
+INDEPENDENT = "closure: a gradient is independent of the normalized values that it depends on"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -81,7 +83,7 @@ class Projection(Reading):
             lost = self._lost(rule, y, d)
             whole = self.laws.operated(Overall(), (f := self.laws.second(less),), f)
         except NoFormula:
-            return mo.ONE
+            return replace(mo.ONE, exactness="closure", assumptions=frozenset({INDEPENDENT}))
         if lost.is_zero:
             return mo.ONE
         shape = 1 - (mo.part(2) - 1) / (mo.part(2) - 2) * mo.part(0) / mo.part(1)
@@ -91,7 +93,7 @@ class Projection(Reading):
     def _lost(self, rule: Standardize, y: Instance, d: Instance) -> Formula:
         """E[(mean of y d)^2] less what it is for independent y and d."""
         laws, places = self.laws, self.step.shape.places
-        found = list(self._pieces(d, y, places))
+        found = list(self._pieces(rule, d, y, places))
         if any(laws.second(p.value).template.has(sp.nan) for p in found):
             raise NoFormula("a square without a number", self.step.node)
         pieces = [(p.factor, self._entries_mean(rule, p.value, p.count)) for p in found]
@@ -108,12 +110,21 @@ class Projection(Reading):
         independent = laws.operated(Overall(), (independent,), independent)
         return mo.combine(mo.part(0) - mo.part(1), [mo.total(together), independent])
 
-    def _pieces(self, d: Instance, y: Instance, places: sp.Expr) -> Iterator[Piece]:
+    def _is_constant(self, rule: Standardize, d: Instance) -> bool:
+        """Whether a gradient is one number for all entries of a statistic, whose normalized values add up to zero."""
+        v, members = d.variable, self._members(rule)
+        if not rule.center or rule.axis != "group":
+            return False
+        return not self.laws.differs(d, False) if members == 1 else isinstance(v, SampleMean) and v.channels == members
+
+    def _pieces(self, rule: Standardize, d: Instance, y: Instance, places: sp.Expr) -> Iterator[Piece]:
         v = d.variable
+        if self._is_constant(rule, d):
+            return
         terms = self._terms(d)
         if terms is not None:
             for c, x in terms:
-                for p in self._pieces(x, y, places):
+                for p in self._pieces(rule, x, y, places):
                     yield replace(p, factor=mo.product(c, p.factor))
             return
         if isinstance(v, Win) and v.entry == y and not d.moves and v.of is not None and v.top is not None:
