@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy as sp
 
-from varflow.calculus import quotient, rename
+from varflow.calculus import quotient, rename, times
 from varflow.laws.blocks import carried, parts, refine
 from varflow.laws.making import Reading, moved_by
 from varflow.laws.variables import (
@@ -53,18 +53,43 @@ class Layout(Reading):
         return tuple(result)
 
     def _deal(self, x: Blocks, count: int, inverse: bool) -> Blocks:
-        """A fixed order of channels: other coordinates of the same law where there is one law; blocks dealt into one
-        another are a mixture of them, undone where they are told apart again."""
+        """A fixed order of channels: other coordinates of the same law where there is one law. Several blocks are dealt
+        one after another: each heap has its share of every block, in their order. Other blocks gathered are a mixture
+        of them, undone where they are told apart again."""
         law = x[0].law
         if len(x) > 1:
-            return self._one(self._gather(x, count) if inverse else self._anywhere(x))
+            heaps = self._heaps(x, count) if inverse else None
+            if heaps is not None:
+                return tuple(Block(times(part[0].size, sp.Integer(count)), self._gather(part, count, False))
+                             for part in heaps)
+            if inverse or not all(_divides(count, b.size) for b in x):
+                return self._one(self._gather(x, count) if inverse else self._anywhere(x))
+            return tuple(Block(quotient(b.size, sp.Integer(count)), self._share(b, count, k))
+                         for k in range(count) for b in x)
         dealt, blocks = self._gathered.get(law.variable, (0, x)) if law and not law.moves else (0, x)
         if dealt == count and not inverse:
             return blocks
         return (Block(x[0].size, moved_by(law, ("gather" if inverse else "deal", count))),)
 
-    def _gather(self, x: Blocks, count: int) -> Instance:
-        mixture = self._mixture(x, ("gather", count))
+    @staticmethod
+    def _heaps(x: Blocks, count: int) -> list[Blocks] | None:
+        """Heaps that have the same blocks, turned: each block's shares of all heaps; None where they differ."""
+        period, rest = divmod(len(x), count)
+        if rest or period < 2 or any(b.size != x[i % period].size for i, b in enumerate(x)):
+            return None
+        return [x[i::period] for i in range(period)]
+
+    def _share(self, b: Block, count: int, heap: int) -> Instance | None:
+        """What a heap gets of a block."""
+        if b.law is None:
+            return None
+        dealt, parts = self._gathered.get(b.law.variable, (0, ())) if not b.law.moves else (0, ())
+        if dealt == count:
+            return parts[heap].law
+        return moved_by(b.law, ("deal", count))
+
+    def _gather(self, x: Blocks, count: int, whole: bool = True) -> Instance:
+        mixture = self._mixture(x, ("gather", count), whole)
         self._gathered[mixture.variable] = count, x
         return mixture
 
@@ -122,7 +147,7 @@ class Layout(Reading):
                 return a
         return self._make(Composite, expr=expr, args=tuple(args), coefficients=v.coefficients)
 
-    def _mixture(self, x: Blocks, move: tuple[str, object]) -> Instance:
+    def _mixture(self, x: Blocks, move: tuple[str, object], whole: bool = True) -> Instance:
         """A coordinate of a permuted value of several blocks: from one of them, in proportion to its size."""
         n = sp.Add(*(b.size for b in x))
         shares = tuple(quotient(b.size, n) for b in x)
@@ -137,7 +162,12 @@ class Layout(Reading):
                 self._choices[group, k] = choice
                 expr += arg(len(args)) * arg(len(args) + 1)
                 args += [choice, b.law.moved(move)]
-        return self._make(Composite, expr=expr, args=tuple(args))
+        return self._make(Composite, whole, expr=expr, args=tuple(args))
+
+
+def _divides(count: int, size: sp.Expr) -> bool:
+    share = quotient(size, sp.Integer(count))
+    return not share.is_number or bool(share.is_Integer)
 
 
 def _cut(blocks: Blocks, start: sp.Expr, size: sp.Expr) -> Blocks:

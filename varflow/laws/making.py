@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -111,6 +112,15 @@ class Reading:
         return {"born": self._born, "node": self.step.node, "backward": self.step.backward and not self._slopes,
                 "value": self.index if whole else None}
 
+    @contextmanager
+    def _made_of(self, x: Instance) -> Iterator[None]:
+        """What is made of forward values alone is one, in a slope too: it has a mean, which gradients have not."""
+        before, self._slopes = self._slopes, self._slopes or not x.variable.backward
+        try:
+            yield
+        finally:
+            self._slopes = before
+
     def _make(self, make: Callable[..., Variable], whole: bool = True, **fields: object) -> Instance:
         return Instance(make(**self._label(whole), **fields))
 
@@ -204,16 +214,20 @@ class Reading:
         own, rest = expr.as_independent(arg(which), as_Add=False)[::-1]
         if symbols_in(own) != {arg(which)} or (own == arg(which) and len(xs) > 1):
             return None
-        parts = []
-        for part in xs[which].variable.args:  # type: ignore[attr-defined]
-            mixed = part.variable
-            assert isinstance(mixed, Mixed) and mixed.of is not None
-            of = carried(carried(mixed.of, part), xs[which])
-            inner = self._pointwise(rename(own, ((arg(which), arg(0)),)), (of,), False)
-            parts += [self._make(Mixed, False, of=inner, mix=mixed.mix)] if inner is not None else []
-        found = self._make(Composite, False, expr=sp.Add(*(arg(k) for k in range(len(parts)))), args=tuple(parts))
+        with self._made_of(xs[which]):
+            found = self._arranged(rename(own, ((arg(which), arg(0)),)), xs[which])
         others = tuple(found if i == which else x for i, x in enumerate(xs))
         return found if rest == 1 else self._pointwise(arg(which) * rest, others, False)
+
+    def _arranged(self, f: sp.Expr, x: Instance) -> Instance:
+        """A function of every value that x arranges."""
+        parts = []
+        for part in x.variable.args:  # type: ignore[attr-defined]
+            mixed = part.variable
+            assert isinstance(mixed, Mixed) and mixed.of is not None
+            inner = self._pointwise(f, (carried(carried(mixed.of, part), x),), False)
+            parts += [self._make(Mixed, False, of=inner, mix=mixed.mix)] if inner is not None else []
+        return self._make(Composite, False, expr=sp.Add(*(arg(k) for k in range(len(parts)))), args=tuple(parts))
 
 
 def _won_slope(expr: sp.Expr, xs: tuple[Instance, ...]) -> Win | None:

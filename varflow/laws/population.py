@@ -190,6 +190,7 @@ class _Run:
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
     uses: dict[tuple[str, bool], list[bool]] = field(default_factory=dict)
     channel_weights: dict[str, list[list[Array]]] = field(default_factory=dict)
+    in_order: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -260,6 +261,13 @@ class _Run:
                 return cells.embedded(args[0], int(start), channels)
             case Permute(name=name, inverse=inverse):
                 return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
+            case Deal(count=count, inverse=inverse) if (inverse and (count, channels) in self.in_order) or (
+                    not inverse and len(args[0].cells) > 1):
+                found = cells.dealt(args[0], count, inverse)
+                if found is None:
+                    raise UnsupportedError("several kinds of channels dealt unevenly have no population")
+                self.in_order.add((count, channels))
+                return found
             case Deal(count=count, inverse=inverse):
                 name = f"deal {count}"
                 return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))

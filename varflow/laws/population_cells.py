@@ -316,6 +316,32 @@ def permuted(value: Value, name: str, inverse: bool, order: npt.NDArray[np.int64
     return Value(value.channels, tuple(cells))
 
 
+def dealt(value: Value, count: int, inverse: bool) -> Value | None:
+    """Channels dealt into heaps (or gathered from them), each of which has its share of every cell, in order; a
+    coordinate stands for a channel of any heap, and when they are gathered for one of a heap in turn. None where cells
+    do not divide, or heaps differ."""
+    cells = sorted(value, key=lambda c: c.region[0][1])
+    if any(len(c.region) != 1 or c.region[0][0] != () for c in cells):
+        return None
+    heap, bounds = value.channels // count, [c.region[0][1] for c in cells]
+    if not inverse:
+        if any(n % count for pair in bounds for n in pair):
+            return None
+        parts = [(k * heap, c, low // count, high // count) for k in range(count)
+                 for c, (low, high) in zip(cells, bounds, strict=True)]
+        return Value(value.channels, tuple(Cell((((), (start + low, start + high)),), c.base, c.shift)
+                                           for start, c, low, high in parts))
+    period, rest = divmod(len(cells), count)
+    turned = [(low % heap, (high - 1) % heap + 1) for low, high in bounds]
+    if rest or turned != turned[:period] * count:
+        return None
+    size = len(cells[0].base.array)
+    turn = np.arange(size) % (size // 2) % count
+    gathered = [np.stack([c.array for c in cells[b::period]])[turn, np.arange(size)] for b in range(period)]
+    return Value(value.channels, tuple(Cell((((), (low * count, high * count)),), Coordinates(array))
+                                       for array, (low, high) in zip(gathered, turned, strict=False)))
+
+
 def flattened(value: Value) -> Value:
     """Positions as blocks of channels, one after another."""
     positions = next(iter(value)).base.array.shape[2]

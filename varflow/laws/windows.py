@@ -83,7 +83,8 @@ class Windows(Reading):
         back = v.mix if isinstance(v, Mixed) and v.mix is not None and v.mix.transpose and picks(v.mix) else None
         if isinstance(v, Mixed) and v.of is not None and back is not None and back.window == mix.window:
             return carried(v.of, x) if back.coefficients == mix.coefficients else None
-        return self._resampling(mix, x, False)
+        with self._made_of(x):
+            return self._resampling(mix, x, False)
 
     def _largest(self, window: Window, x: Instance, whole: bool) -> Instance:
         """Maxima of an increasing function of Gaussians: the function of the largest of them; of any other, the
