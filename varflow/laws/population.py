@@ -190,7 +190,7 @@ class _Run:
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
     uses: dict[tuple[str, bool], list[bool]] = field(default_factory=dict)
     channel_weights: dict[str, list[list[Array]]] = field(default_factory=dict)
-    in_order: set[tuple[int, int]] = field(default_factory=set)
+    in_order: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -261,22 +261,25 @@ class _Run:
                 return cells.embedded(args[0], int(start), channels)
             case Permute(name=name, inverse=inverse):
                 return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
-            case Deal(count=count, inverse=inverse) if (inverse and (count, channels) in self.in_order) or (
-                    not inverse and len(args[0].cells) > 1):
-                found = cells.dealt(args[0], count, inverse)
-                if found is None:
-                    raise UnsupportedError("several kinds of channels dealt unevenly have no population")
-                self.in_order.add((count, channels))
-                return found
-            case Deal(count=count, inverse=inverse):
-                name = f"deal {count}"
-                return cells.permuted(args[0], name, inverse, self._order(name, inverse, channels))
+            case Deal() as deal:
+                return self._dealt(deal, args[0], channels)
             case Flatten():
                 return cells.flattened(args[0])
             case Unflatten():
                 return cells.unflattened(args[0], channels, self.places)
             case other:
                 raise UnsupportedError(f"the population knows no {type(other).__name__}")
+
+    def _dealt(self, deal: Deal, x: Value, channels: int) -> Value:
+        """Several kinds of channels in order; one kind, and what goes back the way it came, as a permutation."""
+        key = (deal.count, channels)
+        in_order = self.in_order.setdefault(key, not deal.inverse and len(x.cells) > 1)
+        found = cells.dealt(x, deal.count, deal.inverse) if in_order else None
+        if found is None:
+            self.in_order[key] = False
+            name = f"deal {deal.count}"
+            found = cells.permuted(x, name, deal.inverse, self._order(name, deal.inverse, channels))
+        return found
 
     # -- random sources
 
