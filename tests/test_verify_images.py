@@ -13,7 +13,7 @@ from tests.test_verify import DELTA, residual, summary
 from varflow.lowering import lower
 from varflow.network import Network
 from varflow.simulate.cpu import Simulator
-from varflow.verify import FEWEST_DRAWS, affordable, batch_of, verify
+from varflow.verify import FEWEST_DRAWS, affordable, batch_of, prepared, verify
 from varflow.verify_check import Judge, Prediction, Reading
 from varflow.verify_run import Level, Run
 from varflow.verify_widths import scaled
@@ -91,3 +91,20 @@ def test_what_depends_on_a_large_batch_is_a_limit() -> None:
     result = verify(d, {"c": 16}, draws=400)
     assert result.nodes["p"]["forward"].verdict == result.nodes["y"]["forward"].verdict == "pass"
     assert result.nodes["p"]["forward"].exactness == "wide" and result.nodes["x"]["forward"].exactness == "exact"
+
+
+def test_zeros_of_a_limit() -> None:
+    """A layer norm of few channels leaves something of the mean over places that an instance norm has made zero."""
+    net = Network("zero")
+    h = net.instance_norm(net.conv(net.input("x", 32, (6, 6)), 32, 3, name="c", variance="2/fan_in"))
+    net.mean_pool(net.layer_norm(h), name="p")
+    check = verify(net, {}, draws=300).nodes["p"]["forward"]
+    assert check.predicted == 0 and check.verdict == "inconclusive" and "limit of zero" in check.note
+    wrong = Network("not zero")
+    h = wrong.linear(wrong.input("x", 48), 48, variance="1/fan_in", name="h")
+    wrong.linear(wrong.tanh(h, name="a"), 48, variance="1/fan_in", name="y")
+    run, _ = prepared(vf.derive(wrong), {}, 0.02, None, {"seed": 0, "method": "auto", "threads": 1})
+    run.predicted = {key: replace(p, value=0.0) if key == ("forward", "a") else p for key, p in run.predicted.items()}
+    for level in run.levels:
+        level.advance(200, lambda: False)
+    assert len(run.levels) == 3 and run.checks(0.01)["forward", "a"].verdict == "fail"

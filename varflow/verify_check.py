@@ -16,6 +16,8 @@ from varflow.verify_tails import Estimate, estimate, tail_size
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 ZERO_TOLERANCE = 1e-6
 """What counts as zero where zero is predicted, as a share of the second moment of what the value is made of."""
+FALLS = 0.6
+"""What is at most so much of itself at widths four times as large may be of order 1/n, which falls to a quarter."""
 FLOAT32_RANGE = (1e-72, 1e72)
 """Second moments outside it come from entries that float32 cannot hold."""
 LEAST_DRAWS = 8
@@ -166,7 +168,7 @@ class Judge:
         if draws < LEAST_DRAWS:
             return replace(blank, note="too few draws for an interval", draws_needed=LEAST_DRAWS)
         if p == 0:
-            return self._zero(blank, readings[-1].summary, ZERO_TOLERANCE * prediction.scale)
+            return self._zero(blank, readings, ZERO_TOLERANCE * prediction.scale)
         if not FLOAT32_RANGE[0] < abs(p) < FLOAT32_RANGE[1]:
             return replace(blank, note="entries of this size do not fit float32")
         return self._judged(blank, prediction, readings)
@@ -178,14 +180,20 @@ class Judge:
         estimate = readings[-1].summary.second_moment if readings else math.nan
         return replace(blank, estimate=estimate, note=note)
 
-    def _zero(self, blank: Check, s: Summary, tolerance: float) -> Check:
+    def _zero(self, blank: Check, readings: Sequence[Reading], tolerance: float) -> Check:
+        """Zero at the widest of the widths; what falls with the width may be zero in the limit."""
+        s = readings[-1].summary
         half = quantile(self.alpha, s.draws - 1) * s.standard_error
         ci = (s.second_moment - half, s.second_moment + half)
         if not math.isfinite(half):
             return replace(blank, note="a value is not finite")
         inside = ci[0] >= -tolerance and ci[1] <= tolerance
         verdict = PASS if inside else FAIL if ci[0] > tolerance else INCONCLUSIVE
-        return replace(blank, estimate=s.second_moment, ci=ci, verdict=verdict)
+        found = replace(blank, estimate=s.second_moment, ci=ci, verdict=verdict)
+        if verdict == FAIL and ci[1] < FALLS * readings[0].summary.second_moment:
+            note = "not zero at these widths, and less the wider they are, as a limit of zero is"
+            return replace(found, verdict=INCONCLUSIVE, note=note)
+        return found
 
     def _judged(self, blank: Check, prediction: Prediction, readings: Sequence[Reading]) -> Check:
         p, draws = prediction.value, blank.draws

@@ -176,7 +176,8 @@ class Run:
             for level, s in zip(self.levels, summaries, strict=True)
             if key in s
         ]
-        if not limit or not all(r.predicted and math.isfinite(r.predicted) for r in readings):
+        known = p.value == 0 or all(r.predicted and math.isfinite(r.predicted) for r in readings)
+        if not limit or not known:
             readings = [r for r in readings if r.factor == 1]
         if p.value == 0 and summaries[-1]:
             zeros = {k for k, other in self.predicted.items() if other.value == 0}
