@@ -106,7 +106,8 @@ class Numbers:
         program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
         self._refuse_arrays()
         make = Mixture if masked else Profile
-        return make(program, self.values, self._measured_by_place, d.main.propagation.values)
+        measured = self._measured_by_place if has_windows(program) else self._measured
+        return make(program, self.values, measured, d.main.propagation.values)
 
     @staticmethod
     def _value_of(profile: Profile, name: str, gradient: bool) -> int:
@@ -146,6 +147,12 @@ class Numbers:
         """Whether a node's second moment is that of its profile over positions."""
         return self._in_profile(name, "second_moment", gradient) is not None
 
+    def of_population(self, name: str, gradient: bool = False) -> bool:
+        """Whether a node's second moment is the population's although it has a formula, which knows no borders, or no
+        masks."""
+        placed = self._placed
+        return placed is not None and placed.of_population(self._value_of(placed, name, gradient))
+
     def require_number(self, value: int, measure: str) -> None:
         """Raise Divergent where a moment that only a population has does not exist."""
         part = self.derivation.main
@@ -174,8 +181,9 @@ class Numbers:
         exact = self._in_profile(name, field, gradient)
         if exact is not None:
             return 0.0 if self._is_rounding(exact, quantity, gradient) else exact
-        measured = quantity is None or getattr(quantity, "tier", "") == "population"
-        if quantity is not None and not (measured and self.derivation.bodies):
+        uneven = field == "second_moment" and self.of_population(name, gradient)
+        measured = uneven or quantity is None or getattr(quantity, "tier", "") == "population"
+        if not uneven and quantity is not None and not (measured and self.derivation.bodies):
             return self._evaluation.of(quantity)
         if self.derivation.bodies:
             plain = name.replace("[l]", f"[{int(self.values[STEP.name])}]")
@@ -208,7 +216,7 @@ class Numbers:
         }
         if source and d.readers(source) == 1 and np.all(g != 0):
             result["grad_local_gain"] = self.gradient(source) / g
-        if law.tier == "population" and not d.bodies and self.profile is None:
+        if self.of_population(name) or (law.tier == "population" and not d.bodies and self.profile is None):
             result["standard_error"] = self._population.standard_error_second_moment[d.program.values[name]]
             if law.closure is not None:
                 closure = Numbers(d.closed, self._given).second(name)

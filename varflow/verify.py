@@ -98,7 +98,7 @@ def _predicted(numbers: Numbers, name: str, plain: str, direction: str, finite: 
         if numbers.population_by_position(name, backward):
             spread = max(spread, _population_error(numbers, plain, backward))
         return Prediction(number, placed, spread)
-    if not measured:
+    if not (measured or numbers.of_population(name, backward)):
         return Prediction(number, exactness)
     return Prediction(number, exactness, _population_error(numbers, plain, backward))
 

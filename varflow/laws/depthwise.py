@@ -16,10 +16,11 @@ import sympy as sp
 
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, coefficient
+from varflow.laws.blocks import carried, coefficient, parts
 from varflow.laws.distributions import NoFormula
 from varflow.laws.given import coefficient_formula
 from varflow.laws.moments import Formula, Quantity
+from varflow.laws.numeric import vectorized
 from varflow.laws.positions import Array, Mixing, Overall, completed, too_many, window_matrices
 from varflow.laws.shared import parity
 from varflow.laws.variables import (
@@ -28,7 +29,9 @@ from varflow.laws.variables import (
     Composite,
     Depthwise,
     Instance,
+    MaskEntry,
     Standardized,
+    Variable,
     View,
 )
 from varflow.program import Mix
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 _FOURTH = {"normal": sp.Integer(3), "uniform": sp.Rational(9, 5), "rademacher": sp.S.One}
 """E w^4 / (E w^2)^2."""
+POINTS = 32
 _SIZE = sp.Symbol("size_of_symmetric", positive=True)
 
 
@@ -58,12 +62,34 @@ def even_part(f: sp.Expr, x: sp.Symbol) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
 def of_symmetric(laws: Laws, f: sp.Expr, v: Depthwise | Standardized, coefficients: tuple[Quantity, ...]) -> Formula:
     """E[f(v)]. Raises NoFormula."""
     a, b, c = even_part(f, arg(0))
+    _check_at_zero(laws, f, a, arg(0), v)
     parts = [coefficient_formula(a, coefficients)]
     if b != 0:
         parts.append(mo.product(coefficient_formula(b, coefficients), mean_size(laws, v)))
     if c != 0:
         parts.append(mo.product(coefficient_formula(c, coefficients), laws.second(Instance(v))))
     return mo.total(parts)
+
+
+def _check_at_zero(laws: Laws, f: sp.Expr, even: sp.Expr, x: sp.Symbol, v: Depthwise | Standardized) -> None:
+    """Raise NoFormula where f jumps at zero and the convolution is zero with some probability."""
+    if f.subs(x, 0) != even and isinstance(v, Depthwise) and v.of is not None and vanishes(laws, v.of):
+        raise NoFormula("a function that jumps at zero, of a depthwise convolution that may be zero", v.node)
+
+
+def vanishes(laws: Laws, x: Instance) -> bool:
+    """Whether a value is zero with some probability: relu of a symmetric value, a mask; seen at some points."""
+    expr, leaves = flattened(x)
+    if isinstance(x.variable, Depthwise):
+        return x.variable.of is not None and vanishes(laws, x.variable.of)
+    symbols = tuple(sorted(symbols_in(expr), key=str))
+    rng = np.random.default_rng(len(symbols))
+    values = dict(zip(symbols, rng.standard_normal((len(symbols), POINTS)), strict=True))
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf.variable, MaskEntry):
+            values[arg(i)] = rng.integers(0, 2, POINTS).astype(np.float64)
+    found = np.broadcast_to(vectorized(expr, symbols)(*(values[s] for s in symbols)), (POINTS,))
+    return bool(np.any(found == 0)) and not np.all(found == 0)
 
 
 # -- the mean size -----------------------------------------------------------------------------------
@@ -129,9 +155,10 @@ def beside(laws: Laws, expr: sp.Expr, indices: list[int], args: tuple[Instance, 
         raise NoFormula("a scale mixture at two places", v.node)
     if v.backward and any(reads_weights(laws, args[i], v) for i in indices if i != which):
         raise NoFormula("a gradient beside a value of the same weights", v.node)
-    if tied(laws, v):
+    if tied(laws, v) or any(crossed(laws, v, args[i].variable) for i in indices if i != which):
         raise NoFormula("a gradient of a value of the same weights", v.node)
     a, b, c = even_part(expr, arg(which))
+    _check_at_zero(laws, expr, a, arg(which), v)
     if b != 0 and not _is_odd(b, args):
         raise NoFormula("the size of a scale mixture beside what it reads", v.node)
     rest = laws.expectation(a, args, coefficients, view) if a != 0 else mo.ZERO
@@ -167,6 +194,40 @@ def tied(laws: Laws, v: Depthwise) -> bool:
         return True
     expr, leaves = flattened(v.of)
     return not all(_settled(expr**2, arg(i)) for i, x in enumerate(leaves) if reads_weights(laws, x, v))
+
+
+def crossed(laws: Laws, u: Variable, v: Variable) -> bool:
+    """Whether two gradients W^T b and V^T c of different weights covary, as b and c know both: those of f(W h) g(V h)
+    and of f(W h) + g(V h), since |W h| and |V h| grow with the same h."""
+    if not (isinstance(u, Depthwise) and isinstance(v, Depthwise)) or u.of is None or v.of is None:
+        return False
+    if not u.backward or not v.backward or u.weight == v.weight:
+        return False
+    (f, left), (g, right) = flattened(u.of), flattened(v.of)
+    leaves = list(dict.fromkeys([*left, *right]))
+    both = f * rename(g, tuple((arg(i), arg(leaves.index(x))) for i, x in enumerate(right)))
+    mine, others = ([arg(i) for i, x in enumerate(leaves) if reads_weights(laws, x, w)] for w in (u, v))
+    return any(x == y or not _is_even_in_one(both, x, y) for x in mine for y in others)
+
+
+@lru_cache(maxsize=1024)
+def _is_even_in_one(f: sp.Expr, x: sp.Symbol, y: sp.Symbol) -> bool:
+    """Whether no part of f is odd in x and odd in y, seen at some points."""
+    symbols = tuple(sorted(symbols_in(f), key=str))
+    if x not in symbols or y not in symbols:
+        return True
+    rng = np.random.default_rng(len(symbols))
+    values = dict(zip(symbols, rng.uniform(0.1, 2.0, (len(symbols), POINTS)), strict=True))
+    function = vectorized(f, symbols)
+    found = np.array([a * b * function(*({**values, x: a * values[x], y: b * values[y]}[s] for s in symbols))
+                      for a in (1, -1) for b in (1, -1)])
+    return bool(np.all(np.abs(found.sum(axis=0)) <= 1e-9 * np.abs(found).max(axis=0)))
+
+
+def known_by_moments(laws: Laws, u: Variable, v: Variable) -> bool:
+    """Whether E[u v] is that of Gaussians of the same second moments."""
+    each = all(z.gaussian or (isinstance(z, Depthwise) and not tied(laws, z)) for z in (u, v))
+    return each and not crossed(laws, u, v)
 
 
 def _settled(f: sp.Expr, x: sp.Symbol) -> bool:
@@ -217,12 +278,19 @@ def _squared(laws: Laws, g: sp.Expr, y: Instance, args: tuple[Instance, ...],
     if y.there or any(x.there for x in args) or w.inputs != w.outputs or v.terms != w.taps:
         raise NoFormula("a scale mixture beside a value on another grid, or at another place", v.node)
     of = carried(v.of, y)
+    if any(laws.dependent(x, of, SAME) and depthwise_in(x) for i, x in enumerate(args) if g.has(arg(i))):
+        raise NoFormula("two depthwise convolutions that read the same places", v.node)
     at = [laws.expectation(g * arg(len(args)) ** 2, (*args, x), coefficients, view)
           for x, view in ((of, SAME), (Instance(of.variable, of.moves, True), POSITION))]
     centre = int(reads_itself(w))
     limit = mo.combine(centre * mo.part(0) + (w.taps - centre) * mo.part(1), at)
     found = laws.operated(Gathering(w, v.transpose), tuple(at), limit)
     return mo.product(mo.constant(v.variance), found)
+
+
+def depthwise_in(x: Instance) -> bool:
+    """Whether a value is made of a depthwise convolution."""
+    return isinstance(x.variable, Depthwise) or any(map(depthwise_in, parts(x.variable)))
 
 
 def reads_itself(w: Window) -> bool:

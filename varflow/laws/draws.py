@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -77,12 +77,14 @@ def random_signs(rng: Any, *shape: int) -> Array:
 
 
 def quasi(count: int, columns: int) -> Array:
-    """Normal points, from a scrambled Sobol sequence for the last of the columns, which matter most."""
+    """Normal points, from a scrambled Sobol sequence for the last of the columns, which matter most; in random order,
+    so that they are independent of the points of other sequences."""
     from scipy.special import ndtri
     from scipy.stats import qmc
 
     few = min(columns, MOST_QUASI)
     u = qmc.Sobol(few, scramble=True, rng=np.random.default_rng(few)).random(count)
+    u = u[np.random.default_rng(count).permutation(count)]
     rest = np.random.default_rng(columns).standard_normal((count, columns - few))
     return np.concatenate([rest, ndtri(np.clip(u[:, ::-1], 1e-12, 1 - 1e-12))], axis=1)
 
@@ -150,20 +152,30 @@ def _cleared(given: Arrays) -> Array:
     return np.asarray((vectors[:, kept] * values[kept]) @ vectors[:, kept].T)
 
 
-def weight_lists(w: Weights, variance: float, groups: int, seed: int) -> Array:
-    """Taps x groups, each list beside its mirror images."""
-    from scipy.special import ndtri
+def weight_lists(weights: Sequence[Weights], variances: Sequence[float], groups: int) -> list[Array]:
+    """Taps x groups of each weight, beside its mirror images. All are columns of one sequence: points of two Sobol
+    sequences, however scrambled, are not independent of each other."""
     from scipy.stats import qmc
 
-    u = qmc.Sobol(w.count, scramble=True, rng=np.random.default_rng((w.count, seed))).random(groups // len(MIRRORS))
-    if w.distribution == "normal":
+    ends = np.cumsum([w.count for w in weights])
+    count, columns = groups // len(MIRRORS), int(ends[-1]) if len(ends) else 0
+    few, rng = min(columns, MOST_QUASI), np.random.default_rng((columns, len(weights)))
+    u = qmc.Sobol(few, scramble=True, rng=rng).random(count) if few else np.empty((count, 0))
+    u = np.concatenate([u, rng.random((count, columns - few))], axis=1)
+    return [_weights_at(u[:, end - w.count : end], w.distribution, v)
+            for w, v, end in zip(weights, variances, ends, strict=True)]
+
+
+def _weights_at(u: Array, distribution: str, variance: float) -> Array:
+    """Taps x groups from uniform points, beside their mirror images."""
+    from scipy.special import ndtri
+
+    if distribution == "normal":
         z = ndtri(np.clip(u, 1e-12, 1 - 1e-12))
     else:
-        z = np.sqrt(12) * (u - 0.5) if w.distribution == "uniform" else np.sign(u - 0.5)
+        z = np.sqrt(12) * (u - 0.5) if distribution == "uniform" else np.sign(u - 0.5)
     z = z * np.sqrt(variance / (z**2).mean())
-    return np.concatenate([s * z for s, _ in MIRRORS]).T
-
-
+    return np.asarray(np.concatenate([s * z for s, _ in MIRRORS]).T)
 
 
 def inverse_square(scale: Array, eps: float) -> float:

@@ -236,8 +236,7 @@ class _Making:
         sources = [s for s in steps if isinstance(s, Source)]
         self.alike = _alike(steps, self.members, self.groups // len(MIRRORS))
         self.drawn = iter(self._sources(sources, arrays[numbers:]))
-        self.lists = [weight_lists(w, float(np.asarray(arrays[w.variance]).mean()), self.groups, k)
-                      for k, w in enumerate(weights)]
+        self.lists = weight_lists(weights, [float(np.asarray(arrays[w.variance]).mean()) for w in weights], self.groups)
         self.fields: list[Array] = []
         self.shared = False
         self.known: dict[int, tuple[Array, Array, Array | None]] = {}

@@ -23,7 +23,7 @@ from varflow.laws.blocks import arguments, carried, coefficient, index_of
 from varflow.laws.cells import KINKED
 from varflow.laws.closure import closed
 from varflow.laws.covariances import Covariances, moments_of
-from varflow.laws.depthwise import of_symmetric, tied
+from varflow.laws.depthwise import known_by_moments, of_symmetric, tied
 from varflow.laws.distributions import Bernoulli, Distribution, NoFormula, Normal, Sphere
 from varflow.laws.given import coefficient_formula, filled, plain, position
 from varflow.laws.moments import Formula, Moment, Quantity
@@ -206,7 +206,7 @@ class Laws(Covariances):
             return mo.ZERO
         if unrelated or not (self.dependent(x, y, view) or gridded(self, x, y)):
             return mo.product(self.mean(x), self.turned(self.mean(y)) if apart else self.mean(y))
-        if all(z.gaussian or (isinstance(z, Depthwise) and not tied(self, z)) for z in (first, second)):
+        if known_by_moments(self, first, second):
             return self.covariance(moments_of(x), moments_of(y), asked)
         return self._named_pair(x, y, asked, view)
 

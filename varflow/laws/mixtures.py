@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -32,6 +33,7 @@ from varflow.laws.crops import Crops
 from varflow.laws.evaluation import Evaluation
 from varflow.laws.making import there
 from varflow.laws.moments import Formula, Moment, Quantity
+from varflow.laws.population_masks import masks_of
 from varflow.laws.positions import Overall
 from varflow.laws.profile import Profile
 from varflow.laws.propagate import Propagation
@@ -265,3 +267,23 @@ class Mixture(Profile):
         kinds = [Kind({**values, **g}, measured, self._crops if placed else None) for g in given]
         self._evaluation = Peers(kinds, weights)  # type: ignore[assignment]
         self._known = {}
+
+    def of_population(self, value: int) -> bool:
+        """What comes from attention where there are windows, and what rests on a moment that the population gives: that
+        is a mean over masks, where formulas given masks need it given them."""
+        if has_windows(self.program):
+            return value in self._attended
+        quantity = Profile._quantity(self, value, True)
+        return bool(masks_of(self.program)) and getattr(quantity, "tier", "") == "population"
+
+    def exactness(self, value: int) -> str:
+        """Exactness as of a profile; beside a batch norm moments of the population stand for those given masks."""
+        return "closure" if self.from_population(value) else super().exactness(value)
+
+    def _quantity(self, value: int, second: bool) -> Quantity | None:
+        return None if second and self.of_population(value) else super()._quantity(value, second)
+
+    @cached_property
+    def _attended(self) -> set[int]:
+        """Given its masks a sample's tokens are exchangeable: without windows attention has its laws."""
+        return super()._attended if has_windows(self.program) else set()

@@ -4,14 +4,14 @@ Every value is a set of i.i.d. coordinates; every contraction draws new Gaussian
 to earlier uses of its weight. Forward and backward uses of a weight are kept apart: the backward pass is odd
 in the cotangent, so every moment that crosses between them is zero and is not estimated.
 
-A mask of a whole sample is drawn for each coordinate instead, shared by positions: moments averaged over
-draws are right, the fluctuation of a draw's own average is not shown. A flattened value counts its channels
-position by position. A coordinate without variance over a batch is normalized to zero.
+Masks of whole samples are given, and moments averaged over them; beside a batch norm such a mask is drawn for each
+coordinate instead, shared by positions: moments averaged over draws are right, the fluctuation of a draw's own average
+is not shown. A flattened value counts its channels position by position. A coordinate without variance over a batch is normalized to zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache
 from itertools import islice
@@ -34,6 +34,7 @@ from varflow.laws.population_cells import (
     blockwise,
     whole,
 )
+from varflow.laws.population_masks import kinds, masks_of
 from varflow.laws.population_norms import standardized, standardized_backward
 from varflow.laws.population_weights import TINY, HaarMatrix, Matrix, Noise, paired, solve, turned
 from varflow.program import (
@@ -76,6 +77,8 @@ MAX_ENTRIES = 2**23
 LARGE_BATCH = 256
 FEW_SAMPLES = 16
 """Samples that stand for a large batch where statistics are over many positions too."""
+LEAST = 2**13
+"""Coordinates given some masks of whole samples, at least."""
 MAX_AGAINST = 4
 """Noise is made orthogonal to live values at this many places at most."""
 
@@ -103,14 +106,26 @@ def run_population(program: Program, size: int = 2**16, repeats: int = 4, seed: 
         raise InputError(f"{repeats} repeats of size {size}", instead="at least 2 repeats of at least 64")
     _check_numeric(program)
     samples = _samples(program)
-    half = _half(program, size, samples)
-    runs = [_Run(program, half, samples, (seed, r)).moments() for r in range(repeats)]
+    masks = masks_of(program)
+    half = _half(program, max(size // len(kinds(masks, ())), LEAST), samples)
+    runs = [_over_masks(program, half, samples, (seed, r), masks) for r in range(repeats)]
     moments = np.array([[[m.mean() for m in value] for value in run] for run in runs])
     mean, error = moments.mean(axis=0), moments.std(axis=0, ddof=1) / np.sqrt(repeats)
     places = {measure: [np.mean([run[i][k] for run in runs], axis=0) for i in range(len(runs[0]))]
               for k, measure in enumerate(("mean", "second_moment"))}
     means, seconds, *errors = (dict(enumerate(a.tolist())) for a in (mean[:, 0], mean[:, 1], error[:, 0], error[:, 1]))
     return Population(means, seconds, errors[0], errors[1], places)
+
+
+def _over_masks(program: Program, half: int, samples: int, seed: tuple[int, int],
+                masks: list[Mask]) -> list[tuple[Array, Array]]:
+    """Mean and second moment of every value, position by position, averaged over masks of whole samples."""
+    if not masks:
+        return _Run(program, half, samples, seed).moments()
+    found = [(_Run(program, half, samples, (*seed, i), given).moments(), chance)
+             for i, (given, chance) in enumerate(kinds(masks, seed))]
+    return [tuple(np.sum([c * run[v][k] for run, c in found], axis=0) for k in (0, 1))  # type: ignore[misc]
+            for v in range(len(program.instructions))]
 
 
 # -- what a program needs ------------------------------------------------------------------------------------
@@ -184,7 +199,8 @@ class _Run:
     program: Program
     half: int
     samples: int
-    seed: tuple[int, int]
+    seed: tuple[int, ...]
+    given: Mapping[Mask, float] = field(default_factory=dict)
     values: dict[int, Value] = field(default_factory=dict)
     matrices: dict[tuple[str, bool], Matrix | HaarMatrix] = field(default_factory=dict)
     sources: dict[tuple[Primitive, object], Array] = field(default_factory=dict)
@@ -321,6 +337,8 @@ class _Run:
             case Bias(variance=variance):
                 one = paired(self.noise(channels, [])[:, :1, :1]) * float(sp.sqrt(variance))
                 return np.broadcast_to(one, (2 * self.half, self.samples, self.places))
+            case Mask() as mask if mask in self.given:
+                return np.broadcast_to(self.given[mask], (2 * self.half, self.samples, self.places))
             case Mask(keep=keep, per_sample=per_sample):
                 return self._mask(float(keep), 1 if per_sample else self.places)
             case _:

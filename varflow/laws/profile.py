@@ -17,6 +17,7 @@ from varflow.laws.evaluation import Evaluation
 from varflow.laws.moments import Formula, Moment, Quantity
 from varflow.laws.positions import Array
 from varflow.laws.propagate import Propagation
+from varflow.laws.uneven import uneven_by_borders
 from varflow.laws.variables import Blocks, Instance
 from varflow.program import Blend, Program, Scores, Softmax, SoftmaxBackward
 
@@ -84,6 +85,14 @@ class Profile:
             if isinstance(step.primitive, Scores | Softmax | SoftmaxBackward | Blend) or found & set(step.args):
                 found.add(value)
         return found
+
+    def of_population(self, value: int) -> bool:
+        """Whether formulas do not see what the population does: borders in front of what comes from attention."""
+        return value in self._attended and value in self._uneven
+
+    @cached_property
+    def _uneven(self) -> frozenset[int]:
+        return uneven_by_borders(self.program)
 
     def _quantity(self, value: int, second: bool) -> Quantity | None:
         if value in self._attended:

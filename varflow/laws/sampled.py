@@ -17,7 +17,7 @@ import sympy as sp
 
 from varflow.laws import moments as mo
 from varflow.laws.blocks import carried, coefficient
-from varflow.laws.depthwise import spread_of_scale
+from varflow.laws.depthwise import spread_of_scale, vanishes
 from varflow.laws.distinct import different_rows
 from varflow.laws.distributions import NoFormula
 from varflow.laws.field import depthwise_within, field_sampled
@@ -276,6 +276,8 @@ def _shares(laws: Laws, values: Sequence[Instance]) -> bool:
     if any(isinstance(x.variable, Standardized | Inverse) for x in leaves):
         return True
     mixtures = [x for x in leaves if isinstance(x.variable, Depthwise)]
+    if any(vanishes(laws, x.variable.of) for x in mixtures if isinstance(x.variable, Depthwise) and x.variable.of):
+        return True
     return any(x.variable.backward or any(laws.dependent(x, y, SAME) for y in leaves if y != x) for x in mixtures)
 
 

@@ -1,4 +1,5 @@
-"""Values whose second moment differs from token to token: behind a causal mask, where late tokens mix more values.
+"""Values whose second moment differs from token to token: behind a causal mask, where late tokens mix more values, and
+behind windows that reach over borders.
 
 A law holds one second moment for all tokens. Sums and linear layers pass on its mean over tokens exactly; 1/sigma of a
 normalization and most functions do not, and are left to the population, which has every token. Functions that scale
@@ -11,8 +12,21 @@ from __future__ import annotations
 import sympy as sp
 
 from varflow.laws.engine import homogeneous_degree
-from varflow.program import Instruction, Pointwise, PositionMean, Program, Softmax, Standardize
+from varflow.program import (
+    Contract,
+    Instruction,
+    Mix,
+    Pointwise,
+    PositionMean,
+    Primitive,
+    Program,
+    Softmax,
+    Standardize,
+    WindowMax,
+    WindowMaxBackward,
+)
 from varflow.symbols import arg
+from varflow.window import Window
 
 
 def uneven_values(program: Program) -> frozenset[int]:
@@ -23,6 +37,28 @@ def uneven_values(program: Program) -> frozenset[int]:
             if _is_uneven(step, found):
                 found.add(i)
     return frozenset(found)
+
+
+def uneven_by_borders(program: Program) -> frozenset[int]:
+    """The values whose second moment depends on the place because windows reach over borders, or overlap."""
+    found: set[int] = set()
+    for i, step in enumerate(program):
+        averaged = isinstance(step.primitive, PositionMean) and step.args[0] in found
+        if _cut(step.primitive) or averaged or _is_uneven(step, found):
+            found.add(i)
+    return frozenset(found)
+
+
+def _cut(rule: Primitive) -> bool:
+    """Whether a window makes of even places uneven ones."""
+    match rule:
+        case Contract(window=Window() as window, transpose=transpose) | Mix(window=window, transpose=transpose):
+            return not (window.covers_evenly if transpose else window.uniform)
+        case WindowMax(window=window):
+            return not window.uniform
+        case WindowMaxBackward(forward=WindowMax(window=window)):
+            return not window.covers_evenly
+    return False
 
 
 def _is_uneven(step: Instruction, before: set[int]) -> bool:
