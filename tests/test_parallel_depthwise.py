@@ -79,3 +79,23 @@ def test_a_convolution_of_zeros_is_zero() -> None:
     found = vf.derive(net).numeric({})["z"]["grad_second_moment"]
     assert found == pytest.approx(float(np.mean(z > 0)), rel=0.02)
     assert found < 0.47
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "maxima", "mask"])
+def test_functions_with_parameters_are_sampled(kind: str) -> None:
+    """tanh(b x) with a symbol b in laws that are samples: the symbol had no number there."""
+    net = Network("parameter")
+    net.symbol("b", positive=True)
+    x = net.input("x", 64, (6,))
+    if kind == "depthwise":
+        y = net.depthwise_conv(x, 3, padding=1, variance="1/fan_in")
+        net.multiply(net.activation(y, "tanh(b*x)"), x, name="y")
+    elif kind == "maxima":
+        h = net.max_pool(net.add(net.activation(x, "tanh(b*x)"), net.input("z", 64, (6,))), 2)
+        net.max_pool(net.multiply(h, h), 3, name="y")
+    else:
+        h = net.add(x, net.drop_path(net.linear(x, 64, variance="1/fan_in"), p="1/2"))
+        net.multiply(net.activation(net.conv(h, 64, 3, padding=1, variance="1/fan_in"), "tanh(b*x)"), h, name="y")
+    s = simulate(lower(net.bind({"b": 0.7})), 300, samples=8, seed=1).forward["y"]
+    found = vf.derive(net).numeric({"b": 0.7})["y"]["second_moment"]
+    assert abs(found / s.second_moment - 1) < 0.02 + 3 * s.standard_error / s.second_moment

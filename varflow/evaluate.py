@@ -19,7 +19,7 @@ from varflow.laws.moments import Moment, Quantity
 from varflow.laws.population import Population, run_population
 from varflow.laws.profile import Profile
 from varflow.lowering import lower
-from varflow.program import has_windows
+from varflow.program import Pointwise, has_windows
 from varflow.symbols import STEP
 
 ROUNDING = 1e-13
@@ -102,9 +102,11 @@ class Numbers:
             return None
         if masked and not has_windows(d.program) and any(getattr(v, "ndim", 0) for v in self.values.values()):
             return None
-        sizes = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
-        program = lower(d.network.bind({k: v for k, v in self._given.items() if k in sizes})) if sizes else d.program
         self._refuse_arrays()
+        bound = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
+        bound |= {str(s) for step in d.program if isinstance(p := step.primitive, Pointwise) for s in p.expr.free_symbols}
+        given = {k: v for k, v in self._given.items() if k in bound}
+        program = lower(d.network.bind(given)) if given else d.program
         make = Mixture if masked else Profile
         measured = self._measured_by_place if has_windows(program) else self._measured
         return make(program, self.values, measured, d.main.propagation.values)

@@ -34,6 +34,7 @@ from varflow.laws.variables import (
     Blended,
     Instance,
     Logit,
+    Opaque,
     Variable,
     View,
 )
@@ -72,7 +73,8 @@ def blends(v: Variable, known: dict[Variable, bool], kinds: tuple[type[Variable]
     """Whether a variable is made of mixed values (or others of ``kinds``), which depend on all tokens; ``known`` is
     kept between calls."""
     if v not in known:
-        known[v] = isinstance(v, kinds) or any(blends(x.variable, known, kinds) for x in parts(v))
+        mixed = isinstance(v, kinds) or (isinstance(v, Opaque) and v.mixed)
+        known[v] = mixed or any(blends(x.variable, known, kinds) for x in parts(v))
     return known[v]
 
 

@@ -7,8 +7,9 @@ from functools import cache
 
 import sympy as sp
 
-from varflow.calculus import difference
+from varflow.calculus import difference, rename, symbols_in
 from varflow.laws.distributions import NoFormula
+from varflow.laws.moments import Quantity
 from varflow.laws.shared import ChannelSum
 from varflow.laws.variables import (
     ANYWHERE,
@@ -44,6 +45,20 @@ from varflow.symbols import arg
 def coefficient(i: int) -> sp.Symbol:
     """The i-th coefficient (a moment or a parameter) of a composite's expression."""
     return sp.Symbol(f"k_{i}", real=True)
+
+
+def with_parameters(expr: sp.Expr, coefficients: Sequence[Quantity]) -> tuple[sp.Expr, tuple[Quantity, ...]]:
+    """A composite's expression with its parameters (symbols of the network) as further coefficients."""
+    own = {coefficient(i) for i in range(len(coefficients))}
+    free = sorted((s for s in symbols_in(expr) if s not in own and not is_argument(s)), key=str)
+    table = tuple((s, coefficient(len(coefficients) + i)) for i, s in enumerate(free))
+    return rename(expr, table), (*coefficients, *free)
+
+
+@cache
+def is_argument(symbol: sp.Symbol) -> bool:
+    """Whether a symbol is one of the arguments of a composite's expression."""
+    return symbol.name.startswith("a_") and symbol.name[2:].isdigit() and symbol == arg(int(symbol.name[2:]))
 
 
 @cache

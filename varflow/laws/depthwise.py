@@ -16,7 +16,7 @@ import sympy as sp
 
 from varflow.calculus import rename, symbols_in
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, coefficient, parts
+from varflow.laws.blocks import carried, coefficient, is_argument, parts
 from varflow.laws.distributions import NoFormula
 from varflow.laws.given import coefficient_formula
 from varflow.laws.moments import Formula, Quantity
@@ -84,7 +84,8 @@ def vanishes(laws: Laws, x: Instance) -> bool:
         return x.variable.of is not None and vanishes(laws, x.variable.of)
     symbols = tuple(sorted(symbols_in(expr), key=str))
     rng = np.random.default_rng(len(symbols))
-    values = dict(zip(symbols, rng.standard_normal((len(symbols), POINTS)), strict=True))
+    drawn = rng.standard_normal((len(symbols), POINTS))
+    values = {s: x if is_argument(s) else np.abs(x) for s, x in zip(symbols, drawn, strict=True)}
     for i, leaf in enumerate(leaves):
         if isinstance(leaf.variable, MaskEntry):
             values[arg(i)] = rng.integers(0, 2, POINTS).astype(np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import sympy as sp
 
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried
+from varflow.laws.blocks import carried, with_parameters
 from varflow.laws.distributions import NoFormula
 from varflow.laws.draws import Shape, Source, Weights
 from varflow.laws.images import (
@@ -101,7 +101,8 @@ class _Recipe:
             return self._step(Masked(grid, self.quantity(v.keep)))
         if isinstance(v, Composite):
             args = tuple(self.field(carried(a, x), grid) for a in v.args)
-            return self._step(Function(v.expr, args, tuple(self.quantity(q) for q in v.coefficients)))
+            expr, coefficients = with_parameters(v.expr, v.coefficients)
+            return self._step(Function(expr, args, tuple(self.quantity(q) for q in coefficients)))
         raise NoFormula("a value that is no function of Gaussian images", v.node)
 
     def _normalized(self, v: Standardized | Inverse, of: int) -> int:

@@ -124,10 +124,12 @@ class Reading:
     def _make(self, make: Callable[..., Variable], whole: bool = True, **fields: object) -> Instance:
         return Instance(make(**self._label(whole), **fields))
 
-    def _unknown(self, *of: Instance | None, mean: Quantity = UNKNOWN, second: Quantity = UNKNOWN) -> Instance:
+    def _unknown(self, *of: Instance | None, mean: Quantity = UNKNOWN, second: Quantity = UNKNOWN,
+                 mixed: bool = False) -> Instance:
         """A value whose law has no formula; a population may know its moments."""
         roots = tuple(r for x in of if x is not None for r in self.laws.roots(x))
-        return self._make(Opaque, mean=mean, second=second, sample=UNKNOWN, position=UNKNOWN, roots=roots)
+        return self._make(Opaque, mean=mean, second=second, sample=UNKNOWN, position=UNKNOWN, roots=roots,
+                          mixed=mixed)
 
     def _combination(self, terms: Sequence[tuple[Quantity, Instance]], shift: Formula = mo.ZERO,
                      whole: bool = True) -> Instance | None:

@@ -33,7 +33,7 @@ from varflow.laws.crops import Crops
 from varflow.laws.evaluation import Evaluation
 from varflow.laws.making import there
 from varflow.laws.moments import Formula, Moment, Quantity
-from varflow.laws.population_masks import masks_of
+from varflow.laws.population_masks import DROPPED, masks_of
 from varflow.laws.positions import Overall
 from varflow.laws.profile import Profile
 from varflow.laws.propagate import Propagation
@@ -59,8 +59,6 @@ IN_IMAGES = 4
 """Masks all combinations of which are counted where every position is followed."""
 NOTHING = 1e-8
 """Part of a second moment that is none."""
-DROPPED = 1e-9
-"""What stands for a mask of zero, so that no variance is."""
 
 
 def sample_masks(program: Program) -> tuple[Mask, ...]:

@@ -12,6 +12,9 @@ from varflow.program import Mask, Program, Standardize
 COUNTED, DRAWN = 3, 16
 """Masks all combinations of which are counted, and how many combinations are drawn where there are more."""
 
+DROPPED = 1e-9
+"""What stands for a mask of zero, so that no variance is."""
+
 
 def masks_of(program: Program) -> list[Mask]:
     """The masks of whole samples, where nothing normalizes over samples, which would need all kinds in one batch."""
@@ -32,4 +35,5 @@ def kinds(masks: list[Mask], seed: tuple[int, ...]) -> list[tuple[dict[Mask, flo
         ones = np.floor(keep * DRAWN + rng.random(len(masks)))
         kept = rng.permuted((np.arange(DRAWN) < ones[:, None]).astype(np.float64), axis=1).T
         chances = np.full(DRAWN, 1 / DRAWN)
-    return [(dict(zip(masks, row, strict=True)), float(c)) for row, c in zip(kept, chances, strict=True) if c]
+    small = np.maximum(kept, DROPPED)
+    return [(dict(zip(masks, row, strict=True)), float(c)) for row, c in zip(small, chances, strict=True) if c]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import sympy as sp
 
 from varflow.laws import moments as mo
-from varflow.laws.blocks import carried, coefficient
+from varflow.laws.blocks import carried, coefficient, with_parameters
 from varflow.laws.depthwise import spread_of_scale, vanishes
 from varflow.laws.distinct import different_rows
 from varflow.laws.distributions import NoFormula
@@ -148,12 +148,14 @@ class _Recipe:
             numbers = [self.laws.quantity(spread(self.laws, mix, self.laws.formula(c))) for c in v.coefficients]
             if not v.window.uniform:
                 numbers.append(self.laws.system.operate(Missing(v.window, k), (sp.S.One,), "k", v.node, False))
-            own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
+            own: Sequence[Quantity] = [self.laws.turned_quantity(q) if turned else q for q in numbers]
             below = 0 if v.window.uniform else coefficient(len(numbers) - 1)
-            heights.append(self._step(_Step(v.score - below, tuple(args), tuple(self.quantity(q) for q in own))))
+            expr, own = with_parameters(v.score - below, own)
+            heights.append(self._step(_Step(expr, tuple(args), tuple(self.quantity(q) for q in own))))
         return self._step(_Step(LARGEST, tuple(heights), ()))
 
     def _function(self, expr: sp.Expr, args: tuple[Instance, ...], numbers: tuple[Quantity, ...], x: Instance) -> int:
+        expr, numbers = with_parameters(expr, numbers)
         turned = x.there and self.view.position
         own = [self.laws.turned_quantity(q) if turned else q for q in numbers]
         return self._step(_Step(expr, tuple(self.value(a) for a in args), tuple(self.quantity(q) for q in own)))

@@ -36,9 +36,14 @@ class Attention(Reading):
         if any(len(blocks) == 1 and blocks[0].law is None for blocks in args):
             return self._one(None)
         if any(len(blocks) > 1 for blocks in args) or None in laws or self.laws.profiles:
-            return self._one(self._unknown(*laws))
+            return self._one(self._of_all_tokens(*laws))
         found = self._law_in_attention(step, [x for x in laws if x is not None])
-        return self._one(self._unknown(*laws) if found is None else found)
+        return self._one(self._of_all_tokens(*laws) if found is None else found)
+
+    def _of_all_tokens(self, *of: Instance | None) -> Instance:
+        """A value without a formula that depends on all tokens."""
+        self.laws.mixes_tokens = True
+        return self._unknown(*of, mixed=True)
 
     def _law_in_attention(self, step: Instruction, args: list[Instance]) -> Instance | None:
         match step.primitive:
@@ -56,7 +61,7 @@ class Attention(Reading):
         """The softmax of zeros."""
         if isinstance(step.primitive, Softmax) and not step.primitive.causal:
             return self._make(Attended, scale=sp.S.Zero, tokens=quotient(step.shape.channels, step.primitive.heads))
-        return self._unknown()
+        return self._of_all_tokens()
 
     def _scores(self, width: sp.Expr, q: Instance, k: Instance) -> Instance | None:
         """Inner products of values that have no channel in common."""

@@ -431,7 +431,7 @@ class Composite(Variable):
 class Opaque(Variable):
     """A variable known by its mean and second moment (and covariance between samples) only.
 
-    ``roots`` are what it depends on; ``linear_in`` the backward value it is linear in.
+    ``roots`` are what it depends on; ``linear_in`` the backward value it is linear in. ``mixed``: on all tokens.
     """
 
     mean: Quantity = sp.S.Zero
@@ -439,4 +439,5 @@ class Opaque(Variable):
     sample: Quantity = sp.S.Zero
     position: Quantity = sp.S.Zero
     roots: tuple[Instance, ...] = ()
+    mixed: bool = False
     rule: Standardize | None = None
