@@ -8,7 +8,10 @@ import pytest
 import sympy as sp
 
 import varflow as vf
-from varflow.errors import InputError
+from varflow.errors import InputError, UnsupportedError
+from varflow.lowering import lower
+from varflow.network import Network
+from varflow.simulate.cpu import simulate
 
 
 def chain() -> vf.Derivation:
@@ -55,3 +58,30 @@ def test_no_gain_over_nothing() -> None:
     found = vf.derive(net).numeric({"n": 4})
     assert found["zero"]["second_moment"] == 0 and found["zero"]["local_gain"] is None and found["y"]["gain"] is None
     assert found["y"]["second_moment"] == 1
+
+
+def test_a_formula_that_floats_do_not_evaluate_gives_way_to_the_population() -> None:
+    """Logits of variance 900: nearly all rows are one hot, which the integral refuses and a population simulates; where
+    there is no population the reason is said."""
+    net = Network("sharp")
+    x = net.input("x", 256, (4,))
+    fields = {f"{part}_variance": "1/fan_in" for part in ("query", "key", "value", "output")}
+    net.self_attention(net.scale(x, 5.6), heads=8, name="y", **fields)
+    numbers = vf.derive(net).numbers({})
+    s = simulate(lower(net), 100, seed=1).forward["y"]
+    assert abs(float(numbers.second("y")) / s.second_moment - 1) < 0.02 + 4 * s.standard_error / s.second_moment
+    assert numbers.of_population("y")
+    with pytest.raises(UnsupportedError, match="one hot"):
+        vf.derive(net, tier="closed").numbers({}).second("y")
+
+
+def test_kinks_of_copies() -> None:
+    """relu6 of a value and of its copy, side by side behind nearest upsampling, with a mean: 0/0 in a closed form."""
+    net = Network("copies")
+    x = net.upsample(net.input("x", 64, (3, 3), mean="3/10"), 2, mode="nearest")
+    h = net.conv(net.relu6(x, name="h"), 64, 3, padding=1, variance="2/fan_in", name="c")
+    net.avg_pool(net.relu(net.add(x, h)), 3, stride=2, padding=1, name="y")
+    numbers, seen = vf.derive(net).numeric({}), simulate(lower(net), 200, samples=8, seed=1)
+    for name in ("h", "c", "y"):
+        s = seen.forward[name]
+        assert abs(numbers[name]["second_moment"] / s.second_moment - 1) < 0.02 + 4 * s.standard_error / s.second_moment

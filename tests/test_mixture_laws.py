@@ -209,7 +209,7 @@ def _encoder(depth: int, tokens: int, post: bool, causal: bool = False, conv: bo
 @pytest.mark.parametrize("fields", [{}, {"post": True}, {"causal": True}, {"conv": True}], ids=str)
 def test_transformers_with_stochastic_depth(fields: dict[str, bool]) -> None:
     """A sample whose path is dropped has a smaller stream, and a larger gradient behind its norm: without its mask
-    gradients were up to 20 % too small. With a causal mask, or behind a convolution with borders, populations say it."""
+    gradients were up to 20 % too small. Behind a causal mask, or a convolution with borders, populations say so."""
     net = _encoder(1, 4, **{"post": False, **fields})
     program, numbers = lower(net), vf.derive(net).numeric({})
     seen = simulate(program, 250, samples=8, seed=2)

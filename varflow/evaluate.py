@@ -13,6 +13,8 @@ from varflow.derive import Derivation, derive
 from varflow.derive_existence import require_moment
 from varflow.errors import InputError, UnsupportedError, named_values
 from varflow.fields import shown
+from varflow.laws.distributions import Inaccurate
+from varflow.laws.domain import Divergent, NotReal
 from varflow.laws.evaluation import Evaluation
 from varflow.laws.mixtures import Mixture, mixed
 from varflow.laws.moments import Moment, Quantity
@@ -66,6 +68,7 @@ class Numbers:
         self.values = {STEP.name: 0, **values}
         self._given = dict(values)
         self._evaluation = Evaluation(self.values, self._measured)
+        self._rescued: dict[tuple[str, str, bool], float] = {}
 
     def _refuse_arrays(self) -> None:
         for name, value in self.values.items():
@@ -104,7 +107,8 @@ class Numbers:
             return None
         self._refuse_arrays()
         bound = {str(s) for step in d.program for n in step.shape.positions for s in n.free_symbols}
-        bound |= {str(s) for step in d.program if isinstance(p := step.primitive, Pointwise) for s in p.expr.free_symbols}
+        functions = (step.primitive.expr for step in d.program if isinstance(step.primitive, Pointwise))
+        bound |= {str(s) for f in functions for s in f.free_symbols}
         given = {k: v for k, v in self._given.items() if k in bound}
         program = lower(d.network.bind(given)) if given else d.program
         make = Mixture if masked else Profile
@@ -152,6 +156,8 @@ class Numbers:
     def of_population(self, name: str, gradient: bool = False) -> bool:
         """Whether a node's second moment is the population's although it has a formula, which knows no borders, or no
         masks."""
+        if (name, "second_moment", gradient) in self._rescued:
+            return True
         placed = self._placed
         return placed is not None and placed.of_population(self._value_of(placed, name, gradient))
 
@@ -179,7 +185,31 @@ class Numbers:
         return self._population.places[m.measure][m.value][:, None]
 
     def of(self, name: str, quantity: Quantity | None, field: str, gradient: bool = False) -> Any:
-        """A moment of a node; from the population (or the unrolled network) where it has no formula."""
+        """A moment of a node; from the population (or the unrolled network) where it has no formula, or one that floats
+        do not evaluate."""
+        key = (name, field, gradient)
+        if key not in self._rescued:
+            try:
+                return self._by_formula(name, quantity, field, gradient)
+            except (Inaccurate, NotReal) as error:
+                self._rescued[key] = self._instead(name, field, gradient, error)
+        return self._rescued[key]
+
+    def _instead(self, name: str, field: str, gradient: bool, error: UnsupportedError) -> float:
+        """The population's moment where a formula fails; ``error`` where there is none."""
+        program = self.derivation.program
+        if self.derivation.bodies or any(getattr(v, "ndim", 0) for v in self.values.values()):
+            raise error
+        value = (program.gradients if gradient else program.values)[name]
+        try:
+            self.require_number(value, field)
+            return float(getattr(self._population, field)[value])
+        except Divergent:
+            raise
+        except UnsupportedError:
+            raise error from None
+
+    def _by_formula(self, name: str, quantity: Quantity | None, field: str, gradient: bool) -> Any:
         exact = self._in_profile(name, field, gradient)
         if exact is not None:
             return 0.0 if self._is_rounding(exact, quantity, gradient) else exact

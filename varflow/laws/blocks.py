@@ -58,7 +58,7 @@ def with_parameters(expr: sp.Expr, coefficients: Sequence[Quantity]) -> tuple[sp
 @cache
 def is_argument(symbol: sp.Symbol) -> bool:
     """Whether a symbol is one of the arguments of a composite's expression."""
-    return symbol.name.startswith("a_") and symbol.name[2:].isdigit() and symbol == arg(int(symbol.name[2:]))
+    return bool(symbol.name.startswith("a_") and symbol.name[2:].isdigit() and symbol == arg(int(symbol.name[2:])))
 
 
 @cache

@@ -14,6 +14,10 @@ class NoFormula(UnsupportedError):
     """An expectation that has neither a closed form nor an integral of at most two dimensions."""
 
 
+class Inaccurate(UnsupportedError):
+    """A formula that floats do not evaluate; a population may know its number."""
+
+
 @dataclass(frozen=True)
 class Normal:
     """Zero mean, jointly Gaussian with every other Normal; its covariances come from the caller."""

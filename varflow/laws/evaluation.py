@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PART = 1 << 20
 """Numbers that a formula is evaluated at together."""
+NEAR = 1e-11
+"""What copies of a value lack of a correlation of one, where a formula is evaluated there."""
 LARGE = 1 << 12
 """Numbers of an array that is forgotten when nothing reads it any more."""
 
@@ -101,7 +103,21 @@ class Evaluation:
         from varflow.laws.precise import one_image
 
         with one_image():
-            return self._by_place(m.template, places, tuple(map(_off_diagonal, self.crops.alike(numbers))))
+            given = tuple(map(_off_diagonal, self.crops.alike(numbers)))
+            return self._beside_copies(m.template, places, given, self._by_place(m.template, places, given))
+
+    def _beside_copies(self, expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...], found: Any) -> Any:
+        """The formula's numbers, those of two places that hold copies of one value, where kinks end in 0/0, at a
+        correlation just below one."""
+        lost = np.isnan(found) if np.ndim(found) == 2 else np.False_
+        if not lost.any():
+            return found
+        pairs = [np.ndim(x) == 2 and min(np.shape(x)) > 1 for x in numbers]
+        near = tuple(np.broadcast_to(x * (1 - NEAR) if pair else x, lost.shape)[lost] if np.ndim(x) else x
+                     for x, pair in zip(numbers, pairs, strict=True))
+        found = np.array(found)
+        found[lost] = _evaluate(expr, places, near, self.values, True)
+        return found
 
     def _by_place(self, expr: sp.Expr, places: tuple[sp.Symbol, ...], numbers: tuple[Any, ...]) -> Any:
         """The formula at all places; of many, some rows at a time, as it needs many arrays of their number."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from varflow.errors import UnsupportedError
+from varflow.laws.distributions import Inaccurate
 from varflow.laws.panels import Array
 
 TOLERANCE = 2e-12
@@ -76,7 +76,7 @@ def integrate_rows(
     """For each row, the integrals of f and its magnitude from the first to the last sorted break.
 
     ``weight``: how much a row counts in what the caller sums; light rows need fewer digits. ``group``: which of
-    several sums that is. ``most``: panels evaluated in all, or 48 for each one given. Raises UnsupportedError where a
+    several sums that is. ``most``: panels evaluated in all, or 48 for each one given. Raises Inaccurate where a
     relative error of REFUSED may be left: f has a pole, or is rougher than so many panels show.
     """
     rows = breaks.shape[0]
@@ -148,7 +148,7 @@ def _bisected(
 
 
 def _refuse() -> None:
-    raise UnsupportedError(
+    raise Inaccurate(
         "an integral cannot be computed to the digits it should have",
         why="the integrand has a pole, or it jumps or oscillates too often",
         instead="a function without poles, or a smaller variance",

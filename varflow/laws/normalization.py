@@ -42,6 +42,8 @@ from varflow.laws.variables import (
 from varflow.program import Contract, Instruction, Pointwise, Standardize, StandardizeBackward
 from varflow.symbols import arg
 
+OF_GROUPS = "closure: the channels of a group are many: mean and variance of values that are not Gaussian are constants"
+
 
 class Normalization(Projection):
     """Laws of normalizations."""
@@ -96,8 +98,10 @@ class Normalization(Projection):
         if rule.axis == "group":
             mean, second = self._overall(mean), self._overall(second)
         shape = (mo.part(1) - mo.part(0) ** 2 + mo.part(2)) ** sp.Rational(-1, 2)
-        inverse = mo.combine(shape, [mean, second, mo.constant(rule.eps)])
-        return mean, self.laws.quantity(wide(inverse), "k", self.step.node)
+        inverse = wide(mo.combine(shape, [mean, second, mo.constant(rule.eps)]))
+        if rule.axis == "group" and rule.groups != 1 and quotient(self.step.shape.channels, rule.groups).is_number:
+            inverse = replace(inverse, exactness="closure", assumptions=inverse.assumptions | {OF_GROUPS})
+        return mean, self.laws.quantity(inverse, "k", self.step.node)
 
     def _overall(self, f: Formula) -> Formula:
         """Averaged over positions (what profiles tell apart)."""

@@ -6,7 +6,8 @@ in the cotangent, so every moment that crosses between them is zero and is not e
 
 Masks of whole samples are given, and moments averaged over them; beside a batch norm such a mask is drawn for each
 coordinate instead, shared by positions: moments averaged over draws are right, the fluctuation of a draw's own average
-is not shown. A flattened value counts its channels position by position. A coordinate without variance over a batch is normalized to zero.
+is not shown. A flattened value counts its channels position by position. A coordinate without variance over a batch is
+normalized to zero.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _over_masks(program: Program, half: int, samples: int, seed: tuple[int, int]
         return _Run(program, half, samples, seed).moments()
     found = [(_Run(program, half, samples, (*seed, i), given).moments(), chance)
              for i, (given, chance) in enumerate(kinds(masks, seed))]
-    return [tuple(np.sum([c * run[v][k] for run, c in found], axis=0) for k in (0, 1))  # type: ignore[misc]
+    return [tuple(np.sum([c * run[v][k] for run, c in found], axis=0) for k in (0, 1))
             for v in range(len(program.instructions))]
 
 

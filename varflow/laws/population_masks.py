@@ -1,5 +1,5 @@
-"""Masks of whole samples in a population: it is made given masks, and averaged over them, so that statistics of a sample
-are those of its own masks."""
+"""Masks of whole samples in a population: it is made given masks, and averaged over them, so that the statistics of a
+sample are those of its own masks."""
 
 from __future__ import annotations
 

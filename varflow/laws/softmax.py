@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import sympy as sp
 
-from varflow.errors import UnsupportedError
+from varflow.laws.distributions import Inaccurate
 
 Array = npt.NDArray[np.float64]
 STEP = 0.25
@@ -137,15 +137,15 @@ def with_softmax(expr: sp.Expr, symbols: tuple[sp.Symbol, ...], compiled: Compil
 
 @lru_cache(maxsize=65536)
 def moments(v: float, r: float, tokens: float) -> tuple[float, float]:
-    """(E sum a b, E tr(J_a J_b)). Raises UnsupportedError for a variance beyond LARGEST_VARIANCE."""
+    """(E sum a b, E tr(J_a J_b)). Raises Inaccurate for a variance beyond LARGEST_VARIANCE."""
     if not (np.isfinite(v) and np.isfinite(r) and np.isfinite(tokens)):
         return np.nan, np.nan
     v, r = max(v, 0.0), float(np.clip(r, -1.0, 1.0))
     if tokens <= 1 or v == 0:
         return 1 / tokens, (tokens - 1) / tokens**2
     if v > LARGEST_VARIANCE:
-        raise UnsupportedError(f"a softmax over logits of variance {v:.4g}", why="nearly all rows are one hot",
-                               instead=f"logits of a variance up to {LARGEST_VARIANCE:.0f}")
+        raise Inaccurate(f"a softmax over logits of variance {v:.4g}", why="nearly all rows are one hot",
+                         instead=f"logits of a variance up to {LARGEST_VARIANCE:.0f}")
     return _one_row(v, tokens) if r > 1 - 1e-12 else _two_rows(v, r, tokens)
 
 

@@ -12,6 +12,7 @@ from varflow.laws.algebra import rational
 from varflow.laws.distributions import Distribution, NoFormula, Normal
 from varflow.laws.engine import Law, degenerate, integral, make_law
 from varflow.laws.expectation import GaussianExpectation, expect, require_real
+from varflow.laws.powers import powers_within
 from varflow.laws.variables import Instance
 from varflow.symbols import arg
 
@@ -91,7 +92,7 @@ def _conditional(expr: sp.Expr, v: sp.Symbol, names: frozenset[sp.Symbol], law: 
     if any(law.table[v, u] != 0 for u in names - {v}) or nesting(expr, frozenset({v})) > 1 or expr.count_ops() > 200:
         return None
     try:
-        inner = expect(expr, {v: Normal()}, law.covariance)
+        inner = powers_within(expect(expr, {v: Normal()}, law.covariance))
     except NoFormula:
         return None
     return None if inner.has(GaussianExpectation) or inner.count_ops() > SIZE_LIMIT else inner

@@ -18,6 +18,7 @@ from varflow.laws.distributions import NoFormula
 from varflow.laws.orthants import Corner, corner_moment
 from varflow.laws.oscillations import Oscillation, Tail, above, whole
 from varflow.laws.pairs import Matrix, NotClosed, moment
+from varflow.laws.powers import as_powers
 from varflow.laws.quadratics import root_moment
 from varflow.laws.reach import radical
 from varflow.laws.straight import bottom_up
@@ -399,7 +400,7 @@ def _moment(piece: Piece, law: _Law, tilted: bool) -> sp.Expr:
 
 
 def _tidy(expr: sp.Expr) -> sp.Expr:
-    return expr if expr.is_Atom or expr.is_polynomial() else sp.together(expr)
+    return expr if expr.is_Atom or expr.is_polynomial() else as_powers(sp.together(expr))
 
 
 def _coordinates(halves: tuple[Half, ...]) -> tuple[list[sp.Expr], dict[int, sp.Expr]]:
