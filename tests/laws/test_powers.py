@@ -44,9 +44,14 @@ def test_functions_of_a_gated_skip(function: str, gate: str) -> None:
     points, weights = HERMITE
     u, v = np.meshgrid(points, points)
     h = u * (1 + (np.tanh(v) if gate == "tanh" else 1 / (1 + np.exp(-v))))
-    values = {"elu": lambda: np.where(h > 0, h, np.expm1(np.minimum(h, 0))), "relu6": lambda: np.clip(h, 0, 6),
-              "selu": lambda: 1.0507009873554805 * np.where(h > 0, h, 1.6732632423543772 * np.expm1(np.minimum(h, 0))),
-              "hardswish": lambda: h * np.clip(h + 3, 0, 6) / 6, "hardtanh(-1, 1)": lambda: np.clip(h, -1, 1),
-              "softshrink(1/2)": lambda: np.sign(h) * np.maximum(np.abs(h) - 0.5, 0)}[function]()
+    elu = {alpha: np.where(h > 0, h, alpha * np.expm1(np.minimum(h, 0))) for alpha in (1, 1.6732632423543772)}
+    values = {
+        "elu": elu[1],
+        "selu": 1.0507009873554805 * elu[1.6732632423543772],
+        "hardswish": h * np.clip(h + 3, 0, 6) / 6,
+        "relu6": np.clip(h, 0, 6),
+        "hardtanh(-1, 1)": np.clip(h, -1, 1),
+        "softshrink(1/2)": np.sign(h) * np.maximum(np.abs(h) - 0.5, 0),
+    }[function]
     wanted = np.einsum("ij,i,j", values**2, weights, weights) / weights.sum() ** 2
     assert found["y"]["second_moment"] == pytest.approx(wanted, rel=2e-3)
